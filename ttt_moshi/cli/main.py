@@ -1,0 +1,53 @@
+"""The `ttt-moshi` command: finds the command's file, runs it, turns its errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from difflib import get_close_matches
+
+from ttt_moshi import __version__
+from ttt_moshi.errors import UserError
+
+COMMANDS = {
+    "train": "train, interrupt and resume a model",
+    "eval": "evaluate a checkpoint",
+    "status": "explain the environment, a run or a checkpoint",
+    "verify": "prove a checkpoint, or the checkpoint system itself",
+    "ckpt": "list, show, compare, export, prune and repair checkpoints",
+    "data": "check and prepare data sets",
+    "demo": "do the main job from nothing, on generated speech",
+}
+
+USAGE = "usage: ttt-moshi COMMAND [options]\n\ncommands:\n" + "\n".join(
+    f"  {name:<8} {what}" for name, what in COMMANDS.items()
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 a check found problems, 2 could not run."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(f"{USAGE}\n\n`ttt-moshi COMMAND --help` explains one command.")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"ttt-moshi {__version__}")
+        return 0
+    return run_command(words[0], words[1:])
+
+
+def run_command(name: str, argv: list[str]) -> int:
+    """Runs `ttt_moshi.cli.<name>`; errors meant for a person become one line on stderr and status 2."""
+    if name not in COMMANDS:
+        nearest = get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+        print(f"error: unknown command `{name}`{hint}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"ttt_moshi.cli.{name}").main(argv)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
