@@ -1,0 +1,127 @@
+"""A small language to talk in: facts that come back later, stories that stay on their subject, grammar that agrees.
+
+Few words, used often, so that a small model can learn them from minutes of speech; long-range structure, so that memory
+pays: what somebody says early in a dialogue is asked for later, and a story ends with what it began with.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+WOMEN = ("Alice", "Carla", "Emma")
+MEN = ("Bob", "David", "Frank")
+NAMES = WOMEN + MEN
+CITIES = ("Paris", "London", "Berlin", "Madrid", "Oslo", "Dublin")
+ANIMALS = ("dog", "cat", "bird", "horse")
+PLACES = ("park", "garden", "river", "school")
+FOODS = ("bread", "soup", "rice", "cake")
+NUMBERS = ("two", "three", "four", "five", "six")
+ADJECTIVES = ("small", "big", "old", "happy")
+VERBS = ("run", "sleep", "sing", "walk")
+
+BACKCHANNELS = ("Mm hmm.", "Right.", "I see.", "Really?")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One speaker's uninterrupted speech."""
+
+    speaker: str
+    """`moshi` or `user`"""
+    text: str
+    backchannel: bool = False
+    """whether it is spoken into the other's turn, which goes on"""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody and the facts that are told about them."""
+
+    name: str
+    city: str
+    animal: str
+    number: str
+
+    @property
+    def reflexive(self) -> str:
+        """The pronoun that agrees with the name."""
+        return "herself" if self.name in WOMEN else "himself"
+
+
+def random_person(rng: random.Random, unlike: Person | None = None) -> Person:
+    """Facts drawn independently; none of them shared with `unlike`."""
+
+    def pick(values: tuple[str, ...], taken: str | None) -> str:
+        return rng.choice([value for value in values if value != taken])
+
+    return Person(
+        pick(NAMES, unlike and unlike.name),
+        pick(CITIES, unlike and unlike.city),
+        pick(ANIMALS, unlike and unlike.animal),
+        pick(NUMBERS, unlike and unlike.number),
+    )
+
+
+def agreement_sentence(rng: random.Random, person: Person) -> str:
+    """A sentence about somebody's animals in which determiner, noun and verb must agree."""
+    animal, verb = person.animal, rng.choice(VERBS)
+    place, adjective = rng.choice(PLACES), rng.choice(ADJECTIVES)
+    return rng.choice(
+        (
+            f"This {adjective} {animal} {verb}s in the {place}.",
+            f"These {adjective} {animal}s {verb} in the {place}.",
+            f"The {animal} {verb}s every day.",
+            f"The {animal}s {verb} every day.",
+            f"{person.number.capitalize()} {animal}s {verb} in the {place}.",
+        )
+    )
+
+
+def story(rng: random.Random, person: Person, middle: int = 2) -> list[str]:
+    """Sentences about one person. The last one can be told from the first ones."""
+    food = rng.choice(FOODS)
+    opening = [f"{person.name} lives in {person.city}.", f"{person.name} has {person.number} {person.animal}s."]
+    told = [agreement_sentence(rng, person) for _ in range(middle)]
+    meal = f"{person.name} made {person.reflexive} some {food}."
+    return [*opening, *told, meal, story_ending(rng, person)]
+
+
+def story_ending(rng: random.Random, person: Person) -> str:
+    """A last sentence that fits only stories about this person."""
+    return rng.choice(
+        (
+            f"So {person.name} and the {person.animal}s love {person.city}.",
+            f"In the end {person.name} walks with the {person.number} {person.animal}s in {person.city}.",
+        )
+    )
+
+
+def dialogue(rng: random.Random, questions: int = 3, stories: int = 1) -> list[Turn]:
+    """A conversation: the user's facts, Moshi's stories with backchannels, then questions about both."""
+    user = random_person(rng)
+    hero = random_person(rng, unlike=user)
+    turns = [
+        Turn("moshi", "Hello, I am Moshi. What is your name?"),
+        Turn("user", f"My name is {user.name}."),
+        Turn("moshi", f"Nice to meet you {user.name}. Where do you live?"),
+        Turn("user", f"I live in {user.city} with {user.number} {user.animal}s."),
+        Turn("moshi", f"{user.number.capitalize()} {user.animal}s in {user.city}, that is nice."),
+    ]
+    for _ in range(stories):
+        turns.append(Turn("moshi", "Let me tell you a story."))
+        for sentence in story(rng, hero, middle=rng.choice((1, 2))):
+            turns.append(Turn("moshi", sentence))
+            if rng.random() < 0.3:
+                turns.append(Turn("user", rng.choice(BACKCHANNELS), backchannel=True))
+    recall = [
+        ("What is my name?", f"Your name is {user.name}."),
+        ("Where do I live?", f"You live in {user.city}."),
+        ("What do I have?", f"You have {user.number} {user.animal}s."),
+        ("Who lives in " + hero.city + "?", f"{hero.name} lives in {hero.city}."),
+        ("What does " + hero.name + " have?", f"{hero.name} has {hero.number} {hero.animal}s."),
+    ]
+    for question, answer in rng.sample(recall, min(questions, len(recall))):
+        turns += [Turn("user", question), Turn("moshi", answer)]
+    turns += [Turn("user", "Goodbye Moshi."), Turn("moshi", f"Goodbye {user.name}.")]
+    return turns
