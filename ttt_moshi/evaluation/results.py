@@ -1,0 +1,120 @@
+"""`results.json`: what was measured, on what, with what, and how sure it is.
+
+    {"schema": 1,
+     "checkpoint": {"state_id", "step", "kind"},
+     "tasks": {NAME: {"status": "ok",      "value", "ci95": [low, high], "n", ...}
+                   | {"status": "skipped", "value": null, "ci95": null, "n": 0, "reason"}},
+     "config", "seed", "data", "versions"}
+
+A task that did not run has no number: its value is null and its reason says why. Nothing that differs between two equal
+evaluations (times, paths, hosts) is in the file, so equal evaluations write equal bytes; `timing.json` has those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ttt_moshi.evaluation.errors import EvaluationError
+
+SCHEMA = 1
+OK = "ok"
+SKIPPED = "skipped"
+
+
+@dataclass
+class Results:
+    """One evaluation of one checkpoint, as `results.json` has it."""
+
+    checkpoint: dict[str, Any]  # state_id, step, kind
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # evaluation options: batch policy, dtype, modes, subset
+    data: dict[str, Any] = field(default_factory=dict)  # digests and counts of every data set used
+    seed: int = 0
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the tasks that were asked for and did not run."""
+        return [name for name, task in self.tasks.items() if task["status"] != OK]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "checkpoint": self.checkpoint,
+            "tasks": self.tasks,
+            "config": self.config,
+            "seed": self.seed,
+            "data": self.data,
+            "versions": versions(),
+        }
+
+
+def skipped(reason: str) -> dict[str, Any]:
+    """The entry of a task that did not run."""
+    return {"status": SKIPPED, "value": None, "ci95": None, "n": 0, "reason": reason}
+
+
+def versions() -> dict[str, str]:
+    """Software that can change a number."""
+    return {name: version(name) for name in ("ttt-moshi", "moshi", "torch", "numpy")} | {
+        "python": platform.python_version()
+    }
+
+
+def check_task(name: str, task: dict[str, Any]) -> None:
+    """Raises `EvaluationError` unless the entry is a finite measured number with its interval, or a reason."""
+    if task.get("status") == SKIPPED:
+        if task["value"] is not None or not task.get("reason"):
+            raise EvaluationError(f"task `{name}` was skipped, so it needs a reason and no value")
+        return
+    if task.get("status") != OK:
+        raise EvaluationError(f"task `{name}` has the unknown status {task.get('status')!r}")
+    if not math.isfinite(task["value"]) or not all(math.isfinite(bound) for bound in task["ci95"]) or task["n"] < 1:
+        raise EvaluationError(
+            f"task `{name}` has no finite result (value {task['value']}, ci95 {task['ci95']}, n {task['n']}); "
+            "such a number is not written"
+        )
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes `path` in one step: a reader sees the old file or the whole new one. Raises `EvaluationError` on entries
+    that are not results."""
+    for name, task in results.tasks.items():
+        check_task(name, task)
+    write_json(path, results.to_json())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted structure left as given, no NaN, atomically."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` under a temporary name in the same folder and renames it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_results(path: Path) -> Results:
+    """Reads a `results.json`. Raises `EvaluationError` when it is not one, or of a later schema."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first") from None
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        found = values.get("schema") if isinstance(values, dict) else None
+        raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
+    return Results(values["checkpoint"], values["tasks"], values["config"], values["data"], values["seed"])

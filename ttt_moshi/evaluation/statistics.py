@@ -1,0 +1,68 @@
+"""Uncertainty: bootstrap intervals over items, paired comparisons, McNemar's test.
+
+The resampled unit is always the item (a clip, a word pair with all its voices, a book), never the token or the voice:
+tokens of one recording are not independent. Every function is a pure function of its arguments; resampling uses its
+own generator with a fixed seed, so two evaluations print the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+RESAMPLES = 2000
+SEED = 0
+
+
+def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sums over bootstrap samples of the rows: values [N, C] -> [resamples, C].
+
+    A sample of N rows with replacement is a multinomial count of each row; chunks keep the counts small in memory.
+    """
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    chunk = max(1, 4_000_000 // n)
+    sums = []
+    for start in range(0, resamples, chunk):
+        counts = generator.multinomial(n, np.full(n, 1.0 / n), size=min(chunk, resamples - start))
+        sums.append(counts @ values)
+    return np.concatenate(sums)
+
+
+def _percentiles(samples: np.ndarray) -> Interval:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_mean(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Interval:
+    """95 % percentile interval of the mean of `values` [N], one value per item."""
+    return bootstrap_ratio(values, np.ones(len(values)), resamples, seed)
+
+
+def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Interval:
+    """95 % percentile interval of sum(sums) / sum(counts), items resampled: the interval of a token-weighted mean.
+
+    A resample without any token says nothing about the ratio and is left out.
+    """
+    kept = counts > 0
+    samples = _resampled_sums(np.stack([sums[kept], counts[kept]], axis=1), resamples, seed)
+    return _percentiles(samples[:, 0] / samples[:, 1])
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Interval:
+    """95 % percentile interval of mean(second - first) over the same items."""
+    return bootstrap_mean(second - first, resamples, seed)
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Exact two-sided p value: of the items that exactly one of two systems got right, is a fair coin credible?"""
+    n = first_only + second_only
+    if n == 0:
+        return 1.0
+    k = min(first_only, second_only)
+    log_terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
+    tail = math.fsum(math.exp(term - n * math.log(2)) for term in log_terms)
+    return min(1.0, 2.0 * tail)
