@@ -1,0 +1,170 @@
+"""Configuration: what is accepted, what is refused, and how helpful the refusal is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttt_moshi.cli.arguments import args_from_dict, parse_train_args
+from ttt_moshi.config import ConfigError, TrainArgs, known_keys, to_dict
+from ttt_moshi.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+# Every key of a moshi-finetune file, each with a value that differs from our default.
+MOSHI_FINETUNE = """
+data: {train_data: /d/train.jsonl, eval_data: /d/eval.jsonl, shuffle: true}
+moshi_paths:
+  hf_repo_id: someone/else
+  mimi_path: m.safetensors
+  moshi_path: w.safetensors
+  tokenizer_path: t.model
+  config_path: c.json
+full_finetuning: false
+lora: {enable: true, rank: 128, scaling: 3., ft_embed: true}
+first_codebook_weight_multiplier: 100.
+text_padding_weight: .25
+optim: {lr: 2e-6, weight_decay: 0.2, pct_start: 0.1}
+duration_sec: 100
+batch_size: 16
+num_microbatches: 2
+max_steps: 2000
+max_norm: 0.5
+gradient_checkpointing: false
+seed: 7
+log_freq: 3
+eval_freq: 100
+do_eval: true
+do_ckpt: false
+ckpt_freq: 50
+num_ckpt_keep: null
+save_adapters: false
+param_dtype: float32
+overwrite_run_dir: true
+run_dir: /r
+wandb: {project: p, run_name: n, key: secret, offline: true}
+"""
+
+
+def test_a_moshi_finetune_file_loads_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "moshi_finetune.yaml"
+    path.write_text(MOSHI_FINETUNE)
+    args = parse_train_args(["--config", str(path)])
+    assert args.optim.lr == 2e-6
+    assert args.lora.rank == 128 and args.lora.scaling == 3.0 and args.lora.ft_embed
+    assert args.num_ckpt_keep is None
+    assert args.duration_sec == 100.0 and args.first_codebook_weight_multiplier == 100.0
+    assert not args.ttt.enable
+    defaults = to_dict(TrainArgs(run_dir="x"))
+
+    def leaves(values: dict, prefix: str = "") -> dict:
+        return {
+            full: v
+            for k, w in values.items()
+            for full, v in (leaves(w, f"{prefix}{k}.") if isinstance(w, dict) else {prefix + k: w}).items()
+        }
+
+    given, default, loaded = leaves(yaml.safe_load(MOSHI_FINETUNE)), leaves(defaults), leaves(to_dict(args))
+    for key in given:
+        # `full_finetuning: true` excludes LoRA, and the key is not written.
+        if key not in ("full_finetuning", "wandb.key"):
+            assert loaded[key] != default[key], f"{key} was not taken from the file"
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("run_dir: a\noptim: {lr: 1e-3}\n")
+    args = parse_train_args(["--config", str(path), "--optim.lr", "1e-5", "--num_ckpt_keep=null", "--ttt.layers", "1"])
+    assert (args.run_dir, args.optim.lr, args.num_ckpt_keep, args.ttt.layers) == ("a", 1e-5, None, "1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--chekpoint.resume", "true"], "--checkpoint.resume"),
+        (["--checkpoint.resme=true"], "--checkpoint.resume"),
+        (["--lr", "1"], "--optim.lr"),
+        (["--max_step", "3"], "--max_steps"),
+    ],
+)
+def test_an_unknown_flag_is_refused_with_the_nearest_one(argv: list[str], hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean `{hint}`"):
+        parse_train_args(["--run_dir", "x", *argv])
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("ttt: {layer: all}", "ttt.layers"),
+        ("max_stps: 3", "max_steps"),
+        ("optim: {weightdecay: 0}", "optim.weight_decay"),
+    ],
+)
+def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "typo.yaml"
+    path.write_text("run_dir: x\n" + text)
+    with pytest.raises(ConfigError, match=f"typo.yaml.*did you mean `{hint}`"):
+        parse_train_args(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [
+        (["--batch_size", "0"], "batch_size"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--ttt.inner", "deep"], "ttt.inner"),
+        (["--num_ckpt_keep", "0"], "num_ckpt_keep"),
+        (["--full_finetuning", "true"], "save_adapters"),
+        (["--do_eval", "true"], "data.eval_data"),
+        (["--checkpoint.resume", "true", "--overwrite_run_dir", "true"], "overwrite_run_dir"),
+        (["--checkpoint.resume", "true", "--checkpoint.init_state_dir", "d"], "checkpoint.init_state_dir"),
+    ],
+)
+def test_values_that_cannot_work_name_their_key(argv: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        parse_train_args(["--run_dir", "x", *argv])
+
+
+def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        parse_train_args(["--config", str(tmp_path / "nowhere.yaml")])
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"bad\.yaml is not valid YAML"):
+        parse_train_args(["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_the_saved_form_has_no_secret_and_reads_back() -> None:
+    args = parse_train_args(["--run_dir", "x", "--wandb.key", "s3cret", "--ttt.enable", "true"])
+    saved = to_dict(args)
+    assert "s3cret" not in str(saved)
+    again = args_from_dict(saved)
+    args.wandb.key = None
+    assert again == args
+
+
+@given(st.sampled_from(known_keys()), st.integers(0, 50), st.sampled_from("abcxyz_."))
+def test_no_misspelt_key_is_ever_accepted(key: str, position: int, letter: str) -> None:
+    misspelt = key[: position % len(key)] + letter + key[position % len(key) + 1 :]
+    if misspelt in known_keys():
+        return
+    with pytest.raises(ConfigError, match="unknown flag"):
+        parse_train_args(["--run_dir", "x", f"--{misspelt}", "1"])
+
+
+def test_a_typo_stops_the_command_before_any_work(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--run_dir", "run", "--chekpoint.resume", "true"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: unknown flag `--chekpoint.resume`; did you mean `--checkpoint.resume`?"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,122 @@
+"""Random state, log cut-back, stop signals and parameter groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ttt_moshi.config import OptimArgs
+from ttt_moshi.training import random_state
+from ttt_moshi.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from ttt_moshi.training.run_dir import RunDir, RunDirError, check_free, redact
+from ttt_moshi.training.signals import stop_request
+from ttt_moshi.training.sinks import JsonLines, cut_back, flat_numbers
+
+
+def draws() -> list[float]:
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.rand()),
+        float(np.random.randn()),
+        float(torch.rand(())),
+    ]
+
+
+def test_random_state_survives_json() -> None:
+    random_state.seed_everything(5)
+    draws()
+    saved = json.dumps(random_state.capture())
+    expected = [draws() for _ in range(3)]
+    random_state.seed_everything(6)
+    random_state.restore(json.loads(saved))
+    assert [draws() for _ in range(3)] == expected
+
+
+def test_cut_back_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path)
+    for step in range(1, 6):
+        sink.write({"step": step, "loss": 1 / step})
+    sink.close()
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert cut_back(path, 3) == 3
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert cut_back(path, 3) == 0
+    assert cut_back(tmp_path / "absent.jsonl", 3) == 0
+
+
+def test_only_numbers_reach_the_plots() -> None:
+    record = {"step": 4, "loss": 1.5, "nll": {"semantic": 2.0}, "sample_ids": "ab"}
+    assert flat_numbers(record) == {"loss": 1.5, "nll.semantic": 2.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_handlers_return(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_request() as request:
+        assert not request
+        os.kill(os.getpid(), number)
+        assert request and request.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_the_process() -> None:
+    script = (
+        "import os, signal\nfrom ttt_moshi.training.signals import stop_request\n"
+        "with stop_request():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('asked', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('survived')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "asked\n"
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_groups_have_their_own_rate_decay_and_clipping() -> None:
+    model = nn.ModuleDict({"base": nn.Linear(3, 3), "gate": nn.Linear(3, 1, bias=False)})
+    optim = OptimArgs(lr=1e-3, ttt_lr=1e-2, gate_lr=1e-1, weight_decay=0.5)
+    optimizer = build_optimizer(model, optim, role_of=lambda n: n.split(".")[0], decays=lambda n: n == "base.weight")
+    assert set_learning_rate(optimizer, 0.5) == {"base": 5e-4, "gate": 5e-2}
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(model["base"].weight)}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 10.0)
+    model["gate"].weight.grad = torch.full_like(model["gate"].weight, 0.01)
+    norms = clip_gradients(optimizer, max_norm=1.0)
+    assert float(norms["base"]) == pytest.approx(10 * 12**0.5)
+    # The large gradient of one group leaves the small one of the other alone.
+    assert torch.equal(model["gate"].weight.grad, torch.full((1, 3), 0.01))
+    total = torch.cat([model["base"].weight.grad.flatten(), model["base"].bias.grad]).norm()
+    assert float(total) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_run_folder_is_never_taken_by_accident(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    check_free(run, overwrite=False)
+    run.path.mkdir()
+    check_free(run, overwrite=False)
+    (run.path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(RunDirError, match="no run made"):
+            check_free(run, overwrite)
+    run.args_file.write_text("run_dir: run")
+    with pytest.raises(RunDirError, match="--checkpoint.resume true"):
+        check_free(run, overwrite=False)
+    check_free(run, overwrite=True)
+
+
+def test_the_recorded_command_has_no_key() -> None:
+    assert redact(["train.py", "--wandb.key", "k1", "--wandb.key=k2", "--seed", "1"]) == [
+        "train.py", "--wandb.key", "***", "--wandb.key=***", "--seed", "1",
+    ]  # fmt: skip
