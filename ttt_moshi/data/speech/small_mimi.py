@@ -1,0 +1,256 @@
+"""A small Mimi of the official class whose codes carry speech, made in seconds without training.
+
+A randomly initialised Mimi loses most of the signal, and its codebooks are zeros, so every code is 0. Here the official
+modules get weights with a meaning instead:
+
+- the encoder's strided convolutions are a filter bank: Gabor filters on a mel scale, rectified by the ELU, averaged, and
+  compressed by a second ELU (`exp(-a e) - 1` rises steeply for small energies e and saturates for large ones, as a logarithm
+  does), then reduced to their principal components;
+- the semantic quantizer looks along the directions that separate phones whatever the voice (linear discriminants fitted on
+  espeak-ng's phone times), as Mimi's first codebook is distilled from a speech recogniser;
+- the acoustic quantizer looks along the principal components of what is left to code;
+- codebooks are k-means centroids, each level fitted on the residual of the levels before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models.compression import MimiModel
+from moshi.models.loaders import get_mimi
+from safetensors.torch import save_file
+
+from ttt_moshi.data.speech.espeak import SAMPLE_RATE, Utterance
+from ttt_moshi.data.speech.kmeans import residual_codebooks
+
+FRAME_RATE = 12.5
+CODEBOOKS = 8
+SCALES = (30.0, 300.0)  # of the two compressing ELUs, per unit of mean rectified amplitude
+LINEAR_BIAS = 4.0  # keeps an ELU in its linear half; speech and features stay within it
+
+
+@dataclass(frozen=True)
+class MimiSize:
+    """Geometry of a small Mimi."""
+
+    filters: int = 8
+    """channels of the first convolution; the filter bank has twice as many bands"""
+    bins: int = 128
+    """entries of every codebook"""
+    components: int = 32
+    """principal components kept per encoder frame, and dimension of the codebooks"""
+
+
+def mimi_config(size: MimiSize) -> dict[str, Any]:
+    """The dictionary that `moshi.models.loaders.get_mimi` builds a model from."""
+    dimension = 4 * size.components
+    return {
+        "sample_rate": SAMPLE_RATE,
+        "channels": 1,
+        "frame_rate": FRAME_RATE,
+        "seanet": {
+            "channels": 1,
+            "dimension": dimension,
+            "causal": True,
+            "n_filters": size.filters,
+            "n_residual_layers": 0,
+            "activation": "ELU",
+            "compress": 2,
+            "dilation_base": 2,
+            "disable_norm_outer_blocks": 0,
+            "kernel_size": 7,
+            "residual_kernel_size": 3,
+            "last_kernel_size": 3,
+            "norm": "none",
+            "pad_mode": "constant",
+            "ratios": [4, 4, 60],
+            "true_skip": True,
+        },
+        "quantizer": {
+            "dimension": size.components,
+            "n_q": CODEBOOKS,
+            "bins": size.bins,
+            "input_dimension": dimension,
+            "output_dimension": dimension,
+        },
+        "transformer": {
+            "d_model": dimension,
+            "num_heads": 4,
+            "num_layers": 1,
+            "causal": True,
+            "layer_scale": 0.01,
+            "context": 250,
+            "conv_layout": True,
+            "max_period": 10000,
+            "gating": "none",
+            "norm": "layer_norm",
+            "positional_embedding": "rope",
+            "dim_feedforward": 2 * dimension,
+            "input_dimension": dimension,
+            "output_dimensions": [dimension],
+        },
+    }
+
+
+def fit_mimi(utterances: Sequence[Utterance], size: MimiSize, seed: int = 0) -> MimiModel:
+    """Builds a small Mimi and fits its projections and codebooks on utterances (a minute or more of several voices)."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        mimi = get_mimi(None, mimi_config(size), num_codebooks=CODEBOOKS)
+        _set_filter_bank(mimi, size)
+        audio, phones = _join(utterances, mimi.frame_size)
+        _set_components(mimi, audio, size)
+        _set_downsample(mimi, size)
+        latent = mimi._encode_to_unquantized_latent(audio)[0].T  # [T, dimension]
+        generator = torch.Generator().manual_seed(seed)
+        quantizer = mimi.quantizer
+        _fit_quantizer(quantizer.rvq_first, discriminants(latent, phones, size.components), latent, generator)
+        _fit_quantizer(quantizer.rvq_rest, principal_components(latent, size.components)[0], latent, generator)
+    return mimi
+
+
+def save_mimi(mimi: MimiModel, size: MimiSize, weights: Path, config: Path) -> None:
+    """Writes the files that `get_mimi(weights, json.load(config))` reads back."""
+    save_file({name: tensor.contiguous() for name, tensor in mimi.state_dict().items()}, weights)
+    config.write_text(json.dumps(mimi_config(size), indent=2) + "\n")
+
+
+def mel_bands(count: int, low: float = 120.0, high: float = 8000.0) -> list[float]:
+    """Centre frequencies in Hz, equally spaced on the mel scale 2595 log10(1 + f/700)."""
+
+    def mel(frequency: float) -> float:
+        return 2595.0 * math.log10(1.0 + frequency / 700.0)
+
+    steps = [mel(low) + (mel(high) - mel(low)) * k / (count - 1) for k in range(count)]
+    return [700.0 * (10.0 ** (step / 2595.0) - 1.0) for step in steps]
+
+
+def discriminants(features: torch.Tensor, labels: Sequence[str], count: int, ridge: float = 1e-2) -> torch.Tensor:
+    """Linear discriminants: directions [count, D] of features [T, D], within-class covariance made unit.
+
+    Unused directions (fewer classes than `count`) are zero. `ridge` is relative to the mean within-class variance.
+    """
+    names = sorted(set(labels))
+    index = torch.tensor([names.index(label) for label in labels])
+    sums = torch.zeros(len(names), features.shape[1], dtype=torch.float64).index_add_(0, index, features.double())
+    counts = torch.bincount(index, minlength=len(names)).double()[:, None]
+    means = sums / counts
+    within = features.double() - means[index]
+    scatter = within.T @ within / len(features)
+    scatter += ridge * scatter.diagonal().mean() * torch.eye(len(scatter), dtype=torch.float64)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(scatter))  # [D, D]
+    between = (means - features.double().mean(0)) * (counts / len(features)).sqrt()
+    _, _, directions = torch.linalg.svd(between @ whitening.T, full_matrices=False)
+    kept = min(count, len(names) - 1, directions.shape[0])
+    projection = torch.zeros(count, features.shape[1], dtype=torch.float64)
+    projection[:kept] = _fix_signs(directions[:kept]) @ whitening
+    return projection.float()
+
+
+def principal_components(features: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal directions [count, D] of largest variance of features [T, D], and the mean [D]."""
+    mean = features.double().mean(0)
+    centred = features.double() - mean
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    return _fix_signs(vectors.T.flip(0)[:count]).float(), mean.float()
+
+
+def _fix_signs(directions: torch.Tensor) -> torch.Tensor:
+    """An eigenvector's sign is arbitrary: make its largest entry positive."""
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return directions * largest.sign()
+
+
+def _join(utterances: Sequence[Utterance], frame_size: int) -> tuple[torch.Tensor, list[str]]:
+    """Audio [1, 1, N] with a few frames of silence between utterances, and the phone in the middle of every frame."""
+    pieces, phones = [], []
+    for utterance in utterances:
+        frames = math.ceil(len(utterance.samples) / frame_size) + 3
+        piece = torch.zeros(frames * frame_size)
+        piece[: len(utterance.samples)] = torch.from_numpy(utterance.samples)
+        pieces.append(piece)
+        for frame in range(frames):
+            middle = (frame + 0.5) * frame_size / SAMPLE_RATE
+            spoken = [p.text for p in utterance.phones if p.start <= middle < p.end]
+            phones.append("_" if not spoken or spoken[0].startswith("_") else spoken[0].strip("',"))
+    return torch.cat(pieces)[None, None], phones
+
+
+def _convolutions(mimi: MimiModel) -> list[torch.nn.Conv1d]:
+    return [module for module in mimi.encoder.modules() if isinstance(module, torch.nn.Conv1d)]
+
+
+def _set_filter_bank(mimi: MimiModel, size: MimiSize) -> None:
+    """Weights of all encoder convolutions but the last."""
+    lift, gabor, envelope, spectrum, _ = _convolutions(mimi)
+    bands = gabor.out_channels
+    # Copies of the waveform, lifted into the linear half of the ELU.
+    lift.weight.zero_()
+    lift.weight[:, 0, -1] = 1.0
+    lift.bias.fill_(LINEAR_BIAS)
+    # One Gabor filter per band; the ELU behind it rectifies, because the scale makes it saturate at once below zero.
+    taps = gabor.kernel_size[0]
+    time = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
+    window = torch.hann_window(taps, periodic=False, dtype=torch.float64)
+    for band, frequency in enumerate(mel_bands(bands)):
+        kernel = window * torch.cos(2 * math.pi * frequency * time / SAMPLE_RATE + math.pi * (band % 2) / 2)
+        kernel = kernel - window * kernel.sum() / window.sum()  # no response to the constant lift
+        kernel = kernel / kernel.norm() * (1000.0 / gabor.in_channels) * math.sqrt(1 + frequency / 700.0)
+        gabor.weight[band] = kernel.float()[None, :].expand(gabor.in_channels, -1)
+    gabor.bias.fill_(0.0)
+    # Mean over the window, then two compressing curves per band.
+    envelope.weight.zero_()
+    envelope.bias.zero_()
+    for band in range(bands):
+        for k, scale in enumerate(SCALES):
+            channel = k * bands + band
+            envelope.weight[channel, band] = -scale / 1000.0 / envelope.kernel_size[0]
+            envelope.bias[channel] = -scale / 1000.0  # the ELU before saturates at -1: this is its zero
+    # Sum of the curves over each quarter of the window, sign turned so that louder is larger.
+    spectrum.weight.zero_()
+    spectrum.bias.fill_(LINEAR_BIAS)
+    quarter = spectrum.kernel_size[0] // 4
+    for band in range(bands):
+        for part in range(4):
+            for k in range(len(SCALES)):
+                taps_of_part = slice(part * quarter, (part + 1) * quarter)
+                spectrum.weight[part * bands + band, k * bands + band, taps_of_part] = -1.0 / quarter
+
+
+def _set_components(mimi: MimiModel, audio: torch.Tensor, size: MimiSize) -> None:
+    """The last convolution projects each frame's spectrum onto its principal components."""
+    last = _convolutions(mimi)[-1]
+    features = mimi.encoder.model[:-1](audio)[0].T
+    directions, mean = principal_components(features, size.components)
+    last.weight.zero_()
+    last.bias.zero_()
+    last.weight[: size.components, :, -1] = directions
+    last.bias[: size.components] = -directions @ mean
+
+
+def _set_downsample(mimi: MimiModel, size: MimiSize) -> None:
+    """Stacks the four encoder frames under the kernel, so nothing is lost between 25 and 12.5 frames a second."""
+    convolution = mimi.downsample.conv.conv.conv
+    convolution.weight.zero_()
+    identity = torch.eye(size.components)
+    for tap in range(convolution.kernel_size[0]):
+        rows = slice(tap * size.components, (tap + 1) * size.components)
+        convolution.weight[rows, : size.components, tap] = identity
+
+
+def _fit_quantizer(quantizer, directions: torch.Tensor, latent: torch.Tensor, generator: torch.Generator) -> None:
+    """Sets the projections of one residual quantizer and its codebooks, level by level."""
+    quantizer.input_proj.weight.copy_(directions[:, :, None])
+    quantizer.output_proj.weight.copy_(torch.linalg.pinv(directions.double()).float()[:, :, None])
+    layers = [layer._codebook for layer in quantizer.vq.layers]
+    levels = residual_codebooks(latent @ directions.T, len(layers), layers[0].codebook_size, generator)
+    for codebook, (centroids, usage) in zip(layers, levels, strict=True):
+        codebook.embedding_sum.copy_(centroids * usage[:, None])
+        codebook.cluster_usage.copy_(usage)
+        codebook._initialized.fill_(1.0)
