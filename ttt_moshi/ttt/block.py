@@ -1,0 +1,157 @@
+"""The block step: the one arithmetic of training tails, prefill and streaming (dual form of arXiv 2407.04620).
+
+Inside a mini-batch of K frames all inner gradients are taken at the fast weights W of its start, so frame i reads
+
+    out_i = q_i + LN(g_{W_i}(q_i)),    W_i = W - tau_i * sum_{j <= i} lam_j * dl_j/dW
+
+and the next mini-batch starts at W_K. W_i never exists: the updates are low-rank, and frame i looks at the rows
+(k_j, g_j) of its own mini-batch through a lower-triangular matrix instead. A stream may be cut into calls anywhere;
+what is kept between them is W and the rows since the last boundary. A bias is a weight of a constant input one,
+hence the `+ bias` terms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttt_moshi.ttt.functional import gelu, gelu_slope, inner_gradient, layer_norm
+from ttt_moshi.ttt.state import Memory, Rows, Weights
+
+
+class Rule(NamedTuple):
+    """How a mini-batch writes."""
+
+    mini_batch_size: int
+    update_biases: bool
+    reciprocal_positions: bool
+
+    def tau(self, like: Tensor) -> Tensor:
+        """Scale of all updates as seen by position 1..K of a mini-batch, [K]."""
+        positions = torch.arange(1, self.mini_batch_size + 1, device=like.device, dtype=like.dtype)
+        return positions.reciprocal() if self.reciprocal_positions else torch.ones_like(positions)
+
+
+class Norm(NamedTuple):
+    """Scale and offset of the inner LayerNorm, [H, 1, f] each."""
+
+    gamma: Tensor
+    beta: Tensor
+
+
+class Frames(NamedTuple):
+    """What the scan reads and writes: q, k, target [B, H, T, f] and lam [B, H, T].
+
+    `target` is what LN(g_W(k)) should be, `lam` the step size of each frame.
+    """
+
+    q: Tensor
+    k: Tensor
+    target: Tensor
+    lam: Tensor
+
+    def between(self, start: int, stop: int) -> Frames:
+        """Frames start..stop-1."""
+        return Frames(*(t[:, :, start:stop] for t in self))
+
+
+def block_step(
+    frames: Frames, memory: Memory, norm: Norm, rule: Rule, take: Tensor | None = None, in_place: bool = False
+) -> tuple[Tensor, Memory]:
+    """Feed up to K frames to every stream, none of them past the end of its running mini-batch.
+
+    Args:
+        frames: m <= K of them.
+        take: number of frames that count, int64 [B], at most min(m, K - phase); None: all m.
+            Outputs beyond `take` are meaningless; streams with 0 do not change.
+        in_place: write into the weights and rows of `memory` (no autograd).
+
+    Returns:
+        out [B, H, m, f], and the new memory.
+    """
+    q, k, target, lam = frames
+    weights, rows, phase = memory
+    K, m = rule.mini_batch_size, q.shape[2]
+    tau = rule.tau(q)
+    bias = 1.0 if rule.update_biases else 0.0
+    position = phase[:, None] + torch.arange(m, device=q.device)  # [B, m]
+    if take is None:
+        take = torch.full_like(phase, m)
+
+    z1, z1_query = (torch.cat([k, q], dim=2) @ weights.W1 + weights.b1).split(m, dim=2)
+    if weights.W2 is None:
+        new = Rows(k, None, inner_gradient(z1, target, *norm), None, lam)
+    else:
+        assert weights.b2 is not None
+        a1 = gelu(z1)
+        g2 = inner_gradient(a1 @ weights.W2 + weights.b2, target, *norm)
+        g1 = (g2 @ weights.W2.mT) * gelu_slope(z1)
+        new = Rows(k, a1, g1, g2, lam)
+    rows = _append(rows, new, position, phase, take, in_place)
+
+    slots = torch.arange(K, device=q.device)
+    seen = (slots <= position[..., None])[:, None]  # [B, 1, m, K]
+    step = torch.where(seen, rows.lam[:, :, None, :], 0.0) * tau[position.clamp(max=K - 1)][:, None, :, None]
+    z = z1_query - (step * (q @ rows.k.mT + bias)) @ rows.g1
+    if weights.W2 is not None:
+        assert weights.b2 is not None and rows.a1 is not None and rows.g2 is not None
+        a = gelu(z)
+        z = a @ weights.W2 + weights.b2 - (step * (a @ rows.a1.mT + bias)) @ rows.g2
+    out = q + layer_norm(z, *norm)
+
+    full = phase + take == K
+    weights = commit(weights, rows, full, tau, rule, in_place)
+    return out, Memory(weights, rows, torch.where(full, 0, phase + take))
+
+
+def commit(weights: Weights, rows: Rows, full: Tensor, tau: Tensor, rule: Rule, in_place: bool = False) -> Weights:
+    """Write the rows of the streams where `full` (bool [B]) is true into their weights; the others do not change."""
+    if _nobody(full):
+        return weights
+    step = torch.where(full[:, None, None], rows.lam * tau[-1], 0.0)[..., None]  # [B, H, K, 1]
+    g1, g2 = rows.g1, rows.g2
+    W1, b1, W2, b2 = weights
+    W1 = _subtract(W1, step * rows.k, g1, in_place)
+    if rule.update_biases:
+        b1 = _subtract(b1, step, g1, in_place)
+    if W2 is not None:
+        assert rows.a1 is not None and g2 is not None and b2 is not None
+        W2 = _subtract(W2, step * rows.a1, g2, in_place)
+        if rule.update_biases:
+            b2 = _subtract(b2, step, g2, in_place)
+    return Weights(W1, b1, W2, b2)
+
+
+def _nobody(mask: Tensor) -> bool:
+    """Whether the work for `mask` can be left out. Looking costs nothing on a CPU; it would stall another device."""
+    return mask.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(mask.any())
+
+
+def _subtract(W: Tensor, left: Tensor, right: Tensor, in_place: bool) -> Tensor:
+    """W - left^T right, batched over streams and heads."""
+    flat = W.flatten(0, 1)
+    factors = left.flatten(0, 1).mT, right.flatten(0, 1)
+    if in_place:
+        flat.baddbmm_(*factors, alpha=-1.0)
+        return W
+    return torch.baddbmm(flat, *factors, alpha=-1.0).unflatten(0, W.shape[:2])
+
+
+def _append(rows: Rows, new: Rows, position: Tensor, phase: Tensor, take: Tensor, in_place: bool) -> Rows:
+    """Put the first `take` of the new frames into the slots from `phase` on."""
+
+    def one(cache: Tensor, fresh: Tensor) -> Tensor:
+        extra = [1] * (cache.dim() - 3)
+        if fresh.shape[2] == 1:
+            slot = phase.view(-1, 1, 1, *extra).expand_as(fresh)
+            kept = torch.where((take > 0).view(-1, 1, 1, *extra), fresh, cache.gather(2, slot))
+            return cache.scatter_(2, slot, kept) if in_place else cache.scatter(2, slot, kept)
+        source = torch.arange(cache.shape[2], device=cache.device) - phase[:, None]  # [B, K]: frame for each slot
+        is_new = ((source >= 0) & (source < take[:, None])).view(-1, 1, cache.shape[2], *extra)
+        index = source.clamp(0, fresh.shape[2] - 1).view(-1, 1, cache.shape[2], *extra)
+        moved = fresh.gather(2, index.expand(-1, cache.shape[1], -1, *fresh.shape[3:]))
+        return torch.where(is_new, moved, cache)
+
+    return Rows(*(None if cache is None else one(cache, fresh) for cache, fresh in zip(rows, new, strict=True)))  # type: ignore[arg-type]

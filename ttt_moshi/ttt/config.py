@@ -1,0 +1,137 @@
+"""What a TTT layer is made of: its sizes, its inner network and the recipe (preset) it follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+LN_EPS = 1e-6
+"""Added under the root of every variance in the layer: one value for forward, backward, targets and outputs."""
+
+EXPANSION = 4
+"""Hidden width of the inner MLP, in multiples of the head width."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe of normalisation, step size and initialisation."""
+
+    qk_norm: Literal["rms", "l2", "none"]
+    """length of queries and keys: sqrt(head_dim), 1, or as projected"""
+    normalised_target: bool
+    """whether the inner target is `gamma * standardise(v - k) + beta` instead of `v - k`"""
+    reciprocal_positions: bool
+    """whether row i of a mini-batch is read with its updates scaled by 1/i instead of equally"""
+    rope: bool
+    """whether queries and keys are rotated by their position modulo the mini-batch size"""
+    update_biases: bool
+    """whether the inner biases are fast weights too, or trained only by the outer loop"""
+    fan_in_init: bool
+    """whether matrices start with deviation 1/sqrt(fan_in) instead of 0.02"""
+    write_strength: bool
+    """whether `base_lr` is the share of its residual that one frame writes, independent of all sizes"""
+
+
+PRESETS: dict[str, Preset] = {
+    "speech": Preset(
+        qk_norm="rms",
+        normalised_target=True,
+        reciprocal_positions=False,
+        rope=False,
+        update_biases=False,
+        fan_in_init=True,
+        write_strength=True,
+    ),
+    # arXiv 2407.04620 (test-time-training/ttt-lm-pytorch); its base_lr is 1.0 for linear and 0.1 for mlp.
+    "paper_lm": Preset(
+        qk_norm="none",
+        normalised_target=False,
+        reciprocal_positions=True,
+        rope=True,
+        update_biases=True,
+        fan_in_init=False,
+        write_strength=False,
+    ),
+    # arXiv 2504.05298 (test-time-training/ttt-video-dit) made causal; its base_lr is 0.1 for mlp.
+    "video_causal": Preset(
+        qk_norm="l2",
+        normalised_target=True,
+        reciprocal_positions=False,
+        rope=False,
+        update_biases=True,
+        fan_in_init=False,
+        write_strength=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Sizes and recipe of one TTT layer.
+
+    Raises:
+        ValueError: a size, name or rate that cannot work; the message names it.
+    """
+
+    dim: int
+    """width of the residual stream"""
+    num_heads: int
+    """number of inner networks; `dim` is divided among them"""
+    mini_batch_size: int = 16
+    """frames whose inner gradients are all taken at the same fast weights"""
+    inner: Literal["mlp", "linear"] = "mlp"
+    """the network whose weights are the memory"""
+    preset: str = "speech"
+    """name of the recipe, one of PRESETS"""
+    base_lr: float = 1.0
+    """inner learning rate; in the speech preset the share of its residual that one frame writes"""
+    initial_gating_alpha: float = 0.1
+    """start value of both gates; 0 makes the layer the identity"""
+    bidirectional_prefix: bool = True
+    """whether given frames (`prefix_lengths`) are also read in reversed time"""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_heads", "mini_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TTTConfig.{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"TTTConfig.dim {self.dim} is not divisible by num_heads {self.num_heads}")
+        if self.inner not in ("mlp", "linear"):
+            raise ValueError(f"TTTConfig.inner must be 'mlp' or 'linear', got {self.inner!r}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"TTTConfig.preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
+            raise ValueError(f"TTTConfig.base_lr must be finite and not negative, got {self.base_lr}")
+        if not math.isfinite(self.initial_gating_alpha):
+            raise ValueError(f"TTTConfig.initial_gating_alpha must be finite, got {self.initial_gating_alpha}")
+        if self.recipe.rope and self.head_dim % 2:
+            raise ValueError(f"TTTConfig.preset {self.preset!r} rotates pairs: head_dim {self.head_dim} must be even")
+
+    @property
+    def head_dim(self) -> int:
+        """Width f of one head."""
+        return self.dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width h of the inner MLP's hidden layer."""
+        return EXPANSION * self.head_dim
+
+    @property
+    def recipe(self) -> Preset:
+        """The preset itself."""
+        return PRESETS[self.preset]
+
+    @property
+    def rate_scale(self) -> float:
+        """Factor of sigmoid(w_lr . x + b_lr) in the inner step size of a frame.
+
+        With fan-in initialisation and keys of length sqrt(f) the inner activations have variance of order one, and
+        a frame's write to the prediction of its own key is `step * |A|^2 / var`: `step = 1/fan_in` writes it whole.
+        The sigmoid starts at one half, hence the 2.
+        """
+        if self.recipe.write_strength:
+            return 2.0 * self.base_lr / (self.hidden_dim if self.inner == "mlp" else self.head_dim)
+        per_position = 1.0 if self.recipe.reciprocal_positions else 1.0 / self.mini_batch_size
+        return self.base_lr * per_position / self.head_dim

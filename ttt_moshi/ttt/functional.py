@@ -1,0 +1,59 @@
+"""Formulas shared by the step-by-step and the fast form: norms, their inner gradient, GELU and its slopes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttt_moshi.ttt.config import LN_EPS
+
+_GELU_C = math.sqrt(2.0 / math.pi)
+_GELU_A = 0.044715
+
+
+def gelu(z: Tensor) -> Tensor:
+    """GELU, tanh form."""
+    return F.gelu(z, approximate="tanh")
+
+
+def gelu_slope(z: Tensor) -> Tensor:
+    """First derivative of `gelu`, itself differentiable."""
+    t = torch.tanh(_GELU_C * z * (1.0 + _GELU_A * z * z))
+    return 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * (_GELU_C * (1.0 + 3.0 * _GELU_A * z * z))
+
+
+def standardise(z: Tensor) -> Tensor:
+    """Zero mean and unit (biased) variance over the last axis."""
+    return F.layer_norm(z, z.shape[-1:], eps=LN_EPS)
+
+
+def layer_norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """LayerNorm over the last axis; `gamma` and `beta` broadcast against `z` (they differ from head to head)."""
+    return standardise(z) * gamma + beta
+
+
+def inner_gradient(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Gradient of `0.5 * |layer_norm(z) - target|^2` with respect to `z`; all [..., f]."""
+    variance, mean = torch.var_mean(z, dim=-1, correction=0, keepdim=True)
+    inverse_std = torch.rsqrt(variance + LN_EPS)
+    normed = (z - mean) * inverse_std
+    d = gamma * (gamma * normed + beta - target)
+    return inverse_std * (d - d.mean(-1, keepdim=True) - normed * (d * normed).mean(-1, keepdim=True))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Parameter-free: unit mean square over the last axis."""
+    return F.rms_norm(x, x.shape[-1:], eps=LN_EPS)
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of halves of the head. x: [B, H, T, f], positions: [B, T] (integers)."""
+    half = x.shape[-1] // 2
+    rates = torch.exp(torch.arange(half, device=x.device, dtype=x.dtype) * (-math.log(10000.0) / half))
+    angles = positions[:, None, :, None].to(x.dtype) * rates  # [B, 1, T, f/2]
+    cos, sin = angles.cos(), angles.sin()
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
