@@ -1,0 +1,10 @@
+"""Recordings with transcripts, as the codes and tokens that Moshi is trained on."""
+
+from ttt_moshi.data.batch import Batch
+from ttt_moshi.data.cache import CodeCache
+from ttt_moshi.data.codec import Codec
+from ttt_moshi.data.corpus import Corpus
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.loader import ClipLoader, EvalSet
+
+__all__ = ["Batch", "ClipLoader", "CodeCache", "Codec", "Corpus", "DataError", "EvalSet"]

@@ -1,0 +1,199 @@
+"""Recordings cut into clips, and clips turned into codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import blake3
+import torch
+
+from ttt_moshi.data.batch import Batch, collate
+from ttt_moshi.data.cache import DEFAULT_FOLDER, CodeCache
+from ttt_moshi.data.codec import Codec
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
+from ttt_moshi.data.sources import Recording, open_sources, seconds_to_frames
+from ttt_moshi.data.transcripts import read_transcript
+
+OnRecording = Callable[[str, int, int], None]
+"""called with a recording's name and the frames done and in all, over every recording together"""
+
+_RECORDINGS_IN_MEMORY = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """The part of `sentencepiece.SentencePieceProcessor` that is used."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def serialized_model_proto(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`Corpus.clip_frames` frames of a recording from frame `start`, fewer at its end."""
+
+    recording: Recording
+    start: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.recording.id}@{self.start}"
+
+
+class Corpus:
+    """The recordings that `train_data` or `eval_data` names, cut into consecutive clips.
+
+    Opening it looks at every recording's header, so that a missing or useless file is noticed before work begins. Codes
+    are made, or read from the cache, when a clip is asked for.
+
+    Args:
+        spec: comma-separated jsonl files or folders of them, each with an optional `:weight`.
+        codec: the codec of the language model.
+        tokenizer: its text tokenizer.
+        duration_sec: length of a clip; rounded up to whole frames.
+        cache_dir: folder for cached codes; None takes `.mimi_codes` beside each jsonl file.
+
+    Raises:
+        DataError: see `open_sources`.
+    """
+
+    def __init__(
+        self, spec: str, codec: Codec, tokenizer: Tokenizer, duration_sec: float, cache_dir: str | Path | None = None
+    ):
+        self.clip_frames = seconds_to_frames(duration_sec)
+        if self.clip_frames < 1:
+            raise DataError(f"clips of {duration_sec} s are shorter than one frame (0.08 s)")
+        self.sources = open_sources(spec)
+        self._codec = codec
+        self._tokenizer = tokenizer
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._caches: dict[Path, CodeCache] = {}
+        self._loaded: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.fingerprint: str = self._fingerprint()
+        """64 hex digits: equal where recordings, clip length, codec and tokenizer are equal, wherever the files lie"""
+        self._warn_of_missing_transcripts()
+
+    @property
+    def recordings(self) -> list[Recording]:
+        return [recording for source in self.sources for recording in source.recordings]
+
+    @property
+    def streams(self) -> int:
+        """Text, Moshi's codebooks, the user's codebooks."""
+        return 1 + 2 * self._codec.num_codebooks
+
+    def clips(self, source: int) -> list[Clip]:
+        """The clips of one source, in the order of its recordings."""
+        return [
+            Clip(recording, start)
+            for recording in self.sources[source].recordings
+            for start in range(0, recording.frames, self.clip_frames)
+        ]
+
+    def read(self, clips: Sequence[Clip]) -> Batch:
+        """The codes of some clips.
+
+        Raises:
+            DataError: a recording or transcript that cannot be used.
+        """
+        return collate([self._read_clip(clip) for clip in clips])
+
+    def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
+        """Fills the cache, so that training never waits for the codec. Each rank does its part of the recordings."""
+        mine = self.recordings[rank::world_size]
+        total = sum(recording.info.frames for recording in mine)
+        before = 0
+        for recording in mine:
+            report = None
+            if on_recording:
+                name, base = recording.id, before
+
+                def report(done: int, _frames: int, name: str = name, base: int = base) -> None:
+                    on_recording(name, base + done, total)
+
+            self._cache(recording).codes(recording.audio, report)
+            before += recording.info.frames
+            if on_recording:
+                on_recording(recording.id, before, total)
+
+    def _read_clip(self, clip: Clip) -> Batch:
+        audio, text = self._load(clip.recording)
+        end = min(clip.start + self.clip_frames, clip.recording.frames, audio.shape[-1])
+        valid = max(0, end - clip.start)
+        codes = torch.full((1, self.streams, self.clip_frames), ABSENT)
+        codes[0, 0, :valid] = text[clip.start : end]
+        codes[0, 1:, :valid] = audio[:, clip.start : end]
+        given = min(max(0, clip.recording.prefix_frames - clip.start), valid)
+        return Batch(codes, [clip.id], torch.tensor([given]), torch.tensor([valid]))
+
+    def _load(self, recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes `[2K, T]`, Moshi's first, and text `[T]` of a whole recording."""
+        with self._lock:
+            if recording.id not in self._loaded:
+                audio = self._two_sides(recording, self._cache(recording).codes(recording.audio))
+                self._loaded[recording.id] = audio, self._text(recording, audio.shape[-1])
+            self._loaded.move_to_end(recording.id)
+            if len(self._loaded) > _RECORDINGS_IN_MEMORY:
+                self._loaded.popitem(last=False)
+            return self._loaded[recording.id]
+
+    def _two_sides(self, recording: Recording, codes: torch.Tensor) -> torch.Tensor:
+        if len(codes) == 1:
+            # A mono recording is Moshi's voice. Its user is silent, and silence has codes of its own.
+            return torch.cat([codes[0], self._codec.silence(0, codes.shape[-1])])
+        moshi, user = (1, 0) if recording.moshi_speaker == "B" else (0, 1)
+        return torch.cat([codes[moshi], codes[user]])
+
+    def _text(self, recording: Recording, frames: int) -> torch.Tensor:
+        if recording.transcript is None:
+            return torch.from_numpy(absent_row(frames))
+        transcript = read_transcript(recording.transcript, recording.moshi_speaker)
+        return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames))
+
+    def _cache(self, recording: Recording) -> CodeCache:
+        folder = self._cache_dir or recording.folder / DEFAULT_FOLDER
+        return self._caches.setdefault(folder, CodeCache(folder, self._codec))
+
+    def _fingerprint(self) -> str:
+        facts = {
+            "clip_frames": self.clip_frames,
+            "codec": self._codec.fingerprint,
+            "tokenizer": blake3.blake3(self._tokenizer.serialized_model_proto()).hexdigest(),
+            "sources": [
+                {"weight": str(source.weight), "recordings": [_identity(r) for r in source.recordings]}
+                for source in self.sources
+            ],
+        }
+        return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _warn_of_missing_transcripts(self) -> None:
+        missing = [recording for recording in self.recordings if recording.transcript is None]
+        if missing:
+            _log.warning(
+                "%d of %d recordings have no transcript (%s, ...): their text stream is absent",
+                len(missing),
+                len(self.recordings),
+                missing[0].audio.with_suffix(".json"),
+            )
+
+
+def _identity(recording: Recording) -> list[object]:
+    return [
+        recording.id,
+        recording.frames,
+        recording.prefix_frames,
+        recording.moshi_speaker,
+        recording.audio.stat().st_size,
+        recording.transcript.stat().st_size if recording.transcript else None,
+    ]

@@ -1,0 +1,197 @@
+"""Lists of recordings: jsonl files with a `{"path", "duration"}` object per line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+from ttt_moshi.data.audio import FRAME_RATE, AudioInfo, read_info
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
+
+LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a jsonl file, before its recording has been looked at."""
+
+    jsonl: Path
+    number: int
+    """from 1"""
+    path: str
+    """as written"""
+    duration: float
+    """seconds"""
+    prefix_sec: float = 0.0
+    """seconds at the start that are given to the model and not predicted"""
+    moshi_speaker: MoshiSpeaker = "A"
+
+    @property
+    def where(self) -> str:
+        return f"{self.jsonl}, line {self.number}"
+
+    @property
+    def audio(self) -> Path:
+        """The sound file: relative to the jsonl file's folder, or, where nothing lies there, to the working folder."""
+        beside = self.jsonl.parent / self.path
+        return beside if beside.exists() or not Path(self.path).exists() else Path(self.path)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording whose files are there."""
+
+    id: str
+    """names the recording independently of the machine"""
+    audio: Path
+    transcript: Path | None
+    info: AudioInfo
+    frames: int
+    """frames that are used: those of the sound file, or fewer where the line's duration says so"""
+    prefix_frames: int
+    moshi_speaker: MoshiSpeaker
+    """whose channel is Moshi's: A the left one, B the right one"""
+    folder: Path
+    """folder of the jsonl file"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `train_data` or `eval_data`."""
+
+    recordings: tuple[Recording, ...]
+    weight: Fraction
+
+
+def seconds_to_frames(seconds: float) -> int:
+    """Frames that cover so many seconds. A surplus below a microframe is a rounding error of the duration."""
+    return math.ceil(seconds * FRAME_RATE - 1e-6)
+
+
+def open_sources(spec: str) -> list[Source]:
+    """The recordings of a comma-separated list of jsonl files or folders, each with an optional `:weight`.
+
+    Raises:
+        DataError: an empty or malformed list, a missing file, a corrupt line, a missing or unusable recording, a
+            recording shorter than a frame or shorter than its line says.
+    """
+    entries = [_split_weight(entry.strip()) for entry in spec.split(",") if entry.strip()]
+    if not entries:
+        raise DataError("no data: name a jsonl file, or a folder of such files")
+    paths = [path for path, _ in entries]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise DataError(f"{path} is named twice; give it a weight instead, as in `{path}:2`")
+    return [_open_source(i, path, weight) for i, (path, weight) in enumerate(entries)]
+
+
+def jsonl_files(path: Path) -> list[Path]:
+    """`path` itself, or the jsonl files below it in the order of their names.
+
+    Raises:
+        DataError: nothing there.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"no data at {path}: neither a jsonl file nor a folder of such files")
+    files = sorted(file for file in path.rglob("*.jsonl") if file.is_file())
+    if not files:
+        raise DataError(f"{path} holds no file that ends in .jsonl; `ttt-moshi data prepare` makes one")
+    return files
+
+
+def read_line(jsonl: Path, number: int, text: str) -> Line:
+    """One line of a jsonl file.
+
+    Raises:
+        DataError: not the JSON object that it should be; the message names file and line.
+    """
+    where = f"{jsonl}, line {number}"
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("path"), str) or not values["path"]:
+        raise DataError(f'{where} is not {{"path": ..., "duration": ...}}: {text.strip()[:80]}')
+    duration = _seconds(where, values, "duration", None)
+    speaker = values.get("moshi_speaker", "A")
+    if speaker not in get_args(MoshiSpeaker):
+        raise DataError(f"{where}: `moshi_speaker` is A (left channel) or B (right channel), got {speaker!r}")
+    return Line(jsonl, number, values["path"], duration, _seconds(where, values, "prefix_sec", 0.0), speaker)
+
+
+def read_lines(jsonl: Path) -> list[Line]:
+    """All lines of a jsonl file, blank ones left out.
+
+    Raises:
+        DataError: an unreadable file or a line that is not what it should be.
+    """
+    try:
+        texts = jsonl.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {jsonl}: {error}") from error
+    return [read_line(jsonl, i, text) for i, text in enumerate(texts, start=1) if text.strip()]
+
+
+def _split_weight(entry: str) -> tuple[Path, Fraction]:
+    path, colon, weight = entry.rpartition(":")
+    if not colon or Path(entry).exists():
+        return Path(entry), Fraction(1)
+    try:
+        value = Fraction(weight)
+    except (ValueError, ZeroDivisionError) as error:
+        raise DataError(f"`{entry}`: after the colon belongs a weight such as 0.5, got `{weight}`") from error
+    if value <= 0:
+        raise DataError(f"`{entry}`: a weight must be greater than 0")
+    return Path(path), value
+
+
+def _open_source(index: int, path: Path, weight: Fraction) -> Source:
+    recordings = []
+    for jsonl in jsonl_files(path):
+        name = jsonl.relative_to(path).as_posix() if path.is_dir() else jsonl.name
+        recordings += [_open_recording(f"{index}/{name}:{line.number}", line) for line in read_lines(jsonl)]
+    if not recordings:
+        raise DataError(f"{path} lists no recordings")
+    return Source(tuple(recordings), weight)
+
+
+def _open_recording(name: str, line: Line) -> Recording:
+    if not line.audio.is_file():
+        raise DataError(f"{line.where}: no sound file {line.path} beside the jsonl file or in the working folder")
+    info = read_info(line.audio)
+    wanted = seconds_to_frames(line.duration)
+    if info.seconds * FRAME_RATE < 1 or line.duration * FRAME_RATE < 1:
+        shorter = min(info.seconds, line.duration)
+        raise DataError(f"{line.where}: {line.audio} has {shorter:.3f} s, less than one frame (0.08 s); leave it out")
+    if wanted > info.frames + 1:
+        raise DataError(
+            f"{line.where}: the duration is {line.duration:.2f} s but {line.audio} has {info.seconds:.2f} s; "
+            "correct the line (`ttt-moshi data check` lists all such lines)"
+        )
+    if info.channels == 1 and line.moshi_speaker == "B":
+        raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
+    transcript = transcript_path(line.audio)
+    return Recording(
+        id=f"{name}:{line.path}",
+        audio=line.audio,
+        transcript=transcript if transcript.is_file() else None,
+        info=info,
+        frames=min(wanted, info.frames),
+        prefix_frames=seconds_to_frames(line.prefix_sec),
+        moshi_speaker=line.moshi_speaker,
+        folder=line.jsonl.parent,
+    )
+
+
+def _seconds(where: str, values: dict[str, Any], key: str, default: float | None) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise DataError(f"{where}: `{key}` must be a number of seconds, got {value!r}")
+    return float(value)
