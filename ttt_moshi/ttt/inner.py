@@ -97,6 +97,7 @@ class InnerNetwork(nn.Module):
         exec_mask: Tensor | None = None,
         reset: Tensor | None = None,
         in_place: bool = False,
+        relative: bool = False,
     ) -> tuple[Tensor, TTTState]:
         """Read and write T frames.
 
@@ -108,6 +109,7 @@ class InnerNetwork(nn.Module):
             exec_mask: bool [B]; streams that are false keep their state.
             reset: bool [B]; streams that are true begin from the initial weights.
             in_place: update the tensors of `state` (one frame, no autograd).
+            relative: the fast weights of `state` and of the new state are counted from the initial weights.
 
         Returns:
             [B, H, T, f] and the new state.
@@ -116,12 +118,30 @@ class InnerNetwork(nn.Module):
             TypeError: a parameter of this module is not float32.
         """
         self._check_dtypes()
-        B, T = x.shape[:2]
         fresh = state is None
         if state is None:
-            state = self.initial_state(B)
+            state = self.initial_state(x.shape[0])
+        elif relative:
+            state = state.plus(self.initial_state(1))
         if reset is not None:
             state = state.select(reset, self.initial_state(1))
+        out, state = self._scan(x, q, k, v, valid, state, fresh, exec_mask, in_place)
+        return out, state.minus(self.initial_state(1)) if relative else state
+
+    def _scan(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor,
+        state: TTTState,
+        fresh: bool,
+        exec_mask: Tensor | None,
+        in_place: bool,
+    ) -> tuple[Tensor, TTTState]:
+        """`forward` from a complete state; `fresh` says that it is the initial one."""
+        T = x.shape[1]
         q, k = self._normalised(q, k, state.phase)
         norm = Norm(self.ttt_norm_weight[:, None], self.ttt_norm_bias[:, None])
         target = v - k

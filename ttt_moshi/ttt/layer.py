@@ -85,6 +85,7 @@ class TTTLayer(nn.Module):
         *,
         exec_mask: Tensor | None = None,
         reset: Tensor | None = None,
+        relative: bool = False,
     ) -> tuple[Tensor, TTTState]:
         """Read T frames, going on from `state`. Pure: `state` is not changed; the new one may share tensors with it.
 
@@ -94,6 +95,8 @@ class TTTLayer(nn.Module):
             prefix_lengths: int64 [B]; so many first frames of this call are given and not predicted.
             exec_mask: bool [B]; streams that are false keep their state (their output means nothing).
             reset: bool [B]; streams that are true start from the current initial weights.
+            relative: fast weights of `state` and of the new state are counted from the current initial weights, so that
+                these get a gradient from a state that was detached, and a state of zeros has heard nothing.
 
         Returns:
             y, of x's shape and type, and the new state.
@@ -103,7 +106,7 @@ class TTTLayer(nn.Module):
             TypeError: a fast-weight parameter is not float32, or a mask is not of its type.
         """
         self._check(x, state, prefix_lengths, exec_mask, reset)
-        z, state = self._ttt(x, state, exec_mask=exec_mask, reset=reset)
+        z, state = self._ttt(x, state, exec_mask=exec_mask, reset=reset, relative=relative)
         y = self.forward_gating(x, z)
         if prefix_lengths is not None and self.config.bidirectional_prefix:
             y = self._read_backwards(y, prefix_lengths)
@@ -128,6 +131,7 @@ class TTTLayer(nn.Module):
         exec_mask: Tensor | None = None,
         reset: Tensor | None = None,
         in_place: bool = False,
+        relative: bool = False,
     ) -> tuple[Tensor, TTTState]:
         """TTT(x) [B, T, D] in float32, and the new state."""
         x = x.float()
@@ -136,7 +140,7 @@ class TTTLayer(nn.Module):
         normed = rms_norm(torch.where(valid[..., None], x, 0.0))
         cast = normed.to(self.wq.weight.dtype)
         q, k, v = (self._heads(projection(cast)) for projection in (self.wq, self.wk, self.wv))
-        z, state = self.inner(normed, q, k, v, valid, state, exec_mask, reset, in_place)
+        z, state = self.inner(normed, q, k, v, valid, state, exec_mask, reset, in_place, relative)
         z = z.transpose(1, 2).flatten(2)  # [B, T, D]
         norm = self.post_norm
         z = F.layer_norm(z, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)

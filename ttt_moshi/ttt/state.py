@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -104,6 +104,18 @@ class TTTState:
         mine = self.tensors()
         chosen = {name: torch.where(_rowwise(mask, mine[name]), theirs[name], mine[name]) for name in mine}
         return TTTState(**{f.name: chosen.get(f.name) for f in fields(self)})  # type: ignore[arg-type]
+
+    def minus(self, initial: TTTState) -> TTTState:
+        """The state with fast weights counted from those of `initial` (one row): zero before anything was written."""
+        return self._combined(initial, torch.sub)
+
+    def plus(self, initial: TTTState) -> TTTState:
+        """Inverse of `minus`."""
+        return self._combined(initial, torch.add)
+
+    def _combined(self, initial: TTTState, function: Callable[[Tensor, Tensor], Tensor]) -> TTTState:
+        names = [name for name in Weights._fields if getattr(self, name) is not None]
+        return replace(self, **{name: function(getattr(self, name), getattr(initial, name)) for name in names})
 
     @torch.no_grad()
     def copy_(self, other: TTTState) -> TTTState:
