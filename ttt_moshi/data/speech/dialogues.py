@@ -1,7 +1,7 @@
 """Stereo dialogues in moshi-finetune's format: Moshi on the left, the user on the right, word times beside them.
 
-A folder holds `data.jsonl` with one `{"path", "duration"}` object per recording (the path is relative to the file), and for
-each recording a 24 kHz 16-bit stereo wav and a json with `alignments`: `[[word, [start, end], speaker], ...]`.
+A folder holds `data.jsonl` with one `{"path", "duration"}` object per recording (the path is relative to the file), and
+for each recording a 24 kHz 16-bit stereo wav and a json with `alignments`: `[[word, [start, end], speaker], ...]`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def make_dialogues(
     return index_file
 
 
-def read_transcript(index_file: Path) -> list[str]:
+def read_words(index_file: Path) -> list[str]:
     """Every word of every recording of a data set, in order, both speakers."""
     words = []
     for line in index_file.read_text().splitlines():

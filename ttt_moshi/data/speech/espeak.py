@@ -1,9 +1,9 @@
 """Text to speech with espeak-ng: samples, word times and phone times.
 
-The shared library comes with the `espeakng-loader` wheel, so nothing has to be installed on the system. espeak-ng keeps
-state between utterances (noise generator, filter memories, phase of the glottal pulse), and neither re-initialising it nor
-seeding it clears all of that. Unloading the library does: `speak` loads it afresh for every utterance, which costs about
-a third of a millisecond and makes the audio a pure function of its arguments.
+The shared library comes with the `espeakng-loader` wheel, so nothing has to be installed on the system. espeak-ng
+keeps state between utterances (noise generator, filter memories, phase of the glottal pulse), and neither
+re-initialising it nor seeding it clears all of that. Unloading the library does: `speak` loads it afresh for every
+utterance, which costs about a third of a millisecond and makes the audio a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _phones(events: list[_Event], duration: float) -> tuple[Span, ...]:
 def _words(text: str, events: list[_Event], duration: float) -> tuple[Span, ...]:
     """A word runs from its event to the next word or to the pause that follows it, whichever comes first.
 
-    espeak-ng reports one event per spoken word ("1999" gives three); they are joined to the written word they came from.
+    espeak-ng reports one event per spoken word ("1999" gives three); they are joined to the written word they are from.
     """
     written = _written_words(text)
     starts = [event for event in events if event.kind == _EVENT_WORD]

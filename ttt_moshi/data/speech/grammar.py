@@ -52,15 +52,11 @@ class Person:
 def random_person(rng: random.Random, unlike: Person | None = None) -> Person:
     """Facts drawn independently; none of them shared with `unlike`."""
 
-    def pick(values: tuple[str, ...], taken: str | None) -> str:
-        return rng.choice([value for value in values if value != taken])
-
-    return Person(
-        pick(NAMES, unlike and unlike.name),
-        pick(CITIES, unlike and unlike.city),
-        pick(ANIMALS, unlike and unlike.animal),
-        pick(NUMBERS, unlike and unlike.number),
+    taken = () if unlike is None else (unlike.name, unlike.city, unlike.animal, unlike.number)
+    name, city, animal, number = (
+        rng.choice([value for value in values if value not in taken]) for values in (NAMES, CITIES, ANIMALS, NUMBERS)
     )
+    return Person(name, city, animal, number)
 
 
 def agreement_sentence(rng: random.Random, person: Person) -> str:

@@ -3,12 +3,12 @@
 A randomly initialised Mimi loses most of the signal, and its codebooks are zeros, so every code is 0. Here the official
 modules get weights with a meaning instead:
 
-- the encoder's strided convolutions are a filter bank: Gabor filters on a mel scale, rectified by the ELU, averaged, and
-  compressed by a second ELU (`exp(-a e) - 1` rises steeply for small energies e and saturates for large ones, as a logarithm
-  does), then reduced to their principal components;
-- the semantic quantizer looks along the directions that separate phones whatever the voice (linear discriminants fitted on
-  espeak-ng's phone times), as Mimi's first codebook is distilled from a speech recogniser;
-- the acoustic quantizer looks along the principal components of what is left to code;
+- the encoder's strided convolutions are a filter bank: Gabor filters on a mel scale, rectified by the ELU, averaged,
+  and compressed by a second ELU (`exp(-a e) - 1` falls steeply for small energies e and flattens for large ones, like
+  a logarithm turned over), then reduced to their principal components;
+- the semantic quantizer looks along the directions that separate phones whatever the voice (linear discriminants fitted
+  on espeak-ng's phone times), as Mimi's first codebook is distilled from a speech recogniser;
+- the acoustic quantizer looks along the principal components;
 - codebooks are k-means centroids, each level fitted on the residual of the levels before.
 """
 
@@ -31,7 +31,8 @@ from ttt_moshi.data.speech.kmeans import residual_codebooks
 
 FRAME_RATE = 12.5
 CODEBOOKS = 8
-SCALES = (30.0, 300.0)  # of the two compressing ELUs, per unit of mean rectified amplitude
+GAIN = 1000.0  # of the Gabor filters
+SCALES = (30.0, 300.0)  # of the two compressing curves, per unit of mean rectified amplitude
 LINEAR_BIAS = 4.0  # keeps an ELU in its linear half; speech and features stay within it
 
 
@@ -103,13 +104,12 @@ def fit_mimi(utterances: Sequence[Utterance], size: MimiSize, seed: int = 0) -> 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         mimi = get_mimi(None, mimi_config(size), num_codebooks=CODEBOOKS)
-        _set_filter_bank(mimi, size)
         audio, phones = _join(utterances, mimi.frame_size)
-        _set_components(mimi, audio, size)
+        _set_encoder(mimi, audio, size)
         _set_downsample(mimi, size)
         latent = mimi._encode_to_unquantized_latent(audio)[0].T  # [T, dimension]
         generator = torch.Generator().manual_seed(seed)
-        quantizer = mimi.quantizer
+        quantizer: Any = mimi.quantizer
         _fit_quantizer(quantizer.rvq_first, discriminants(latent, phones, size.components), latent, generator)
         _fit_quantizer(quantizer.rvq_rest, principal_components(latent, size.components)[0], latent, generator)
     return mimi
@@ -182,69 +182,76 @@ def _join(utterances: Sequence[Utterance], frame_size: int) -> tuple[torch.Tenso
     return torch.cat(pieces)[None, None], phones
 
 
-def _convolutions(mimi: MimiModel) -> list[torch.nn.Conv1d]:
-    return [module for module in mimi.encoder.modules() if isinstance(module, torch.nn.Conv1d)]
+def _convolutions(mimi: MimiModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight [out, in, taps] and bias [out] of every convolution of the encoder, all set to zero."""
+    parameters = []
+    for module in mimi.encoder.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            assert module.bias is not None
+            parameters.append((module.weight.zero_(), module.bias.zero_()))
+    return parameters
 
 
-def _set_filter_bank(mimi: MimiModel, size: MimiSize) -> None:
-    """Weights of all encoder convolutions but the last."""
-    lift, gabor, envelope, spectrum, _ = _convolutions(mimi)
-    bands = gabor.out_channels
-    # Copies of the waveform, lifted into the linear half of the ELU.
-    lift.weight.zero_()
-    lift.weight[:, 0, -1] = 1.0
-    lift.bias.fill_(LINEAR_BIAS)
-    # One Gabor filter per band; the ELU behind it rectifies, because the scale makes it saturate at once below zero.
-    taps = gabor.kernel_size[0]
+def _set_encoder(mimi: Any, audio: torch.Tensor, size: MimiSize) -> None:
+    """Makes the encoder a filter bank followed by a projection that is fitted on audio [1, 1, N]."""
+    lift, gabor, envelope, spectrum, projection = _convolutions(mimi)
+    _set_lift(*lift)
+    _set_gabor_filters(*gabor)
+    _set_envelopes(*envelope)
+    _set_spectrum(*spectrum)
+    features = mimi.encoder.model[:-1](audio)[0].T
+    directions, mean = principal_components(features, size.components)
+    weight, bias = projection
+    weight[: size.components, :, -1] = directions
+    bias[: size.components] = -directions @ mean
+
+
+def _set_lift(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Copies of the waveform, lifted into the linear half of the ELU."""
+    weight[:, 0, -1] = 1.0
+    bias.fill_(LINEAR_BIAS)
+
+
+def _set_gabor_filters(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """One band per output channel. The gain makes the ELU behind it saturate at once below zero: it rectifies."""
+    bands, copies, taps = weight.shape
     time = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
     window = torch.hann_window(taps, periodic=False, dtype=torch.float64)
     for band, frequency in enumerate(mel_bands(bands)):
-        kernel = window * torch.cos(2 * math.pi * frequency * time / SAMPLE_RATE + math.pi * (band % 2) / 2)
-        kernel = kernel - window * kernel.sum() / window.sum()  # no response to the constant lift
-        kernel = kernel / kernel.norm() * (1000.0 / gabor.in_channels) * math.sqrt(1 + frequency / 700.0)
-        gabor.weight[band] = kernel.float()[None, :].expand(gabor.in_channels, -1)
-    gabor.bias.fill_(0.0)
-    # Mean over the window, then two compressing curves per band.
-    envelope.weight.zero_()
-    envelope.bias.zero_()
-    for band in range(bands):
-        for k, scale in enumerate(SCALES):
-            channel = k * bands + band
-            envelope.weight[channel, band] = -scale / 1000.0 / envelope.kernel_size[0]
-            envelope.bias[channel] = -scale / 1000.0  # the ELU before saturates at -1: this is its zero
-    # Sum of the curves over each quarter of the window, sign turned so that louder is larger.
-    spectrum.weight.zero_()
-    spectrum.bias.fill_(LINEAR_BIAS)
-    quarter = spectrum.kernel_size[0] // 4
-    for band in range(bands):
-        for part in range(4):
-            for k in range(len(SCALES)):
-                taps_of_part = slice(part * quarter, (part + 1) * quarter)
-                spectrum.weight[part * bands + band, k * bands + band, taps_of_part] = -1.0 / quarter
+        kernel = window * torch.cos(2 * math.pi * frequency * time / SAMPLE_RATE)
+        kernel -= window * kernel.sum() / window.sum()  # no response to the constant lift
+        emphasis = math.sqrt(1 + frequency / 700.0)  # speech has less energy in high bands
+        weight[band] = (kernel / kernel.norm() * emphasis * GAIN / copies).float()
 
 
-def _set_components(mimi: MimiModel, audio: torch.Tensor, size: MimiSize) -> None:
-    """The last convolution projects each frame's spectrum onto its principal components."""
-    last = _convolutions(mimi)[-1]
-    features = mimi.encoder.model[:-1](audio)[0].T
-    directions, mean = principal_components(features, size.components)
-    last.weight.zero_()
-    last.bias.zero_()
-    last.weight[: size.components, :, -1] = directions
-    last.bias[: size.components] = -directions @ mean
+def _set_envelopes(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Mean of each band over the window, then two compressing curves."""
+    bands = weight.shape[1]
+    for k, scale in enumerate(SCALES):
+        rows = slice(k * bands, (k + 1) * bands)
+        weight[rows] = torch.eye(bands)[:, :, None] * -scale / GAIN / weight.shape[2]
+        bias[rows] = -scale / GAIN  # the ELU before saturates at -1, which is its zero
 
 
-def _set_downsample(mimi: MimiModel, size: MimiSize) -> None:
+def _set_spectrum(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Sum of the curves over each quarter of the window, with the sign turned so that louder is larger."""
+    bands, quarter = weight.shape[0] // 4, weight.shape[2] // 4
+    bias.fill_(LINEAR_BIAS)
+    for part in range(4):
+        rows, taps = slice(part * bands, (part + 1) * bands), slice(part * quarter, (part + 1) * quarter)
+        for k in range(len(SCALES)):
+            weight[rows, k * bands : (k + 1) * bands, taps] = -torch.eye(bands)[:, :, None] / quarter
+
+
+def _set_downsample(mimi: Any, size: MimiSize) -> None:
     """Stacks the four encoder frames under the kernel, so nothing is lost between 25 and 12.5 frames a second."""
-    convolution = mimi.downsample.conv.conv.conv
-    convolution.weight.zero_()
-    identity = torch.eye(size.components)
-    for tap in range(convolution.kernel_size[0]):
+    weight = mimi.downsample.conv.conv.conv.weight.zero_()  # [dimension, dimension, 4]
+    for tap in range(weight.shape[2]):
         rows = slice(tap * size.components, (tap + 1) * size.components)
-        convolution.weight[rows, : size.components, tap] = identity
+        weight[rows, : size.components, tap] = torch.eye(size.components)
 
 
-def _fit_quantizer(quantizer, directions: torch.Tensor, latent: torch.Tensor, generator: torch.Generator) -> None:
+def _fit_quantizer(quantizer: Any, directions: torch.Tensor, latent: torch.Tensor, generator: torch.Generator) -> None:
     """Sets the projections of one residual quantizer and its codebooks, level by level."""
     quantizer.input_proj.weight.copy_(directions[:, :, None])
     quantizer.output_proj.weight.copy_(torch.linalg.pinv(directions.double()).float()[:, :, None])

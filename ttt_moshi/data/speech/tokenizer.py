@@ -1,7 +1,7 @@
 """A small SentencePiece tokenizer with the special ids that Moshi expects.
 
-Moshi's 32k tokenizer has 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 `<pad>`. Moshi's text stream uses 3 as padding and 0 as end of padding,
-so ordinary text must never encode to either: every printable ASCII character gets a piece.
+Moshi's 32k tokenizer has 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 `<pad>`. Moshi's text stream uses 3 as padding and 0 as end of
+padding, so ordinary text must never encode to either: every printable ASCII character gets a piece.
 """
 
 from __future__ import annotations

@@ -1,0 +1,214 @@
+"""Everything the demo needs, from nothing: dialogues to train and evaluate on, and a small base model to start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import sentencepiece
+from moshi.models.compression import MimiModel
+
+from ttt_moshi.data.codec import Codec
+from ttt_moshi.data.corpus import Corpus
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.loader import ClipLoader, EvalSet
+from ttt_moshi.data.speech.dialogues import MOSHI_VOICES, USER_VOICES, make_dialogues, read_words
+from ttt_moshi.data.speech.espeak import Utterance, speak
+from ttt_moshi.data.speech.grammar import dialogue
+from ttt_moshi.data.speech.small_mimi import MimiSize, fit_mimi, mimi_config, save_mimi
+from ttt_moshi.data.speech.small_moshi import (
+    MoshiSize,
+    Pretraining,
+    lm_config,
+    mean_nll,
+    new_lm,
+    pretrain,
+    save_lm,
+    write_config,
+)
+from ttt_moshi.data.speech.tokenizer import train_tokenizer
+
+Progress = Callable[[str, int, int], None]
+"""called with what is being done, how many parts are done, and how many there are"""
+
+FORMAT_VERSION = 1
+RECORD = "material.json"
+PARTS = ("train", "eval", "base")
+FILE_NAMES = {
+    "moshi_name": "model.safetensors",
+    "mimi_name": "mimi-small.safetensors",
+    "mimi_config_name": "mimi_config.json",
+    "tokenizer_name": "tokenizer_spm_small.model",
+}
+
+
+@dataclass(frozen=True)
+class MaterialSize:
+    """How much speech and how large a model."""
+
+    train_dialogues: int = 40
+    """of about 33 s each"""
+    eval_dialogues: int = 8
+    questions: int = 3
+    """about earlier facts, per dialogue"""
+    stories: int = 1
+    """per dialogue"""
+    fitting_sentences: int = 120
+    """sentences that Mimi's codebooks are fitted on, all voices in turn"""
+    vocabulary: int = 384
+    mimi: MimiSize = field(default_factory=MimiSize)
+    moshi: MoshiSize = field(default_factory=MoshiSize)
+    pretraining: Pretraining = field(default_factory=Pretraining)
+
+
+DEMO = MaterialSize()
+TINY = MaterialSize(
+    train_dialogues=4,
+    eval_dialogues=2,
+    questions=1,
+    stories=0,
+    fitting_sentences=45,
+    vocabulary=160,
+    mimi=MimiSize(bins=64, components=16),
+    moshi=MoshiSize(dim=64, heads=2, layers=2, context=32, depformer_dim=32, depformer_layers=1),
+    pretraining=Pretraining(steps=8, batch_size=4, clip_seconds=4.0),
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where everything is."""
+
+    folder: Path
+    train_data: Path
+    """jsonl file"""
+    eval_data: Path
+    """jsonl file"""
+    base_model: Path
+    """folder with the files of a Moshi repository on the hub; give it as `moshi_paths.hf_repo_id`"""
+    eval_nll: dict[str, float]
+    """mean NLL in nats of the base model on the eval data: text_word, text_padding, semantic, acoustic"""
+    uniform_nll: dict[str, float]
+    """the same for a model that knows nothing: ln of the number of tokens"""
+
+
+def make_demo_material(
+    folder: Path, seed: int = 0, size: MaterialSize = DEMO, progress: Progress | None = None
+) -> Material:
+    """Makes dialogues and a base model in `folder`, or finds that it has been done.
+
+    The result depends on `seed` and `size` (and on the versions of espeak-ng and torch). A folder with the same
+    settings is used as it is; one that was not finished, or has other settings, is made again.
+
+    Raises `DataError` if `folder` holds something that was not made here: nothing of it is touched.
+    """
+    report = progress or (lambda what, done, total: None)
+    folder = Path(folder)
+    record = folder / RECORD
+    settings = {"format_version": FORMAT_VERSION, "seed": seed, **asdict(size)}
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    if record.is_file():
+        known = _read_record(record)
+        if known.get("complete") and known.get("fingerprint") == fingerprint:
+            return _material(folder, known)
+        for part in PARTS:
+            shutil.rmtree(folder / part, ignore_errors=True)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty and was not made by this command: name a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = {"fingerprint": fingerprint, "settings": settings, "complete": False}
+    _write_record(record, begun)
+    results = _make(folder, seed, size, report)
+    done = {**begun, **results, "complete": True}
+    _write_record(record, done)
+    return _material(folder, done)
+
+
+def make_tiny_material(folder: Path, seed: int = 0) -> Material:
+    """The same in a few seconds, for tests: a minute of speech, and a model that has learned next to nothing."""
+    return make_demo_material(folder, seed, TINY)
+
+
+def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict[str, dict[str, float]]:
+    length = {"questions": size.questions, "stories": size.stories}
+    train_data = make_dialogues(folder / "train", f"{seed}/train", size.train_dialogues, **length, progress=report)
+    eval_data = make_dialogues(folder / "eval", f"{seed}/eval", size.eval_dialogues, **length, progress=report)
+    base = folder / "base"
+    base.mkdir()
+    tokenizer = train_tokenizer(read_words(train_data), base / FILE_NAMES["tokenizer_name"], size.vocabulary)
+    report("fitting Mimi", 0, 1)
+    mimi = fit_mimi(fitting_speech(seed, size.fitting_sentences), size.mimi, seed)
+    save_mimi(mimi, size.mimi, base / FILE_NAMES["mimi_name"], base / FILE_NAMES["mimi_config_name"])
+    report("fitting Mimi", 1, 1)
+    return _make_moshi(base, seed, size, mimi, tokenizer, train_data, eval_data, report)
+
+
+def fitting_speech(seed: int, sentences: int) -> list[Utterance]:
+    """Sentences of other dialogues than the training ones, spoken by all voices in turn."""
+    rng = random.Random(f"{seed}/fitting")
+    texts: list[str] = []
+    while len(texts) < sentences:
+        texts += [turn.text for turn in dialogue(rng)]
+    voices = MOSHI_VOICES + USER_VOICES
+    return [speak(text, voices[index % len(voices)]) for index, text in enumerate(texts[:sentences])]
+
+
+def _make_moshi(
+    base: Path,
+    seed: int,
+    size: MaterialSize,
+    mimi: MimiModel,
+    tokenizer: sentencepiece.SentencePieceProcessor,
+    train_data: Path,
+    eval_data: Path,
+    report: Progress,
+) -> dict[str, dict[str, float]]:
+    config = lm_config(size.moshi, tokenizer.vocab_size(), size.mimi.bins)
+    model = new_lm(config, seed)
+    codec = Codec(mimi, mimi_config(size.mimi))
+    seconds = size.pretraining.clip_seconds
+    corpora = [Corpus(str(data), codec, tokenizer, seconds) for data in (train_data, eval_data)]
+    for corpus in corpora:
+        corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
+    pretrain(
+        model,
+        ClipLoader(corpora[0], seed=seed, shuffle=True),
+        size.pretraining,
+        lambda step, steps, loss: report(f"pre-training Moshi, loss {loss:.2f}", step, steps),
+    )
+    save_lm(model, base / FILE_NAMES["moshi_name"])
+    write_config(base / "config.json", config, FILE_NAMES)
+    text, audio = math.log(tokenizer.vocab_size()), math.log(size.mimi.bins)
+    uniform = {"text_word": text, "text_padding": text, "semantic": audio, "acoustic": audio}
+    return {"eval_nll": mean_nll(model, EvalSet(corpora[1])), "uniform_nll": uniform}
+
+
+def _material(folder: Path, record: dict) -> Material:
+    return Material(
+        folder=folder,
+        train_data=folder / "train" / "data.jsonl",
+        eval_data=folder / "eval" / "data.jsonl",
+        base_model=folder / "base",
+        eval_nll=record["eval_nll"],
+        uniform_nll=record["uniform_nll"],
+    )
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON ({error}): delete the folder {path.parent} and try again") from error
+
+
+def _write_record(path: Path, record: dict) -> None:
+    """Replaces the record in one step, so that an interrupted write is not taken for a finished one."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(record, indent=2) + "\n")
+    fresh.replace(path)
