@@ -1,0 +1,33 @@
+"""Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
+
+from ttt_moshi.checkpoint.contents import iter_tensors, read_document, read_tensors
+from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.export import Export
+from ttt_moshi.checkpoint.manifest import read_manifest
+from ttt_moshi.checkpoint.restore import LoadReport, restore
+from ttt_moshi.checkpoint.retention import Retention, prune
+from ttt_moshi.checkpoint.saving import Saved
+from ttt_moshi.checkpoint.store import CheckpointStore, Loaded
+from ttt_moshi.checkpoint.verify import Problem, VerifyReport, verify
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointStore",
+    "DamagedCheckpoint",
+    "Export",
+    "LoadReport",
+    "Loaded",
+    "Mismatch",
+    "NoCheckpoint",
+    "Problem",
+    "Retention",
+    "Saved",
+    "VerifyReport",
+    "iter_tensors",
+    "prune",
+    "read_document",
+    "read_manifest",
+    "read_tensors",
+    "restore",
+    "verify",
+]

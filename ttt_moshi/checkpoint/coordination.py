@@ -1,0 +1,82 @@
+"""How ranks tell each other results and failures: small JSON messages in a key-value store, never a collective.
+
+A background thread may use it while training runs its own collectives. Waiting polls, because a blocking call would
+hold the store's connection against everybody else in the process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from ttt_moshi.checkpoint.errors import CheckpointError
+
+_PAUSE = 0.005  # seconds between two looks at the store
+
+
+class Coordinator:
+    """One conversation of `world_size` ranks. A round is one save, load or opening; all ranks make the same rounds."""
+
+    def __init__(self, store: dist.Store | None, rank: int, world_size: int, name: str, timeout: float):
+        if store is None:
+            store = dist.HashStore() if world_size == 1 else _default_store()
+        self.rank, self.world_size, self._timeout = rank, world_size, timeout
+        # Every rank counts its own constructions, so that a second store on the same folder starts clean.
+        instance = store.add(f"checkpoint/{name}/instance/{rank}", 1)
+        self._store = dist.PrefixStore(f"checkpoint/{name}/{instance}", store)
+        self._round = 0
+        self._posted: dict[int, list[str]] = {}
+
+    def next_round(self) -> int:
+        """Begin a new exchange, forgetting the messages of the one before the last."""
+        self._round += 1
+        for key in self._posted.pop(self._round - 2, []):
+            self._store.delete_key(key)
+        return self._round
+
+    def post(self, number: int, key: str, value: Any) -> None:
+        """Leave a JSON message for the others."""
+        name = f"{number}/{key}"
+        self._posted.setdefault(number, []).append(name)
+        self._store.set(name, json.dumps(value))
+
+    def fail(self, number: int, message: str) -> None:
+        """Tell everybody who waits in this round that it is lost."""
+        self.post(number, "failed", f"rank {self.rank}: {message}")
+
+    def fetch(self, number: int, key: str) -> Any:
+        """Wait for a message. Raises CheckpointError when some rank failed, or after the timeout."""
+        name, failed = f"{number}/{key}", f"{number}/failed"
+        deadline = time.monotonic() + self._timeout
+        while not self._store.check([name]):
+            if self._store.check([failed]):
+                raise CheckpointError(json.loads(self._store.get(failed)))
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"no news of {key!r} from the other ranks for {self._timeout:.0f} s; one may be dead"
+                )
+            time.sleep(_PAUSE)
+        return json.loads(self._store.get(name))
+
+    def gather(self, number: int, key: str, value: Any) -> list[Any] | None:
+        """Give a value; rank 0 gets those of all ranks in order, the others None."""
+        self.post(number, f"{key}/{self.rank}", value)
+        if self.rank:
+            return None
+        return [self.fetch(number, f"{key}/{rank}") for rank in range(self.world_size)]
+
+    def share(self, number: int, key: str, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        if self.rank == 0:
+            self.post(number, key, value)
+            return value
+        return self.fetch(number, key)
+
+
+def _default_store() -> dist.Store:
+    if not dist.is_initialized():
+        raise CheckpointError("several ranks need init_process_group before a checkpoint store, or a coordinator given")
+    return dist.distributed_c10d._get_default_store()

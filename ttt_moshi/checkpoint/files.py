@@ -1,0 +1,141 @@
+"""Every operation of this room on the file system. Nothing else in the room opens, writes, renames or deletes.
+
+The fault tests replace `Files` by a subclass that counts, fails, kills or records, so a guarantee proven there holds
+for every path through the code. Each method is one operation that can be interrupted as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+PAGE = 4096  # alignment that O_DIRECT asks of offsets, lengths and memory on every common device
+
+
+class Files:
+    """The real file system. Paths are absolute; errors are the operating system's own (`OSError`)."""
+
+    def mkdir(self, path: Path) -> None:
+        """Make one folder whose parent exists. An existing folder is fine."""
+        path.mkdir(exist_ok=True)
+
+    def create(self, path: Path, direct: bool = False) -> int:
+        """Open for writing, making the file if needed and keeping what it holds (several ranks fill one export)."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        return os.open(path, flags, 0o666)
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Reserve `size` bytes, so that a full disk is noticed before the first byte is written."""
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            # Some network file systems cannot reserve; there the write itself reports a full disk.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """Write at `offset`; the number of bytes that were taken, which may be fewer than given."""
+        return os.pwrite(fd, data, offset)
+
+    def push(self, fd: int, offset: int, size: int) -> None:
+        """Start writing a range back to the disk and drop it from the page cache, to keep the final fsync short."""
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file to `size` bytes."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """Make the file's bytes durable. A failure is final: the kernel may have dropped the dirty pages."""
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make the folder's entries (names, renames, deletions) durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename within one file system, atomically."""
+        os.rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Delete one file."""
+        os.unlink(path)
+
+    def rmdir(self, path: Path) -> None:
+        """Delete one empty folder."""
+        os.rmdir(path)
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add a line to an advisory log."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that this user may still write under `path`."""
+        info = os.statvfs(path)
+        return info.f_bavail * info.f_frsize
+
+    def open(self, path: Path) -> int:
+        """Open for reading."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset`; the number of bytes read, 0 at the end of the file."""
+        return os.preadv(fd, [buffer], offset)
+
+    def read(self, path: Path) -> bytes:
+        """A whole small file."""
+        return path.read_bytes()
+
+    def size(self, path: Path) -> int:
+        """Size of a file in bytes."""
+        return path.stat().st_size
+
+    def names(self, path: Path) -> list[str]:
+        """Sorted names in a folder; an absent folder has none."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+
+def write_fully(files: Files, fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        taken = files.write(fd, view, offset)
+        view, offset = view[taken:], offset + taken
+
+
+def write_file(files: Files, path: Path, data: bytes) -> None:
+    """Write a small file and make its bytes (not yet its name) durable."""
+    fd = files.create(path)
+    try:
+        write_fully(files, fd, data, 0)
+        files.truncate(fd, len(data))
+        files.sync(fd)
+    finally:
+        files.close(fd)
+
+
+def remove_tree(files: Files, path: Path) -> None:
+    """Delete a folder and all in it. Links are removed, never followed."""
+    for name in files.names(path):
+        child = path / name
+        if child.is_dir() and not child.is_symlink():
+            remove_tree(files, child)
+        else:
+            files.remove(child)
+    files.rmdir(path)

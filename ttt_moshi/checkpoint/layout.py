@@ -1,0 +1,72 @@
+"""Names inside a checkpoints folder: which folder is what, and nothing about their contents.
+
+checkpoint_005000/     committed
+unhealthy_005000/      committed, but with NaN or infinity in it: kept to be looked at, never resumed
+.saving_005000/        being written; not a checkpoint
+.replaced_005000/      the older checkpoint of a step that is being saved again; put back if that save did not finish
+.trash_005000/         being deleted
+.quarantine_005000/    failed verification; reason.txt says why
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ttt_moshi.checkpoint.files import Files
+
+MANIFEST = "manifest.json"
+STATE = "resume/state.json"
+LOCK = "LOCK"
+LATEST = "LATEST"
+JOURNAL = "journal.jsonl"
+PINS = "pinned.json"
+
+_COMMITTED = re.compile(r"checkpoint_(\d{6,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a committed checkpoint."""
+    return f"checkpoint_{step:06d}"
+
+
+def unhealthy_name(step: int) -> str:
+    """Folder name of a checkpoint that holds non-finite values."""
+    return f"unhealthy_{step:06d}"
+
+
+def saving_name(step: int) -> str:
+    """Folder name while a checkpoint is written."""
+    return f".saving_{step:06d}"
+
+
+def replaced_name(step: int) -> str:
+    """Folder name of the older checkpoint of a step that is saved again."""
+    return f".replaced_{step:06d}"
+
+
+def shard_name(rank: int, world_size: int) -> str:
+    """Path of one rank's shard inside a checkpoint."""
+    return f"resume/shard_{rank:05d}_of_{world_size:05d}.safetensors"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a committed checkpoint's folder name, None for any other name."""
+    match = _COMMITTED.fullmatch(name)
+    return int(match.group(1)) if match and checkpoint_name(int(match.group(1))) == name else None
+
+
+def committed_steps(files: Files, root: Path) -> list[int]:
+    """Steps whose folder carries a committed name, ascending. Order is by step, never by file times."""
+    steps = (step_of(name) for name in files.names(root))
+    return sorted(step for step in steps if step is not None)
+
+
+def free_name(files: Files, root: Path, name: str) -> Path:
+    """`root/name`, or the first of `name.1`, `name.2`, ... that is not taken."""
+    taken = set(files.names(root))
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}.{number}"
+    return root / candidate

@@ -1,0 +1,140 @@
+"""Writing large files: past the page cache where the file system allows it, hashing the memory and not the disk.
+
+One large fsync of dirty page cache is slow and erratic; direct writes are fast and steady. Where O_DIRECT is refused,
+at opening or at the first write, the same bytes go through the page cache with early write-back.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from ttt_moshi.checkpoint.files import PAGE, Files, write_fully
+from ttt_moshi.checkpoint.rows import as_bytes
+
+PIECE = 16 << 20  # bytes of one write; large enough for full disk speed
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class Output:
+    """One file of known size that is filled at given offsets. Leaving the `with` block makes its bytes durable."""
+
+    def __init__(self, files: Files, path: Path, size: int, direct: bool, reserve: bool = True):
+        self._files, self._path, self._size, self.direct = files, path, size, direct
+        self._fd = self._open()
+        if reserve and size:
+            try:
+                files.allocate(self._fd, size)
+            except BaseException:
+                files.close(self._fd)
+                raise
+
+    def _open(self) -> int:
+        try:
+            return self._files.create(self._path, self.direct)
+        except OSError as error:
+            if not self.direct or error.errno not in _REFUSED:
+                raise
+            self.direct = False
+            return self._files.create(self._path)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write at `offset`. In direct mode offset and memory are page-aligned; the length is whole pages."""
+        if self.direct:
+            try:
+                write_fully(self._files, self._fd, data, offset)
+                return
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+            self._files.close(self._fd)
+            self.direct = False
+            self._fd = self._files.create(self._path)
+        write_fully(self._files, self._fd, data, offset)
+        self._files.push(self._fd, offset, len(data))
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._files.truncate(self._fd, self._size)
+                self._files.sync(self._fd)
+        finally:
+            self._files.close(self._fd)
+
+
+def aligned(size: int) -> Tensor:
+    """Page-aligned zeroed CPU memory of `size` rounded up to whole pages, uint8, already touched."""
+    length = max(-(-size // PAGE) * PAGE, PAGE)
+    area = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(area, dtype=torch.uint8).zero_()
+
+
+def hash_ranges(data: memoryview, ranges: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """BLAKE3 of each named byte range."""
+    return {name: blake3(data[begin:end]).hexdigest() for name, (begin, end) in ranges.items()}
+
+
+class Stream:
+    """Sequential writing of tensors through one page-aligned buffer, so that memory is bounded whatever the size."""
+
+    def __init__(self, output: Output, offset: int = 0):
+        self._output, self._offset, self._filled = output, offset, 0
+        self._buffer = aligned(PIECE)
+        self._memory = as_bytes(self._buffer)
+
+    def seek(self, offset: int) -> None:
+        """Continue at another place of the file (buffered mode only)."""
+        if offset != self._offset + self._filled:
+            self._flush(self._filled)
+            self._offset = offset
+
+    def add_bytes(self, data: bytes) -> str:
+        """Append raw bytes; their digest."""
+        return self.add(torch.frombuffer(bytearray(data), dtype=torch.uint8), torch.uint8)
+
+    def add(self, tensor: Tensor, dtype: torch.dtype) -> str:
+        """Append a tensor's elements converted to `dtype`, piece by piece; the digest of the bytes written."""
+        flat, position, hasher = tensor.reshape(-1), 0, blake3()
+        while position < flat.numel():
+            count = min((PIECE - self._filled) // dtype.itemsize, flat.numel() - position)
+            end = self._filled + count * dtype.itemsize
+            self._buffer[self._filled : end].view(dtype).copy_(flat[position : position + count])
+            hasher.update(self._memory[self._filled : end])
+            self._filled, position = end, position + count
+            if PIECE - self._filled < dtype.itemsize:
+                self._flush(self._filled)
+        return hasher.hexdigest()
+
+    def finish(self) -> None:
+        """Write what is left; in direct mode as whole pages, which the file's final truncation cuts."""
+        self._flush(-(-self._filled // PAGE) * PAGE if self._output.direct else self._filled)
+
+    def _flush(self, length: int) -> None:
+        if self._filled:
+            self._output.write(self._memory[:length], self._offset)
+            self._offset, self._filled = self._offset + self._filled, 0
+
+
+def probe_direct(files: Files, folder: Path) -> bool:
+    """Whether the file system of `folder` takes page-aligned direct writes, by trying one."""
+    path, block = folder / ".probe", aligned(1 << 20)
+    try:
+        with Output(files, path, 1 << 20, direct=True) as output:
+            output.write(as_bytes(block), 0)
+    finally:
+        files.remove(path)
+    return output.direct

@@ -1,0 +1,134 @@
+"""Reading tensors back: straight into the memory that wants them, hashing on the way, any rows from any shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from ttt_moshi.checkpoint.errors import DamagedCheckpoint
+from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.output import PIECE
+from ttt_moshi.checkpoint.rows import as_bytes, local_shape, row_count
+from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
+
+
+def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str) -> None:
+    """Fill `buffer`. Raises DamagedCheckpoint where the file ends too early or the disk cannot read it."""
+    done = 0
+    while done < len(buffer):
+        try:
+            count = files.read_into(fd, buffer[done:], offset + done)
+        except OSError as error:
+            raise DamagedCheckpoint(f"{where}: the disk cannot read byte {offset + done} ({error.strerror})") from error
+        if count == 0:
+            raise DamagedCheckpoint(f"{where}: the file ends at byte {offset + done}")
+        done += count
+
+
+def checked_document(files: Files, path: Path, record: Mapping[str, Any], where: str) -> bytes:
+    """A small file, checked against its size and digest in the manifest."""
+    try:
+        data = files.read(path)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{where}: the file is missing") from error
+    if len(data) != record["size"]:
+        raise DamagedCheckpoint(f"{where}: {len(data)} bytes instead of {record['size']}")
+    if blake3(data).hexdigest() != record["blake3"]:
+        raise DamagedCheckpoint(f"{where}: the content does not match its digest")
+    return data
+
+
+class TensorSource:
+    """The tensors of one folder as its manifest describes them: name -> dtype, shape and parts in files."""
+
+    def __init__(self, files: Files, folder: Path, tensors: Mapping[str, Mapping[str, Any]]):
+        self._files, self._folder, self.tensors = files, folder, tensors
+
+    def full(self, name: str) -> Tensor:
+        """A whole tensor in new CPU memory."""
+        entry = self.tensors[name]
+        out = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        self.rows_into(name, 0, row_count(entry["shape"]), out)
+        return out
+
+    def rows_into(self, name: str, start: int, stop: int, out: Tensor) -> None:
+        """Rows `start` to `stop` into `out`, a contiguous CPU tensor of the saved dtype.
+
+        Every part that is touched is read and checked whole, because its digest covers it whole.
+        """
+        entry = self.tensors[name]
+        row_bytes = nbytes(entry["dtype"], local_shape(entry["shape"], 0, 1))
+        target = as_bytes(out)
+        for part in entry["parts"]:
+            first, last = part["rows"]
+            begin, end = max(first, start), min(last, stop)
+            if begin >= end:
+                continue
+            wanted = target[(begin - start) * row_bytes : (end - start) * row_bytes]
+            if (begin, end) == (first, last):
+                self._whole(name, part, wanted)
+            else:
+                self._some(name, part, (begin - first) * row_bytes, wanted)
+
+    def digest(self, name: str) -> str:
+        """BLAKE3 of the whole tensor's bytes, over its parts in order of rows, each checked on the way."""
+        hasher = blake3()
+        for part in sorted(self.tensors[name]["parts"], key=lambda part: part["rows"]):
+            self._pieces(name, part, lambda piece, offset: hasher.update(piece))
+        return hasher.hexdigest()
+
+    def _whole(self, name: str, part: Mapping[str, Any], target: memoryview) -> None:
+        """Read a part into its final place and hash it there."""
+        where = f"{part['file']}: tensor {name!r}"
+        hasher, begin = blake3(), part["bytes"][0]
+        fd = self._open(part["file"])
+        try:
+            for offset in range(0, len(target), PIECE):
+                piece = target[offset : offset + PIECE]
+                read_exactly(self._files, fd, piece, begin + offset, where)
+                hasher.update(piece)
+        finally:
+            self._files.close(fd)
+        self._check(hasher, part, where)
+
+    def _some(self, name: str, part: Mapping[str, Any], skip: int, target: memoryview) -> None:
+        """Copy `len(target)` bytes from `skip` on out of a part, checking all of it."""
+
+        def take(piece: memoryview, offset: int) -> None:
+            begin, end = max(offset, skip), min(offset + len(piece), skip + len(target))
+            if begin < end:
+                target[begin - skip : end - skip] = piece[begin - offset : end - offset]
+
+        self._pieces(name, part, take)
+
+    def _pieces(self, name: str, part: Mapping[str, Any], sink: Any) -> None:
+        """Hand out a part's bytes as (piece, offset in the part), and check them at the end."""
+        where = f"{part['file']}: tensor {name!r}"
+        begin, end = part["bytes"]
+        hasher, buffer = blake3(), memoryview(bytearray(min(PIECE, end - begin)))
+        fd = self._open(part["file"])
+        try:
+            for offset in range(0, end - begin, PIECE):
+                piece = buffer[: min(PIECE, end - begin - offset)]
+                read_exactly(self._files, fd, piece, begin + offset, where)
+                hasher.update(piece)
+                sink(piece, offset)
+        finally:
+            self._files.close(fd)
+        self._check(hasher, part, where)
+
+    def _open(self, file: str) -> int:
+        try:
+            return self._files.open(self._folder / file)
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{file}: the file is missing") from error
+
+    @staticmethod
+    def _check(hasher: Any, part: Mapping[str, Any], where: str) -> None:
+        if hasher.hexdigest() != part["blake3"]:
+            raise DamagedCheckpoint(f"{where} does not match its digest")

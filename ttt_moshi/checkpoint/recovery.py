@@ -1,0 +1,56 @@
+"""Putting a checkpoints folder in order after a crash, and taking damaged checkpoints out of the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.files import Files, write_file
+from ttt_moshi.checkpoint.saving import discard
+
+REASON = "reason.txt"
+
+
+def sweep(files: Files, root: Path) -> list[str]:
+    """Remove what unfinished saves and deletions left behind; what was done, in words. Only the writer may call it.
+
+    A checkpoint that had stepped aside for a new one of the same step is put back if the new one never came.
+    """
+    done = []
+    for name in files.names(root):
+        if name.startswith(".replaced_"):
+            number = name.removeprefix(".replaced_").partition(".")[0]
+            target = f"checkpoint_{number}"
+            if target not in files.names(root) and layout.step_of(target) is not None:
+                files.rename(root / name, root / target)
+                files.sync_folder(root)
+                done.append(f"put back {target}, whose replacement was never finished")
+                continue
+        if name.startswith((".replaced_", ".saving_", ".trash_")):
+            discard(files, root, name)
+            done.append(f"removed {name}")
+    return done
+
+
+def quarantine(files: Files, root: Path, path: Path, reason: str) -> Path:
+    """Move a damaged checkpoint aside, for good, with the reason beside it. Nothing in it is deleted."""
+    target = layout.free_name(files, root, path.name.replace("checkpoint", ".quarantine", 1))
+    files.rename(path, target)
+    write_file(files, target / REASON, (reason + "\n").encode())
+    files.sync_folder(target)
+    files.sync_folder(root)
+    return target
+
+
+def note(files: Files, root: Path, event: str, **details: Any) -> None:
+    """Add a line to the journal, which people read and no program trusts."""
+    files.append(root / layout.JOURNAL, (json.dumps({"event": event, **details}) + "\n").encode())
+
+
+def write_latest(files: Files, root: Path, name: str) -> None:
+    """Point LATEST at a checkpoint. Advisory: readers look at the folders themselves."""
+    temporary = root / f".{layout.LATEST}.tmp"
+    write_file(files, temporary, (name + "\n").encode())
+    files.rename(temporary, root / layout.LATEST)

@@ -1,0 +1,68 @@
+"""Which rows of a tensor this rank holds, and which rank writes them.
+
+Plain tensors are equal on all ranks; rank 0 writes them. A DTensor may be replicated or sharded on dimension 0 over any
+dimension of its mesh, unevenly and down to no rows at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from ttt_moshi.checkpoint.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of a tensor of global `shape`. A scalar counts as one row."""
+
+    local: Tensor
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    mine: bool  # whether this rank is the one that writes them
+
+
+def row_count(shape: Sequence[int]) -> int:
+    """Rows of a tensor of this shape."""
+    return shape[0] if len(shape) else 1
+
+
+def local_shape(shape: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
+    """Shape of rows `start` to `stop`."""
+    return (stop - start, *shape[1:]) if len(shape) else ()
+
+
+def rows_of(name: str, tensor: Tensor, rank: int) -> Rows:
+    """The part of `tensor` on this rank. Raises CheckpointError for placements that rows cannot describe."""
+    shape = tuple(tensor.shape)
+    if not isinstance(tensor, DTensor):
+        return Rows(tensor.detach(), shape, 0, row_count(shape), rank == 0)
+    start, stop, mine = 0, row_count(shape), True
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise CheckpointError(f"tensor {name!r} lives on ranks that do not include rank {rank}")
+    for dimension, placement in enumerate(tensor.placements):
+        if isinstance(placement, Replicate):
+            mine = mine and coordinate[dimension] == 0
+        elif type(placement) is Shard and placement.dim == 0:
+            chunk = -(-(stop - start) // mesh.size(dimension))  # as torch.chunk cuts: the last ranks may get nothing
+            begin = min(start + coordinate[dimension] * chunk, stop)
+            start, stop = begin, min(begin + chunk, stop)
+        else:
+            raise CheckpointError(f"tensor {name!r} is placed as {placement}; only rows can be sharded")
+    local = tensor.to_local().detach()
+    if tuple(local.shape) != local_shape(shape, start, stop):
+        raise CheckpointError(f"tensor {name!r}: rank {rank} holds {tuple(local.shape)}, not rows {start} to {stop}")
+    return Rows(local, shape, start, stop, mine)
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    flat = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+    return memoryview(flat.numpy().data).cast("B") if flat.numel() else memoryview(b"")

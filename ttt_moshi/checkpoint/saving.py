@@ -1,0 +1,267 @@
+"""One save, from the staged image to the committed folder.
+
+Shards, then exports and digests of whole tensors, then the commit by rank 0. The ranks exchange results through the
+coordinator; if any of them fails, no rank commits and every rank learns why.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.coordination import Coordinator
+from ttt_moshi.checkpoint.errors import CheckpointError
+from ttt_moshi.checkpoint.export import ExportFile, header_digest, merge_export, seconds_since, write_export
+from ttt_moshi.checkpoint.files import Files, remove_tree, write_file
+from ttt_moshi.checkpoint.image import Image
+from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
+from ttt_moshi.checkpoint.output import PIECE, Output, hash_ranges
+from ttt_moshi.checkpoint.reading import TensorSource
+from ttt_moshi.checkpoint.rows import Rows
+from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A finished save. `seconds`: "blocked" (training waited), "stage", "shards", "exports", "commit"."""
+
+    step: int
+    path: Path
+    state_id: str
+    bytes: int
+    healthy: bool
+    seconds: dict[str, float]
+
+
+@dataclass
+class Job:
+    """Everything that one save writes, frozen at the moment training called for it."""
+
+    step: int
+    kind: str
+    image: Image
+    rows: Mapping[str, Rows]
+    exports: list[ExportFile]
+    documents: Mapping[str, bytes]
+    state: bytes
+    rank_state: Any
+    metrics: Mapping[str, Any]
+    info: Mapping[str, Any]
+    parent: Mapping[str, Any] | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Saver:
+    """Writes jobs of one rank. Holds no state between jobs except where and how to write."""
+
+    def __init__(self, files: Files, root: Path, coordinator: Coordinator, direct: bool):
+        self._files, self._root, self._coordinator, self._direct = files, root, coordinator, direct
+        self._rank, self._world = coordinator.rank, coordinator.world_size
+
+    def run(self, job: Job, number: int) -> Saved:
+        """Write, exchange, commit. Raises on every rank if any rank failed; then nothing was committed."""
+        try:
+            return self._run(job, number)
+        except BaseException as error:
+            self._coordinator.fail(number, f"{type(error).__name__}: {error}")
+            raise
+
+    def _run(self, job: Job, number: int) -> Saved:
+        talk, folder = self._coordinator, self._root / layout.saving_name(job.step)
+        if self._rank == 0:
+            self._prepare(folder, job)
+        talk.share(number, "folder ready", True)
+
+        begin = time.perf_counter()
+        job.image.wait_host()
+        mine = self._write_shard(folder, job)
+        job.seconds["shards"] = seconds_since(begin)
+        shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
+
+        begin = time.perf_counter()
+        tensors = merge_tensors(job.rows, shards)
+        source = TensorSource(self._files, folder, tensors)
+        exported = self._write_exports(folder, job, source)
+        whole = self._whole_digests(tensors, source)
+        job.seconds["exports"] = seconds_since(begin)
+        results = talk.gather(number, "exports", {"exported": exported, "whole": whole})
+
+        saved = None
+        if results is not None:
+            saved = self._commit(folder, job, shards, tensors, results)
+        news = saved and [str(saved.path), saved.state_id, saved.bytes, saved.healthy]
+        path, identity, size, healthy = talk.share(number, "committed", news)
+        return Saved(job.step, Path(path), identity, size, healthy, dict(job.seconds))
+
+    def _prepare(self, folder: Path, job: Job) -> None:
+        size = job.image.layout.size * self._world + sum(file.layout.size for file in job.exports)
+        free = self._files.free_bytes(self._root)
+        if free < size + PIECE:
+            raise CheckpointError(
+                f"no room for the checkpoint of step {job.step}: it needs {size / 1e9:.2f} GB, {self._root} has "
+                f"{free / 1e9:.2f} GB free. Free some space, keep fewer checkpoints, or use another run_dir."
+            )
+        discard(self._files, self._root, folder.name)
+        self._files.mkdir(folder)
+        self._files.mkdir(folder / "resume")
+        self._files.mkdir(folder / "consolidated")
+
+    def _write_shard(self, folder: Path, job: Job) -> dict[str, Any]:
+        """Write the image and hash it meanwhile, both from memory."""
+        plan, memory = job.image.layout, job.image.memory
+        path = layout.shard_name(self._rank, self._world)
+        ranges = {"": (0, len(plan.header))} | {name: (e.begin, e.end) for name, e in plan.entries.items()}
+        # "" is the header: no tensor has an empty name.
+        digests: dict[str, str] = {}
+        hashing = threading.Thread(target=lambda: digests.update(hash_ranges(memory, ranges)), name="checkpoint-hash")
+        hashing.start()
+        try:
+            with Output(self._files, folder / path, plan.size, self._direct) as output:
+                end = len(memory) if output.direct else plan.size
+                for offset in range(0, end, PIECE):
+                    output.write(memory[offset : min(offset + PIECE, end)], offset)
+        finally:
+            hashing.join()
+        parts = {
+            name: {
+                "file": path,
+                "rows": [job.rows[name].start, job.rows[name].stop],
+                "bytes": [entry.begin, entry.end],
+                "blake3": digests[name],
+            }
+            for name, entry in plan.entries.items()
+        }
+        return {
+            "file": path,
+            "size": plan.size,
+            "header_blake3": digests[""],
+            "parts": parts,
+            "nonfinite": sorted(name for name, view in job.image.views.items() if not finite(view)),
+            "rank_state": job.rank_state,
+        }
+
+    def _write_exports(self, folder: Path, job: Job, source: TensorSource) -> list[dict[str, Any]]:
+        def read(name: str) -> Tensor:
+            view = job.image.views.get(name)
+            whole = view is not None and view.shape == job.rows[name].shape
+            return view if view is not None and whole else source.full(name)
+
+        direct = self._direct and self._world == 1
+        return [
+            write_export(self._files, folder, file, job.image.views, read, self._rank, direct) for file in job.exports
+        ]
+
+    def _whole_digests(self, tensors: Mapping[str, Mapping[str, Any]], source: TensorSource) -> dict[str, str]:
+        """Digests of whole tensors that lie in several shards: read back, checked part by part, work shared."""
+        split = sorted(name for name, entry in tensors.items() if "blake3" not in entry)
+        return {name: source.digest(name) for name in split[self._rank :: self._world]}
+
+    def _commit(
+        self,
+        folder: Path,
+        job: Job,
+        shards: list[dict[str, Any]],
+        tensors: dict[str, Any],
+        results: list[dict[str, Any]],
+    ) -> Saved:
+        begin = time.perf_counter()
+        for result in results:
+            for name, blake in result["whole"].items():
+                tensors[name]["blake3"] = blake
+        rank_states = [shard["rank_state"] for shard in shards]
+        state = json.loads(job.state)
+        content = {"step": job.step, "state": state, "rank_state": rank_states}
+        documents = {**job.documents, layout.STATE: canonical(content, "state")}
+        records = {s["file"]: {"size": s["size"], "header_blake3": s["header_blake3"]} for s in shards}
+        for file in job.exports:
+            records[file.path] = {"size": file.layout.size, "header_blake3": header_digest(file.layout)}
+        for path, data in documents.items():
+            write_file(self._files, folder / path, data)
+            records[path] = {"size": len(data), "blake3": digest(data)}
+        nonfinite = sorted({name for shard in shards for name in shard["nonfinite"]})
+        identity = state_id(job.step, tensors, state, rank_states)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": job.step,
+            "parent": job.parent,
+            "state_id": identity,
+            "kind": job.kind,
+            "world_size": self._world,
+            "files": records,
+            "tensors": tensors,
+            "exports": {
+                f.path: merge_export(f, [r["exported"][i] for r in results]) for i, f in enumerate(job.exports)
+            },
+            "metrics": job.metrics,
+            "versions": versions(),
+            "health": {"finite": not nonfinite, "nonfinite": nonfinite},
+            "info": job.info,
+            "timings": job.seconds,
+        }
+        name = layout.unhealthy_name(job.step) if nonfinite else layout.checkpoint_name(job.step)
+        commit(self._files, self._root, folder, name, render(manifest))
+        job.seconds["commit"] = seconds_since(begin)
+        total = sum(record["size"] for record in records.values())
+        return Saved(job.step, self._root / name, identity, total, not nonfinite, job.seconds)
+
+
+def merge_tensors(rows: Mapping[str, Rows], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's `tensors`: parts of all ranks by rows. A tensor in one part has its whole digest at once."""
+    tensors: dict[str, Any] = {}
+    for name, part in rows.items():
+        parts = sorted((s["parts"][name] for s in shards if name in s["parts"]), key=lambda item: item["rows"])
+        entry = {"dtype": DTYPE_NAMES[part.local.dtype], "shape": list(part.shape), "parts": parts}
+        if len(parts) <= 1:
+            entry["blake3"] = parts[0]["blake3"] if parts else digest(b"")
+        tensors[name] = entry
+    return tensors
+
+
+def commit(files: Files, root: Path, folder: Path, name: str, manifest: bytes) -> None:
+    """Make a complete staging folder a checkpoint: manifest, folders durable, one rename, root durable.
+
+    An older folder of that name steps aside first and is put back by the next opening if the rename never came.
+    """
+    temporary = folder / f".{layout.MANIFEST}.tmp"
+    write_file(files, temporary, manifest)
+    files.rename(temporary, folder / layout.MANIFEST)
+    for inside in ("resume", "consolidated"):
+        files.sync_folder(folder / inside)
+    files.sync_folder(folder)
+    replaced = None
+    if name in files.names(root):
+        replaced = layout.free_name(files, root, "." + name.replace("checkpoint", "replaced", 1))
+        files.rename(root / name, replaced)
+    files.rename(folder, root / name)
+    files.sync_folder(root)
+    if replaced is not None:
+        discard(files, root, replaced.name)
+
+
+def discard(files: Files, root: Path, name: str) -> None:
+    """Delete a folder so that no half-deleted state carries a telling name: rename to trash, make durable, unlink."""
+    if name not in files.names(root):
+        return
+    trash = root / name
+    if not name.startswith(".trash"):
+        trash = layout.free_name(files, root, ".trash_" + name.lstrip("."))
+        files.rename(root / name, trash)
+        files.sync_folder(root)
+    remove_tree(files, trash)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a floating-point tensor has neither NaN nor infinity."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    flat = tensor.reshape(-1)
+    return all(bool(torch.isfinite(torch.stack(torch.aminmax(piece))).all()) for piece in flat.split(1 << 20))

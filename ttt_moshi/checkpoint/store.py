@@ -1,0 +1,370 @@
+"""The checkpoint store: what training, evaluation and tools call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.coordination import Coordinator
+from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.export import Export, plan_exports, seconds_since
+from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.image import Image, shard_plan
+from ttt_moshi.checkpoint.lock import WriterLock
+from ttt_moshi.checkpoint.manifest import canonical, collapse
+from ttt_moshi.checkpoint.output import probe_direct
+from ttt_moshi.checkpoint.reading import TensorSource
+from ttt_moshi.checkpoint.recovery import note, quarantine, sweep, write_latest
+from ttt_moshi.checkpoint.restore import LoadReport, compare, fill
+from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
+from ttt_moshi.checkpoint.rows import Rows, rows_of
+from ttt_moshi.checkpoint.saving import Job, Saved, Saver
+from ttt_moshi.checkpoint.verify import check_quickly
+
+KINDS = ("adapters", "full")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A restored checkpoint.
+
+    `rank_state` is this rank's; None when the ranks' states differed and the number of ranks has changed, so that there
+    is no right one. `skipped` are damaged newer checkpoints with the reason and where they were moved.
+    """
+
+    step: int
+    path: Path
+    state_id: str
+    kind: str
+    state: dict[str, Any]
+    rank_state: Any
+    world_size: int
+    manifest: dict[str, Any]
+    report: LoadReport
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+class CheckpointStore:
+    """Checkpoints of one run under `root`. All ranks construct one and make the same calls in the same order.
+
+    Constructing touches nothing on disk; `open` makes this process the folder's only writer. With several ranks, the
+    messages between them go through `coordinator`, by default the store of the default process group.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        coordinator: dist.Store | None = None,
+        retention: Retention | None = None,
+        timeout: float = 1800.0,
+        log: Callable[[str], None] = _log.warning,
+        files: Files | None = None,
+    ):
+        self.root, self.rank, self.world_size = Path(root).absolute(), rank, world_size
+        self._files, self._log, self._retention = files or Files(), log, retention or Retention()
+        self._talk = Coordinator(coordinator, rank, world_size, str(self.root), timeout)
+        self._lock: WriterLock | None = None
+        self._saver: Saver | None = None
+        self._image: tuple[object, Image] | None = None
+        self._thread: threading.Thread | None = None
+        self._saved: Saved | None = None
+        self._error: BaseException | None = None
+        self._parent: dict[str, Any] | None = None
+        self._resumed_from: set[int] = set()
+
+    # Looking, which anybody may do at any time
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending. Contents are not looked at."""
+        return layout.committed_steps(self._files, self.root)
+
+    def path(self, step: int) -> Path:
+        """Folder of a committed step."""
+        return self.root / layout.checkpoint_name(step)
+
+    def newest_valid(self) -> int | None:
+        """The newest step whose manifest, sizes, headers and small files are sound; None if there is none."""
+        for step in reversed(self.steps()):
+            try:
+                check_quickly(self.path(step), self._files)
+            except DamagedCheckpoint as error:
+                self._log(f"passing over step {step}: {error}")
+                continue
+            return step
+        return None
+
+    # Writing
+
+    def open(self) -> list[str]:
+        """Become the only writer: make the folder, take the lock, sweep what a crash left. What was swept, in words.
+
+        Raises CheckpointError if another process writes here.
+        """
+        if self._saver is not None:
+            return []
+        number = self._talk.next_round()
+        try:
+            swept = self._open_folder() if self.rank == 0 else None
+        except BaseException as error:
+            self._talk.fail(number, str(error))
+            raise
+        direct, swept = self._talk.share(number, "open", swept)
+        self._saver = Saver(self._files, self.root, self._talk, direct)
+        return swept
+
+    def _open_folder(self) -> tuple[bool, list[str]]:
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        for path in reversed(missing):
+            self._files.mkdir(path)
+            self._files.sync_folder(path.parent)
+        self._lock = WriterLock(self.root)
+        swept = sweep(self._files, self.root)
+        return probe_direct(self._files, self.root), swept
+
+    def reserve(self, tensors: Mapping[str, Tensor]) -> int:
+        """Lay out and touch the staging image before the first save needs it; its size in bytes."""
+        return self._staging({name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()}).layout.size
+
+    def _staging(self, rows: Mapping[str, Rows]) -> Image:
+        key = tuple(sorted((n, str(r.local.dtype), r.shape, r.start, r.stop, r.mine) for n, r in rows.items()))
+        if self._image is None or self._image[0] != key:
+            self._image = None
+            self._image = (key, Image(shard_plan(rows), any(r.local.is_cuda for r in rows.values())))
+        return self._image[1]
+
+    def save(
+        self,
+        step: int,
+        *,
+        kind: str,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        rank_state: Any = None,
+        exports: Mapping[str, Mapping[str, Export]] | None = None,
+        documents: Mapping[str, Mapping[str, Any]] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        info: Mapping[str, Any] | None = None,
+        pinned: bool = False,
+    ) -> None:
+        """Begin to save `step` and return once its state is staged; it is durable and committed later.
+
+        After `wait_staged` the tensors may change. `poll`, `wait` and the next `save` raise what went wrong in the
+        background, on any rank; earlier checkpoints are untouched by a failure. If the previous save is still being
+        written, this waits for it. The arguments:
+
+        tensors: fp32 masters, moments, carried state; DTensors sharded by rows, or plain ones equal on all ranks
+        state: JSON, equal on all ranks; rank_state: JSON of this rank, such as random generators
+        exports: file name under consolidated/ -> tensor name -> Export
+        documents: path in the checkpoint -> JSON content
+        metrics, info: recorded in the manifest, no part of the state's identity; pinned: never pruned
+
+        Non-finite tensors are saved as `unhealthy_<step>`, which nothing resumes from or counts.
+        """
+        begin = time.perf_counter()
+        self.open()
+        self._finish()
+        if step < 0 or kind not in KINDS:
+            raise CheckpointError(
+                f"a checkpoint needs a step of at least 0 and a kind of {KINDS}, not {step} and {kind!r}"
+            )
+        if not tensors or "" in tensors:
+            raise CheckpointError("a checkpoint without tensors, or with a nameless one, cannot be resumed from")
+        rows = {name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()}
+        image = self._staging(rows)
+        staging = time.perf_counter()
+        image.stage(rows)
+        job = Job(
+            step=step,
+            kind=kind,
+            image=image,
+            rows=rows,
+            exports=plan_exports(exports or {}, rows, self.rank),
+            documents={path: _document(path, content) for path, content in (documents or {}).items()},
+            state=canonical(state, "state"),
+            rank_state=json.loads(canonical(rank_state, "rank_state")),
+            metrics={name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
+            info={**json.loads(canonical(info or {}, "info")), "pinned": pinned},
+            parent=self._parent,
+            seconds={"stage": seconds_since(staging)},
+        )
+        number = self._talk.next_round()
+        self._thread = threading.Thread(target=self._persist, args=(job, number), name=f"checkpoint-{step}")
+        job.seconds["blocked"] = seconds_since(begin)
+        self._thread.start()
+
+    def _persist(self, job: Job, number: int) -> None:
+        assert self._saver is not None
+        try:
+            saved = self._saver.run(job, number)
+            if self.rank == 0:
+                self._tidy(saved)
+        except BaseException as error:  # handed to training by poll(), wait() or the next save()
+            self._error = error
+            raise SystemExit from error
+        self._parent = {"step": saved.step, "state_id": saved.state_id}
+        self._saved = saved
+
+    def _tidy(self, saved: Saved) -> None:
+        """Pointers, journal and retention: after the commit, and never able to spoil it."""
+        try:
+            write_latest(self._files, self.root, saved.path.name)
+            note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id, time=time.time())
+            if saved.healthy:
+                for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
+                    if not item.keep:
+                        note(self._files, self.root, "deleted", step=item.step, reason=item.reason, time=time.time())
+        except OSError as error:
+            self._log(f"step {saved.step} is saved, but tidying up after it failed: {error}")
+
+    def wait_staged(self) -> None:
+        """Call before the optimizer changes the tensors: on a GPU the staging copies may still be running."""
+        if self._image is not None:
+            self._image[1].wait_device()
+
+    def poll(self) -> Saved | None:
+        """The save that has finished since the last call, or None. Raises CheckpointError if it failed, on any rank."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        return self._finish()
+
+    def wait(self) -> Saved | None:
+        """Block until the last save is committed. Returns and raises as `poll`."""
+        return self._finish()
+
+    def _finish(self) -> Saved | None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        saved, self._saved = self._saved, None
+        if error is not None:
+            raise CheckpointError(f"saving failed, earlier checkpoints are intact: {error}") from error
+        return saved
+
+    def close(self) -> None:
+        """Wait for the last save and let others write. Raises as `wait`."""
+        try:
+            self._finish()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self._lock = self._saver = None
+
+    def __enter__(self) -> CheckpointStore:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def set_pinned(self, step: int, pinned: bool = True) -> None:
+        """Keep a step from retention for good, or no longer."""
+        if step not in self.steps():
+            raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {self.steps()}")
+        steps = read_pins(self._files, self.root)
+        write_pins(self._files, self.root, steps | {step} if pinned else steps - {step})
+
+    # Reading
+
+    def load(self, step: int = -1, *, tensors: Mapping[str, Tensor], strict: bool = True) -> Loaded:
+        """Fill `tensors` in place from `step`, or from the newest sound checkpoint for -1. All ranks call it.
+
+        Digests are checked while reading. A damaged newest checkpoint is moved to quarantine, said aloud, and the next
+        older one is taken; a named step never gives way to another (DamagedCheckpoint). `strict` demands equal names,
+        shapes and dtypes (Mismatch, which moves nothing). Raises NoCheckpoint if there is nothing to load.
+        """
+        self._finish()
+        number = self._talk.next_round()
+        steps = self._talk.share(number, "steps", self.steps())
+        if not steps:
+            raise NoCheckpoint(f"no checkpoint yet in {self.root}; start without resuming")
+        if step != -1 and step not in steps:
+            raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        skipped: list[tuple[Path, str]] = []
+        for candidate in reversed(steps) if step == -1 else [step]:
+            loaded = self._load_one(number, candidate, tensors, strict, skipped)
+            if isinstance(loaded, Loaded):
+                self._parent = {"step": loaded.step, "state_id": loaded.state_id}
+                self._resumed_from.add(loaded.step)
+                return loaded
+            if step != -1:
+                raise DamagedCheckpoint(
+                    f"step {step} cannot be resumed from: {loaded}. Step -1 takes the newest sound one."
+                )
+            skipped.append((self._set_aside(number, candidate, loaded), loaded))
+        raise NoCheckpoint(f"no sound checkpoint in {self.root}: " + "; ".join(reason for _, reason in skipped))
+
+    def _load_one(
+        self, number: int, step: int, tensors: Mapping[str, Tensor], strict: bool, skipped: list[tuple[Path, str]]
+    ) -> Loaded | str:
+        """The loaded checkpoint, or why any rank found it damaged."""
+        path, damage, loaded = self.path(step), "", None
+        try:
+            manifest = check_quickly(path, self._files)
+            report = compare(manifest["tensors"], tensors)
+            if strict and not report.ok:
+                raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
+            fill(TensorSource(self._files, path, manifest["tensors"]), tensors, report.restored, self.rank)
+            loaded = self._loaded(path, manifest, report, skipped)
+        except DamagedCheckpoint as error:
+            damage = f"rank {self.rank}: {error}" if self.world_size > 1 else str(error)
+        except BaseException as error:
+            self._talk.fail(number, str(error))
+            raise
+        found = self._talk.gather(number, f"damage in {step}", damage)
+        verdict = self._talk.share(number, f"verdict on {step}", "; ".join(filter(None, found or [])))
+        return verdict if verdict or loaded is None else loaded
+
+    def _loaded(
+        self, path: Path, manifest: dict[str, Any], report: LoadReport, skipped: list[tuple[Path, str]]
+    ) -> Loaded:
+        content = json.loads(self._files.read(path / layout.STATE))
+        states = collapse(content["rank_state"])
+        mine = states[0] if len(states) == 1 else None
+        if len(states) == self.world_size:
+            mine = states[self.rank]
+        return Loaded(
+            step=manifest["step"],
+            path=path,
+            state_id=manifest["state_id"],
+            kind=manifest["kind"],
+            state=content["state"],
+            rank_state=mine,
+            world_size=manifest["world_size"],
+            manifest=manifest,
+            report=report,
+            skipped=skipped,
+        )
+
+    def _set_aside(self, number: int, step: int, reason: str) -> Path:
+        moved = None
+        if self.rank == 0:
+            moved = str(quarantine(self._files, self.root, self.path(step), reason))
+            note(self._files, self.root, "quarantined", step=step, reason=reason, time=time.time())
+            self._log(f"checkpoint of step {step} is damaged and was moved to {moved}: {reason}")
+        return Path(self._talk.share(number, f"moved {step}", moved))
+
+
+def _document(path: str, content: Mapping[str, Any]) -> bytes:
+    if path == layout.STATE or path == layout.MANIFEST or path.startswith(("/", ".")) or ".." in path:
+        raise CheckpointError(f"a document cannot be written as {path!r}")
+    canonical(content, path)
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

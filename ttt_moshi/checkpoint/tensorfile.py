@@ -1,0 +1,107 @@
+"""The safetensors container: planning a header before a byte exists, and reading one back with suspicion.
+
+A file is 8 bytes of header length (little endian), the JSON header padded with spaces so that the data begins on a
+page, then the tensors without gaps. Any safetensors reader accepts it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ttt_moshi.checkpoint.errors import DamagedCheckpoint
+from ttt_moshi.checkpoint.files import PAGE
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+HEADER_LIMIT = 100_000_000  # the safetensors library refuses longer headers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file. `begin` and `end` are byte offsets from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A file whose bytes are all placed: header first, then `entries` in order of `begin`."""
+
+    header: bytes
+    entries: dict[str, Entry]
+    size: int
+
+
+def nbytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a contiguous tensor."""
+    return math.prod(shape) * DTYPES[dtype].itemsize
+
+
+def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Plan:
+    """Place tensors, given as (dtype name, shape), in a file.
+
+    Wider dtypes come first, so that every tensor is aligned to its element without gaps; names break ties.
+    """
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offsets, position = {}, 0
+    for name in order:
+        dtype, shape = tensors[name]
+        offsets[name] = (position, position + nbytes(dtype, shape))
+        position = offsets[name][1]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets[name])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    start = -(-(8 + len(text)) // PAGE) * PAGE
+    head = struct.pack("<Q", start - 8) + text.ljust(start - 8)
+    entries = {n: Entry(*tensors[n], start + offsets[n][0], start + offsets[n][1]) for n in order}
+    return Plan(head, entries, start + position)
+
+
+def parse_header(data: bytes, file_size: int, where: str) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """Entries, metadata and data start of a safetensors file, from its first bytes.
+
+    Raises DamagedCheckpoint unless the tensors tile the data exactly, in the manner the format demands.
+    """
+    try:
+        length = struct.unpack_from("<Q", data)[0]
+        if not 0 < length <= min(HEADER_LIMIT, file_size - 8) or len(data) < 8 + length:
+            raise ValueError("header length is out of range")
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        start, entries = 8 + length, {}
+        for name, item in header.items():
+            begin, end = item["data_offsets"]
+            entries[name] = Entry(item["dtype"], tuple(item["shape"]), start + begin, start + end)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise DamagedCheckpoint(f"{where}: the safetensors header cannot be read ({error})") from error
+    position = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        sound = entry.dtype in DTYPES and entry.begin == position
+        if not sound or entry.end - entry.begin != nbytes(entry.dtype, entry.shape):
+            raise DamagedCheckpoint(f"{where}: the header places tensor {name!r} wrongly")
+        position = entry.end
+    if position != file_size:
+        raise DamagedCheckpoint(f"{where}: the header describes {position} bytes, the file has {file_size}")
+    return entries, metadata, start

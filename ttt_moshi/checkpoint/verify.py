@@ -1,0 +1,196 @@
+"""Checking a checkpoint: every byte against the manifest, and the manifest against itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.errors import DamagedCheckpoint
+from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.manifest import digest, read_manifest, state_id
+from ttt_moshi.checkpoint.reading import TensorSource, checked_document, read_exactly
+from ttt_moshi.checkpoint.rows import local_shape, row_count
+from ttt_moshi.checkpoint.tensorfile import nbytes, parse_header
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong: in which file, in which tensor (empty: the file as a whole), and what."""
+
+    file: str
+    tensor: str
+    what: str
+
+
+@dataclass
+class VerifyReport:
+    """Outcome of a verification. `state_id` is recomputed from the bytes read (None when that was not possible)."""
+
+    path: Path
+    step: int | None = None
+    state_id: str | None = None
+    problems: list[Problem] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.problems
+
+    def text(self) -> str:
+        """One line for a sound checkpoint, one line a problem otherwise."""
+        if self.ok:
+            return f"{self.path}: sound, {self.bytes} bytes checked, state {self.state_id}"
+        return "\n".join(f"{self.path}: {problem.what}" for problem in self.problems)
+
+
+def check_quickly(path: Path, files: Files) -> dict[str, Any]:
+    """The manifest, if manifest, sizes, headers and small files are as written; tensor data is not read.
+
+    Raises DamagedCheckpoint for the first thing that is wrong.
+    """
+    manifest = read_manifest(path, files)
+    expected = layout.step_of(path.name)
+    if expected is not None and expected != manifest["step"]:
+        raise DamagedCheckpoint(f"{path} holds the manifest of step {manifest['step']}")
+    for file, record in manifest["files"].items():
+        _check_file(files, path, file, record, manifest)
+    for name, entry in _all_tensors(manifest):
+        _check_parts(name, entry)
+    return manifest
+
+
+def verify(
+    path: Path,
+    deep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    files: Files | None = None,
+) -> VerifyReport:
+    """Check a checkpoint folder and name every problem by file and tensor. `deep` reads all tensor data.
+
+    `progress` is called with (bytes done, bytes in all). Nothing is changed on disk.
+    """
+    files = files or Files()
+    report, begin = VerifyReport(Path(path)), time.perf_counter()
+    try:
+        manifest = read_manifest(report.path, files)
+    except DamagedCheckpoint as error:
+        report.problems.append(Problem(layout.MANIFEST, "", str(error)))
+        return report
+    report.step = manifest["step"]
+    expected = layout.step_of(report.path.name)
+    if expected is not None and expected != report.step:
+        report.problems.append(Problem(layout.MANIFEST, "", f"the folder's name does not fit step {report.step}"))
+    for file in sorted(set(_files_below(files, report.path)) - set(manifest["files"]) - {layout.MANIFEST}):
+        report.problems.append(Problem(file, "", f"{file}: the manifest does not know this file"))
+    broken = set()
+    for file, record in sorted(manifest["files"].items()):
+        try:
+            _check_file(files, report.path, file, record, manifest)
+        except DamagedCheckpoint as error:
+            broken.add(file)
+            report.problems.append(Problem(file, "", str(error)))
+    if deep:
+        _check_data(files, manifest, broken, report, progress)
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _check_data(
+    files: Files,
+    manifest: dict[str, Any],
+    broken: set[str],
+    report: VerifyReport,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    total = sum(record["size"] for record in manifest["files"].values())
+    report.bytes = sum(record["size"] for file, record in manifest["files"].items() if "blake3" in record)
+    whole: dict[str, Any] = {}
+    for name, entry in _all_tensors(manifest):
+        source = TensorSource(files, report.path, {name: entry})
+        try:
+            _check_parts(name, entry)
+            blake = source.digest(name)
+            if entry.get("blake3", blake) != blake:
+                raise DamagedCheckpoint(f"tensor {name!r}: its parts do not add up to its digest")
+            if "blake3" in entry:
+                whole[name] = {**entry, "blake3": blake}
+        except DamagedCheckpoint as error:
+            file = str(error).partition(":")[0] if entry["parts"] else layout.MANIFEST
+            if file not in broken:
+                report.problems.append(Problem(file, name, str(error)))
+        report.bytes += sum(part["bytes"][1] - part["bytes"][0] for part in entry["parts"])
+        if progress:
+            progress(report.bytes, total)
+    if report.problems:
+        return
+    content = json.loads(files.read(report.path / layout.STATE))
+    report.state_id = state_id(content["step"], whole, content["state"], content["rank_state"])
+    if report.state_id != manifest["state_id"]:
+        report.problems.append(Problem(layout.MANIFEST, "", "the state does not have the manifest's state_id"))
+
+
+def _all_tensors(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    exported = [item for table in manifest["exports"].values() for item in table.items()]
+    return [*manifest["tensors"].items(), *exported]
+
+
+def _check_file(files: Files, path: Path, file: str, record: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    if "blake3" in record:
+        checked_document(files, path / file, record, file)
+        return
+    try:
+        size = files.size(path / file)
+        if size != record["size"]:
+            raise DamagedCheckpoint(f"{file}: {size} bytes instead of {record['size']}")
+        fd = files.open(path / file)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{file}: the file is missing") from error
+    try:
+        head = memoryview(bytearray(8))
+        read_exactly(files, fd, head, 0, file)
+        length = int.from_bytes(head, "little")
+        if length > size - 8:
+            raise DamagedCheckpoint(f"{file}: the header length is damaged")
+        data = memoryview(bytearray(8 + length))
+        read_exactly(files, fd, data, 0, file)
+    finally:
+        files.close(fd)
+    if digest(data) != record["header_blake3"]:
+        raise DamagedCheckpoint(f"{file}: the header does not match its digest")
+    entries, _, _ = parse_header(bytes(data), size, file)
+    tensors = manifest["exports"].get(file, manifest["tensors"])
+    for name, entry in entries.items():
+        listed = [part for part in tensors.get(name, {"parts": []})["parts"] if part["file"] == file]
+        covered = sum(part["bytes"][1] - part["bytes"][0] for part in listed)
+        if covered != entry.end - entry.begin:
+            raise DamagedCheckpoint(f"{file}: tensor {name!r} is not what the manifest lists")
+
+
+def _check_parts(name: str, entry: Mapping[str, Any]) -> None:
+    """The parts of a tensor must tile its rows and have the bytes that their rows need."""
+    position = 0
+    row_bytes = nbytes(entry["dtype"], local_shape(entry["shape"], 0, 1))
+    for part in sorted(entry["parts"], key=lambda part: part["rows"]):
+        start, stop = part["rows"]
+        if start != position or part["bytes"][1] - part["bytes"][0] != (stop - start) * row_bytes:
+            raise DamagedCheckpoint(f"{part['file']}: tensor {name!r} has a gap or an overlap at row {position}")
+        position = stop
+    if position * row_bytes != row_count(entry["shape"]) * row_bytes:
+        raise DamagedCheckpoint(f"tensor {name!r} lacks rows from {position} on")
+
+
+def _files_below(files: Files, folder: Path, prefix: str = "") -> list[str]:
+    result = []
+    for name in files.names(folder):
+        if (folder / name).is_dir():
+            result += _files_below(files, folder / name, f"{prefix}{name}/")
+        else:
+            result.append(prefix + name)
+    return result
