@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttt_moshi.ttt import TTTConfig, TTTLayer
-from ttt_moshi.ttt.block import Frames, Norm, Rule
+from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step
 from ttt_moshi.ttt.state import Memory, Rows, Weights
 
 
@@ -81,7 +81,22 @@ def max_rel():
     """Largest difference, relative to the largest expected magnitude."""
 
     def compare(actual: torch.Tensor, expected: torch.Tensor) -> float:
+        actual, expected = actual.detach(), expected.detach()
         scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
         return float((actual - expected).abs().max() / scale)
 
     return compare
+
+
+@pytest.fixture
+def by_block_steps():
+    """All frames from the start of a mini-batch, through nothing but block steps: out and the new memory."""
+
+    def run(frames, memory, norm, rule):
+        outputs = []
+        for start in range(0, frames.q.shape[2], rule.mini_batch_size):
+            out, memory = block_step(frames.between(start, start + rule.mini_batch_size), memory, norm, rule)
+            outputs.append(out)
+        return torch.cat(outputs, dim=2), memory
+
+    return run

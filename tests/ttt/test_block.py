@@ -7,7 +7,7 @@ import torch
 
 from ttt_moshi.ttt.block import Frames
 from ttt_moshi.ttt.reference import reference_scan
-from ttt_moshi.ttt.sequence import run_fresh, run_from
+from ttt_moshi.ttt.sequence import run_from
 from ttt_moshi.ttt.state import Memory, Rows, Weights
 
 RECIPES = [(inner, biases, reciprocal) for inner in ("mlp", "linear") for biases in (0, 1) for reciprocal in (0, 1)]
@@ -22,10 +22,10 @@ def oracle(frames, memory, norm, rule, create_graph=False):
 
 @pytest.mark.parametrize(("inner", "biases", "reciprocal"), RECIPES)
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_block_steps_are_the_definition(make_problem, max_rel, inner, biases, reciprocal, dtype, bar):
+def test_block_steps_are_the_definition(make_problem, by_block_steps, max_rel, inner, biases, reciprocal, dtype, bar):
     settings = {"T": 16, "inner": inner, "update_biases": bool(biases), "reciprocal": bool(reciprocal)}
     expected, expected_weights = oracle(*make_problem(**settings))
-    out, after = run_fresh(*make_problem(**settings, dtype=dtype))
+    out, after = by_block_steps(*make_problem(**settings, dtype=dtype))
     assert out.dtype == dtype
     assert max_rel(out.double(), expected) <= bar
     for actual, wanted in zip([w for w in after.weights if w is not None], expected_weights, strict=True):
@@ -33,13 +33,13 @@ def test_block_steps_are_the_definition(make_problem, max_rel, inner, biases, re
 
 
 @pytest.mark.parametrize("inner", ["mlp", "linear"])
-def test_gradients_are_those_of_the_definition(make_problem, max_rel, inner):
+def test_gradients_are_those_of_the_definition(make_problem, by_block_steps, max_rel, inner):
     frames, memory, norm, rule = make_problem(T=11, inner=inner, grad=True)
     leaves = [*frames, *(w for w in memory.weights if w is not None), *norm]
     probe = torch.randn(frames.q.shape, dtype=torch.float64)
     expected, _ = oracle(frames, memory, norm, rule, create_graph=True)
     wanted = torch.autograd.grad((expected * probe).sum(), leaves)
-    out, _ = run_fresh(frames, memory, norm, rule)
+    out, _ = by_block_steps(frames, memory, norm, rule)
     for actual, gradient in zip(torch.autograd.grad((out * probe).sum(), leaves), wanted, strict=True):
         assert max_rel(actual, gradient) <= 1e-12
 
@@ -60,7 +60,7 @@ def side_by_side(memories):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_random_cuts_from_random_phases(make_problem, max_rel, seed):
+def test_random_cuts_from_random_phases(make_problem, by_block_steps, max_rel, seed):
     """In 128 batches of 4 streams, 2 cuts each: 1024 random splits, every stream at a phase of its own."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -77,9 +77,9 @@ def test_random_cuts_from_random_phases(make_problem, max_rel, seed):
         solo, begun = [], []
         for b, start in enumerate(starts):
             own = Frames(*(t[b : b + 1, :, : start + T] for t in frames))
-            solo.append(run_fresh(own, one_stream(memory, b), norm, rule))
+            solo.append(by_block_steps(own, one_stream(memory, b), norm, rule))
             before = one_stream(memory, b)
-            begun.append(run_fresh(own.between(0, start), before, norm, rule)[1] if start else before)
+            begun.append(by_block_steps(own.between(0, start), before, norm, rule)[1] if start else before)
         here = Frames(*(torch.stack([t[b, :, start : start + T] for b, start in enumerate(starts)]) for t in frames))
         for _ in range(2):
             now, done, outputs = side_by_side(begun), 0, []

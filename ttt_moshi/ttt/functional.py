@@ -25,6 +25,28 @@ def gelu_slope(z: Tensor) -> Tensor:
     return 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * (_GELU_C * (1.0 + 3.0 * _GELU_A * z * z))
 
 
+def gelu_backward(d: Tensor, z: Tensor) -> Tensor:
+    """`d * gelu_slope(z)` in one pass."""
+    return torch.ops.aten.gelu_backward(d, z, approximate="tanh")
+
+
+def gelu_slopes(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`gelu(z)` and its first and second derivative, from one tanh.
+
+    With u = c (z + a z^3), t = tanh(u): slope = (1 + t) / 2 + z (1 - t^2) u' / 2 and
+    curvature = (1 - t^2) (u' (1 - z t u') + 3 c a z^2).
+    """
+    square = z * z
+    du = (square * (3.0 * _GELU_A * _GELU_C)).add_(_GELU_C)
+    t = (square * (_GELU_A * _GELU_C)).add_(_GELU_C).mul_(z).tanh_()
+    half = (t * 0.5).add_(0.5)
+    sech = (t * t).neg_().add_(1.0)
+    value = half * z
+    slope = half.addcmul_(z * sech, du, value=0.5)
+    curvature = t.mul_(z).mul_(du).neg_().add_(1.0).mul_(du).add_(square, alpha=3.0 * _GELU_C * _GELU_A).mul_(sech)
+    return value, slope, curvature
+
+
 def standardise(z: Tensor) -> Tensor:
     """Zero mean and unit (biased) variance over the last axis."""
     return F.layer_norm(z, z.shape[-1:], eps=LN_EPS)

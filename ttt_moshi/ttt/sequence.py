@@ -1,4 +1,4 @@
-"""A sequence of any length from any phase, cut into block steps."""
+"""A sequence of any length from any phase, cut into what the fast scan can do and block steps for the rest."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import torch
 from torch import Tensor
 
 from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step
+from ttt_moshi.ttt.scan import Policy, scan
 from ttt_moshi.ttt.state import Memory
 
 
-def run_fresh(frames: Frames, memory: Memory, norm: Norm, rule: Rule) -> tuple[Tensor, Memory]:
-    """Any number of frames from the start of a mini-batch (every phase is 0): out [B, H, T, f], and the new memory."""
-    T, K = frames.q.shape[2], rule.mini_batch_size
+def run_fresh(
+    frames: Frames, memory: Memory, norm: Norm, rule: Rule, policy: Policy = "rebuild"
+) -> tuple[Tensor, Memory]:
+    """Any number of frames from the start of a mini-batch (every phase is 0): out [B, H, T, f], and the new memory.
+
+    Whole mini-batches take the fast scan, the remainder is one block step. `policy` is the scan's.
+    """
+    T = frames.q.shape[2]
+    whole = T // rule.mini_batch_size * rule.mini_batch_size
     outputs = []
-    for start in range(0, T, K):
-        out, memory = block_step(frames.between(start, start + K), memory, norm, rule)
+    if whole:
+        out, weights = scan(frames.between(0, whole), memory.weights, norm, rule, policy)
+        outputs.append(out)
+        memory = memory._replace(weights=weights)
+    if whole < T:
+        out, memory = block_step(frames.between(whole, T), memory, norm, rule)
         outputs.append(out)
     return torch.cat(outputs, dim=2), memory
 
 
-def run_from(frames: Frames, memory: Memory, norm: Norm, rule: Rule) -> tuple[Tensor, Memory]:
+def run_from(
+    frames: Frames, memory: Memory, norm: Norm, rule: Rule, policy: Policy = "rebuild"
+) -> tuple[Tensor, Memory]:
     """Any number of frames from any phase, another one in every stream: out [B, H, T, f], and the new memory.
 
     The first step fills every stream's running mini-batch, which takes a different number of frames from each; from
@@ -36,7 +49,7 @@ def run_from(frames: Frames, memory: Memory, norm: Norm, rule: Rule) -> tuple[Te
     outputs = [out]
     whole = max(T - K, 0) // K * K  # frames in whole mini-batches that every stream still has
     if whole:
-        out, memory = run_fresh(frames.between(0, whole), memory, norm, rule)
+        out, memory = run_fresh(frames.between(0, whole), memory, norm, rule, policy)
         outputs.append(out)
     for start in range(whole, T - 1, K):
         stop = min(start + K, T - 1)

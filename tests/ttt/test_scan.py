@@ -1,0 +1,42 @@
+"""The fast scan against autograd through the block steps: values, final weights and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttt_moshi.ttt.functional import gelu, gelu_slope, gelu_slopes
+from ttt_moshi.ttt.scan import scan
+
+RECIPES = [(inner, biases, reciprocal) for inner in ("mlp", "linear") for biases in (0, 1) for reciprocal in (0, 1)]
+
+
+@pytest.mark.parametrize("policy", ["rebuild", "checkpoint"])
+@pytest.mark.parametrize(("inner", "biases", "reciprocal"), RECIPES)
+def test_values_and_all_gradients(make_problem, by_block_steps, max_rel, inner, biases, reciprocal, policy):
+    frames, memory, norm, rule = make_problem(
+        T=28, K=4, H=5, inner=inner, update_biases=bool(biases), reciprocal=bool(reciprocal), grad=True
+    )
+    leaves = [*frames, *(w for w in memory.weights if w is not None), *norm]
+    torch.manual_seed(5)
+    out, after = by_block_steps(frames, memory, norm, rule)
+    expected = [out, *(w for w in after.weights if w is not None)]
+    probes = [torch.randn_like(t) for t in expected]
+    wanted = torch.autograd.grad(sum((t * p).sum() for t, p in zip(expected, probes, strict=True)), leaves)
+    out, weights = scan(frames, memory.weights, norm, rule, policy)
+    got = [out, *(w for w in weights if w is not None)]
+    for actual, value in zip(got, expected, strict=True):
+        assert max_rel(actual, value) <= 1e-12
+    gradients = torch.autograd.grad(sum((t * p).sum() for t, p in zip(got, probes, strict=True)), leaves)
+    for actual, value in zip(gradients, wanted, strict=True):
+        assert max_rel(actual, value) <= 1e-10
+
+
+def test_slopes_of_gelu():
+    z = torch.linspace(-6, 6, 401, dtype=torch.float64, requires_grad=True)
+    value, slope, curvature = gelu_slopes(z.detach())
+    torch.testing.assert_close(value, gelu(z.detach()), rtol=1e-13, atol=1e-13)
+    (first,) = torch.autograd.grad(gelu(z).sum(), z)
+    (second,) = torch.autograd.grad(gelu_slope(z).sum(), z)
+    torch.testing.assert_close(slope, first, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(curvature, second, rtol=1e-12, atol=1e-13)

@@ -1,0 +1,198 @@
+"""The fast form for whole mini-batches: one autograd function over the whole sequence, with an analytic backward.
+
+Equal to `block_step` on every mini-batch (proven in tests), but nothing of a step is kept for the backward pass except
+its low-rank factors. The weights of every step are found again while walking backwards, by adding the updates to the
+last ones ("rebuild"), or by recomputing from weights kept every so many mini-batches ("checkpoint": less memory, about
+a third more time).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ttt_moshi.ttt import linear_step, mlp_step
+from ttt_moshi.ttt.block import Frames, Norm, Rule
+from ttt_moshi.ttt.scan_types import Batch
+from ttt_moshi.ttt.state import Weights
+
+Policy = Literal["rebuild", "checkpoint"]
+
+CPU_HEADS = 8
+"""Heads that walk through time together on a CPU: their weights then stay in its cache."""
+
+
+class _Plan(NamedTuple):
+    """How a sequence is walked through."""
+
+    K: int
+    bias: float
+    heads: int
+    """G slices handled together"""
+    group: int
+    """mini-batches between two kept weights"""
+    keep_factors: bool
+
+
+def scan(
+    frames: Frames, weights: Weights, norm: Norm, rule: Rule, policy: Policy = "rebuild"
+) -> tuple[Tensor, Weights]:
+    """Whole mini-batches from the start of one: out [B, H, T, f] and the weights after the last.
+
+    Args:
+        frames: T of them, a multiple of K.
+        weights: fast weights and slow biases of every stream; gradients flow to both.
+        policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 2f for
+            the linear network) or "checkpoint" (some weights).
+
+    Raises:
+        ValueError: T is not a multiple of K, or the policy is unknown.
+    """
+    q, k, target, lam = frames
+    B, H, T, f = q.shape
+    K = rule.mini_batch_size
+    if T % K or not T:
+        raise ValueError(f"scan works on whole mini-batches of {K} frames, got {T} frames")
+    if policy not in ("rebuild", "checkpoint"):
+        raise ValueError(f"policy must be 'rebuild' or 'checkpoint', got {policy!r}")
+    flat = [w.flatten(0, 1) for w in weights if w is not None]
+    step = _step(flat)
+    count = T // K
+    group = count
+    if policy == "checkpoint":
+        # Weights kept + factors recomputed at a time is least where both are equal.
+        kept = sum(w[0].numel() for w in flat[::2])
+        group = max(1, min(count, round(math.sqrt(count * kept / (K * sum(step.widths(flat)))))))
+    plan = _Plan(
+        K=K,
+        bias=1.0 if rule.update_biases else 0.0,
+        heads=CPU_HEADS if q.device.type == "cpu" else B * H,
+        group=group,
+        keep_factors=policy == "rebuild",
+    )
+    gamma, beta = (p.expand(B, H, 1, f).flatten(0, 1) for p in norm)
+    out, *after = _Scan.apply(plan, *(t.flatten(0, 1) for t in (q, k, target, lam)), gamma, beta, rule.tau(q), *flat)
+    if not rule.update_biases:
+        after[1::2] = flat[1::2]
+    after = [w.unflatten(0, (B, H)) for w in after] + [None] * (4 - len(after))
+    return out.unflatten(0, (B, H)), Weights(*after)
+
+
+def _step(weights: list[Tensor]) -> Any:
+    return mlp_step if len(weights) == 4 else linear_step
+
+
+def _batches(
+    plan: _Plan,
+    heads: slice,
+    q: Tensor,
+    k: Tensor,
+    target: Tensor,
+    lam: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+) -> list[Batch]:
+    """The mini-batches of some heads, in order."""
+    K = plan.K
+    q, k, target, lam = (t[heads].unflatten(1, (-1, K)) for t in (q, k, target, lam))
+    kq = torch.cat([k, q], dim=2)
+    seen = torch.ones(K, K, dtype=torch.bool, device=q.device).tril()
+    E = torch.where(seen, lam[:, :, None, :], 0.0) * tau[:, None]
+    e = (lam * tau[-1])[..., None]
+    return [
+        Batch(
+            kq[:, n, K:], kq[:, n, :K], kq[:, n], target[:, n], E[:, n], e[:, n], gamma[heads], beta[heads], plan.bias
+        )
+        for n in range(q.shape[1])
+    ]
+
+
+def _head_blocks(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: _Plan,
+        q: Tensor,
+        k: Tensor,
+        target: Tensor,
+        lam: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        tau: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        step = _step(list(weights))
+        G, T, _ = q.shape
+        training = any(ctx.needs_input_grad)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        after = [w.clone(memory_format=torch.contiguous_format) for w in weights]
+        factors = [q.new_empty(G, T, width) for width in step.widths(weights)] if training and plan.keep_factors else []
+        starts = range(0, T // plan.K, plan.group)
+        kept = []
+        if training and not plan.keep_factors:
+            kept = [w.new_empty(len(starts), *w.shape) for w in weights]
+        for heads in _head_blocks(G, plan.heads):
+            now = [w[heads] for w in after]
+            for n, batch in enumerate(_batches(plan, heads, q, k, target, lam, gamma, beta, tau)):
+                if kept and n % plan.group == 0:
+                    for store, w in zip(kept, now, strict=True):
+                        store[n // plan.group, heads] = w
+                span = slice(n * plan.K, (n + 1) * plan.K)
+                read, made = step.forward(now, batch, with_output=True)
+                out[heads, span] = read
+                for store, factor in zip(factors, made, strict=False):
+                    store[heads, span] = factor
+        if training:
+            ctx.plan = plan
+            ctx.num_weights, ctx.num_factors = len(weights), len(factors)
+            ends = after if plan.keep_factors else kept
+            ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *ends, *factors)
+        return out, *after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, *d_after: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        saved = ctx.saved_tensors
+        inputs, ends, factors = saved[:7], saved[7 : 7 + ctx.num_weights], saved[7 + ctx.num_weights :]
+        q, k, target, lam, gamma, beta, tau = inputs
+        step = _step(list(ends))
+        d_weights = [d.clone(memory_format=torch.contiguous_format) for d in d_after]
+        if not plan.bias:  # the biases after the scan are the ones before it: not results of it
+            for d in d_weights[1::2]:
+                d.zero_()
+        dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
+        d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
+        d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
+        seen = torch.ones(plan.K, plan.K, dtype=q.dtype, device=q.device).tril() * tau[:, None]
+        for heads in _head_blocks(len(q), plan.heads):
+            batches = _batches(plan, heads, *inputs)
+            d_now = [d[heads] for d in d_weights]
+            for start in reversed(range(0, len(batches), plan.group)):
+                stop = min(start + plan.group, len(batches))
+                if plan.keep_factors:
+                    now = [w[heads].clone() for w in ends]
+                else:
+                    now = [w[start // plan.group, heads].clone() for w in ends]
+                    made = [step.forward(now, batches[n], with_output=False)[1] for n in range(start, stop)]
+                for n in reversed(range(start, stop)):
+                    span = slice(n * plan.K, (n + 1) * plan.K)
+                    own = tuple(t[heads, span] for t in factors) if plan.keep_factors else made[n - start]
+                    step.rebuild(now, batches[n], own)
+                    d = step.backward(now, batches[n], own, d_out[heads, span], d_now)
+                    dq[heads, span], dk[heads, span], d_target[heads, span] = d.q, d.k, d.target
+                    d_lam[heads, span] = (d.E * seen).sum(1) + d.e * tau[-1]
+                    d_gamma[heads] += d.gamma
+                    d_beta[heads] += d.beta
+        return None, dq, dk, d_target, d_lam, d_gamma, d_beta, None, *d_weights
