@@ -1,0 +1,238 @@
+"""Building a model: geometry from its configuration, base weights from a file, the rest freshly initialised."""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models import loaders
+from moshi.models.loaders import CheckpointInfo
+from moshi.modules.lora import replace_all_linear_with_lora
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ttt_moshi.config import LoraArgs, TTTArgs
+from ttt_moshi.moshi.errors import MoshiError
+from ttt_moshi.moshi.model import TTTMoshi
+from ttt_moshi.moshi.naming import tensor_group
+from ttt_moshi.moshi.trainable import parse_layers, select_trainable
+from ttt_moshi.ttt import TTTConfig
+
+
+def build_model(
+    info: CheckpointInfo,
+    ttt: TTTArgs,
+    lora: LoraArgs,
+    *,
+    full_finetuning: bool = False,
+    gradient_checkpointing: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    load_weights: bool = True,
+    seed: int = 0,
+) -> TTTMoshi:
+    """The model of a training run, with `requires_grad` set; at step 0 its logits are the base model's, bit for bit.
+
+    Frozen parameters are in `dtype` and trained ones in float32. Where the two meet in one layer, sharding
+    (`parallel.shard`) brings them to one type for the forward pass.
+
+    Args:
+        info: where the base model is, from `resolve_model`.
+        device: "meta" together with `load_weights=False` builds the geometry alone, without memory.
+        load_weights: whether to read the base weights; if not, they are initialised as the official model does.
+        seed: of the TTT and LoRA tensors. Each depends on the seed and its own name alone, so neither the number of
+            ranks nor the choice of other layers changes it; the global random state is left alone.
+
+    Raises:
+        MoshiError: the configuration does not fit, or the file's tensors are not exactly the base model's.
+    """
+    if info.lora_weights is not None:
+        raise MoshiError(
+            f"the base model names LoRA weights of its own ({info.lora_weights}): merge them first, or start from them "
+            "with `checkpoint.init_state_dir`"
+        )
+    device = torch.device(device)
+    ttt_config, layers = ttt_from_args(ttt, geometry(info.lm_config))
+    model = empty_model(
+        info.lm_config,
+        dtype,
+        lora=lora if lora.enable else None,
+        ttt_layers=layers,
+        ttt_config=ttt_config,
+        gradient_checkpointing=gradient_checkpointing,
+        device="meta" if load_weights else device,
+    )
+    if load_weights:
+        load_base(model, read_base(info), dtype, device, str(info.moshi_weights))
+    if device.type != "meta":
+        initialise_adapters(model, seed, device)
+    select_trainable(model, ttt, lora, full_finetuning)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def geometry(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of `LMModel` from a repository's configuration (None: the original Moshi 7B), adapter keys removed.
+
+    Always a copy: moshi's own table and the caller's configuration stay as they are.
+    """
+    arguments = copy.deepcopy(dict(loaders._lm_kwargs if config is None else config))
+    for obsolete in ("depformer_causal", "lora", "lora_rank", "lora_scaling"):
+        arguments.pop(obsolete, None)
+    if "demux_second_stream" in arguments:
+        arguments["demux_second_text_stream"] = arguments.pop("demux_second_stream")
+    if arguments.get("quantize"):
+        raise MoshiError("the base model is quantised, which cannot be trained: take the bfloat16 model")
+    return arguments
+
+
+def ttt_from_args(ttt: TTTArgs, arguments: Mapping[str, Any]) -> tuple[TTTConfig | None, list[int]]:
+    """The TTT layers that a configuration asks for: what each is made of, and in which temporal layers."""
+    layers = parse_layers(ttt.layers, arguments["num_layers"]) if ttt.enable else []
+    if not layers:
+        return None, []
+    try:
+        config = TTTConfig(
+            dim=arguments["dim"],
+            num_heads=arguments["num_heads"],
+            mini_batch_size=ttt.mini_batch_size,
+            inner=ttt.inner,
+            preset=ttt.preset,
+            base_lr=ttt.base_lr,
+            initial_gating_alpha=ttt.initial_gating_alpha,
+            bidirectional_prefix=ttt.bidirectional_prefix,
+        )
+    except ValueError as error:
+        raise MoshiError(f"the TTT layers cannot be built: {error}") from error
+    return config, layers
+
+
+def empty_model(
+    config: Mapping[str, Any] | None,
+    dtype: torch.dtype,
+    *,
+    lora: LoraArgs | None = None,
+    ttt_layers: list[int] | None = None,
+    ttt_config: TTTConfig | None = None,
+    gradient_checkpointing: bool = False,
+    device: torch.device | str = "meta",
+) -> TTTMoshi:
+    """The whole model with its adapters, base in `dtype`; on the meta device without memory."""
+    arguments = geometry(config)
+    # Conditions are computed outside the model, in float32, as the official loader does.
+    conditioners = arguments.pop("conditioners", None)
+    if conditioners is not None:
+        provider = loaders.get_conditioner_provider(arguments["dim"], device, {"conditioners": conditioners})
+        arguments["condition_provider"] = provider
+    if arguments.get("fuser") is not None:
+        arguments["fuser"] = loaders.get_condition_fuser(arguments)
+    try:
+        model = TTTMoshi(device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing, **arguments)
+    except TypeError as error:
+        raise MoshiError(f"config.json has a key that this version of moshi does not know: {error}") from error
+    if lora is not None:
+        # Before the TTT layers come in: adapters are for the base's linear layers only.
+        replace_all_linear_with_lora(model, lora.rank, lora.scaling, device=device, dtype=torch.float32)
+    if ttt_config is not None:
+        model.add_ttt(ttt_layers or [], ttt_config, device)
+    return model
+
+
+def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
+    """The tensors of the base model's file, mapped into memory rather than read."""
+    path = Path(info.moshi_weights)
+    if path.suffix not in (".safetensors", ".sft", ".sfts"):
+        raise MoshiError(f"{path} is not a safetensors file, the only format read here (pickles can run code)")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise MoshiError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if info.model_type == "hibiki":
+        # As the official loader does: an early end of sequence is padding, since the input goes on.
+        tensors["text_emb.weight"][2] = tensors["text_emb.weight"][3]
+    return tensors
+
+
+def load_base(
+    model: TTTMoshi, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, source: str
+) -> None:
+    """Fills every base tensor of `model` (made on the meta device) and none else.
+
+    Raises:
+        MoshiError: a tensor is missing, left over or of another shape; the message lists which.
+    """
+    # Conditions stay float32, as in the official loader.
+    loaded = {
+        name: tensor.to(device, torch.float32 if name.startswith(("condition_provider.", "fuser.")) else dtype)
+        for name, tensor in tensors.items()
+    }
+    assign_exactly(model, loaded, {name for name in model.state_dict() if tensor_group(name) == "base"}, source)
+
+
+def assign_exactly(model: TTTMoshi, tensors: Mapping[str, Tensor], expected: set[str], source: str) -> None:
+    """Makes `tensors` the parameters `expected` of `model`, through the official renaming of older files.
+
+    Raises:
+        MoshiError: the names or shapes are not exactly the expected ones; the message lists the difference.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    try:
+        outcome = model.load_state_dict(dict(tensors), strict=False, assign=True)
+    except RuntimeError as error:
+        raise MoshiError(f"{source} does not fit this model's geometry: {error}") from error
+    untouched = set(outcome.missing_keys)
+    missing = sorted(expected & untouched)
+    touched_by_mistake = sorted(set(shapes) - expected - untouched)
+    problems = [
+        describe(words, names)
+        for words, names in (
+            ("lacks", missing),
+            ("has tensors that the model does not know:", sorted(outcome.unexpected_keys)),
+            ("has tensors that do not belong in it:", touched_by_mistake),
+        )
+        if names
+    ]
+    if problems:
+        raise MoshiError(f"{source} " + "; it ".join(problems))
+
+
+def describe(words: str, names: Iterable[str], shown: int = 5) -> str:
+    """`words` followed by how many names there are and the first few of them."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{words} {len(names)} tensor{'s' if len(names) != 1 else ''}: {', '.join(names[:shown])}{more}"
+
+
+def initialise_adapters(model: TTTMoshi, seed: int, device: torch.device) -> None:
+    """Gives every TTT and LoRA tensor its start value, on the CPU first so that the device does not matter."""
+    for index in model.ttt_layers:
+        ttt = model.layers[index].ttt
+        assert ttt is not None
+        ttt.to_empty(device="cpu")
+        # The layer draws from the global generator; fork it, so that nothing else notices.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_for(seed, f"transformer.layers.{index}.ttt"))
+            ttt.reset_parameters()
+        ttt.to(device)
+    for name, parameter in list(model.named_parameters()):
+        if tensor_group(name) != "lora":
+            continue
+        value = torch.zeros(parameter.shape, dtype=torch.float32)
+        if ".lora_A." in name:
+            # Kaiming uniform with slope sqrt(5), as in the LoRA paper's code (arXiv 2106.09685); B starts at zero.
+            bound = 1.0 / math.sqrt(parameter.shape[1])
+            value.uniform_(-bound, bound, generator=torch.Generator().manual_seed(_seed_for(seed, name)))
+        module, leaf = name.rsplit(".", 1)
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(value.to(device)))
+
+
+def _seed_for(seed: int, name: str) -> int:
+    return (seed << 32) | zlib.crc32(name.encode())
