@@ -1,7 +1,7 @@
 """Every configuration key in one place, as plain dataclasses.
 
 Keys that moshi-finetune users know keep their names, meanings and defaults. Reading files and command lines
-is `ttt_moshi.cli.arguments`; this module knows only what a valid configuration is.
+is `ttt_moshi.config_io`; this module knows only what a valid configuration is.
 """
 
 from __future__ import annotations
@@ -129,6 +129,26 @@ class CheckpointArgs:
 
 
 @dataclass
+class PaperMetricsArgs:
+    """Benchmarks during training, by the same code that evaluates a checkpoint."""
+
+    enable: bool = False
+    """whether to run them, besides the perplexity of `do_eval`"""
+    data_root: Optional[str] = None
+    """folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)"""
+    tasks: str = "swuggy,sblimp,ssc,tsc"
+    """comma-separated names of tasks, or all"""
+    split: Literal["dev", "test"] = "dev"
+    """part of sLM21"""
+    max_items: Optional[int] = 200
+    """at most so many items a task, the same ones every time; null takes all"""
+    freq: int = 0
+    """steps between runs; 0 runs them at the end only"""
+    max_frames: int = 6000
+    """frames in one forward pass at most, padding included"""
+
+
+@dataclass
 class TrainArgs:
     """One training run."""
 
@@ -141,6 +161,7 @@ class TrainArgs:
     optim: OptimArgs = field(default_factory=OptimArgs)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     wandb: WandbArgs = field(default_factory=WandbArgs)
+    paper_metrics: PaperMetricsArgs = field(default_factory=PaperMetricsArgs)
     full_finetuning: bool = False
     """whether to train every parameter of the base model"""
     seed: int = 0
@@ -221,6 +242,11 @@ def validate(args: TrainArgs) -> None:
         "`full_finetuning: true` changes the base weights, so `save_adapters` must be false",
     )
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
+    _require(
+        not args.paper_metrics.enable or bool(args.paper_metrics.data_root),
+        "`paper_metrics.enable: true` needs `paper_metrics.data_root`, the folder of the benchmarks",
+    )
+    _require(args.paper_metrics.freq >= 0, f"`paper_metrics.freq` counts steps, got {args.paper_metrics.freq}")
     _require(
         not (args.checkpoint.resume and args.checkpoint.init_state_dir),
         "`checkpoint.resume` continues a run and `checkpoint.init_state_dir` starts one: set one of them",

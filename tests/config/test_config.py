@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_moshi.cli.arguments import args_from_dict, parse_train_args
 from ttt_moshi.config import ConfigError, TrainArgs, known_keys, to_dict
+from ttt_moshi.config_io import args_from_dict, parse_train_args
 from ttt_moshi.errors import UserError
 
 ROOT = Path(__file__).parents[2]

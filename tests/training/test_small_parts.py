@@ -111,7 +111,7 @@ def test_a_run_folder_is_never_taken_by_accident(tmp_path: Path) -> None:
         with pytest.raises(RunDirError, match="no run made"):
             check_free(run, overwrite)
     run.args_file.write_text("run_dir: run")
-    with pytest.raises(RunDirError, match="--checkpoint.resume true"):
+    with pytest.raises(RunDirError, match=r"--checkpoint\.resume true"):
         check_free(run, overwrite=False)
     check_free(run, overwrite=True)
 

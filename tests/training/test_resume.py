@@ -1,0 +1,144 @@
+"""A run killed at any instant, and resumed, ends as one that was never killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+RUN = ("--max_steps", "9", "--ckpt_freq", "2", "--num_ckpt_keep", "2")
+
+
+def after_steps(run: Any, steps: int, wait: float) -> Callable[[], bool]:
+    def reached() -> bool:
+        if len(run.records) < steps:
+            return False
+        time.sleep(wait)
+        return True
+
+    return reached
+
+
+def test_killed_anywhere_ends_bit_identical(launch: Callable[..., Any]) -> None:
+    whole = launch("whole", *RUN)
+    whole.run()
+    killed = launch("killed", *RUN)
+    draw = random.Random(20)
+    status, _ = killed.run_until(after_steps(killed, 3, draw.uniform(0, 0.1)), signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    status, _ = killed.run_until(
+        after_steps(killed, 6, draw.uniform(0, 0.1)), signal.SIGKILL, "--checkpoint.resume", "true"
+    )
+    assert status == -signal.SIGKILL
+    done = killed.run("--checkpoint.resume", "true")
+    assert "resuming at step" in done.stderr and "newest valid" in done.stderr
+    assert killed.state_id(9) == whole.state_id(9)
+    assert killed.timeless == whole.timeless
+    assert [record["step"] for record in whole.timeless] == list(range(1, 10))
+    assert len({record["sample_ids"] for record in whole.timeless}) == 9
+
+
+def test_two_ranks_killed_end_bit_identical(launch: Callable[..., Any]) -> None:
+    options = (*RUN, "--batch_size", "1")
+    whole = launch("whole", *options)
+    whole.run(ranks=2)
+    killed = launch("killed", *options)
+    killed.run_until(after_steps(killed, 5, 0.02), signal.SIGKILL, ranks=2)
+    killed.run("--checkpoint.resume", "true", ranks=2)
+    assert killed.state_id(9) == whole.state_id(9)
+    assert killed.timeless == whole.timeless
+
+
+def test_ranks_and_micro_batches_do_not_change_what_is_learnt(launch: Callable[..., Any]) -> None:
+    runs = {
+        "one": (1, "--batch_size", "2"),
+        "micro": (1, "--batch_size", "1", "--num_microbatches", "2"),
+        "two": (2, "--batch_size", "1"),
+    }
+    records = {}
+    for name, (ranks, *options) in runs.items():
+        run = launch(name, *options, "--max_steps", "3")
+        run.run(ranks=ranks)
+        records[name] = run.records
+    for name in ("micro", "two"):
+        for mine, reference in zip(records[name], records["one"], strict=True):
+            assert mine["sample_ids"] == reference["sample_ids"]
+            assert mine["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+            assert mine["nll"] == pytest.approx(reference["nll"], rel=1e-5)
+
+
+def test_another_world_size_continues_the_same_order_of_clips(launch: Callable[..., Any]) -> None:
+    whole = launch("whole", "--max_steps", "4", "--ckpt_freq", "2")
+    whole.run()
+    moved = launch("moved", "--max_steps", "4", "--ckpt_freq", "2")
+    moved.run_until(after_steps(moved, 3, 0.0), signal.SIGKILL)
+    done = moved.run("--checkpoint.resume", "true", "--batch_size", "1", ranks=2)
+    assert "on 2 processes a run saved by 1" in done.stderr
+    assert [r["sample_ids"] for r in moved.records] == [r["sample_ids"] for r in whole.records]
+    assert [r["loss"] for r in moved.records] == pytest.approx([r["loss"] for r in whole.records], rel=1e-4)
+
+
+def test_sigterm_saves_says_how_to_go_on_and_loses_nothing(launch: Callable[..., Any]) -> None:
+    whole = launch("whole", *RUN)
+    whole.run()
+    stopped = launch("stopped", *RUN)
+    status, stderr = stopped.run_until(after_steps(stopped, 3, 0.0), signal.SIGTERM)
+    assert status == 0, stderr[-2000:]
+    step = stopped.records[-1]["step"]
+    assert stopped.store.steps()[-1] == step
+    assert f"stopped by SIGTERM after step {step} of 9" in stderr
+    assert "train.py" in stderr and "--checkpoint.resume true" in stderr
+    stopped.run("--checkpoint.resume", "true")
+    assert stopped.state_id(9) == whole.state_id(9)
+    assert stopped.timeless == whole.timeless
+
+
+def test_what_cannot_be_resumed_is_said_in_one_line(launch: Callable[..., Any]) -> None:
+    run = launch("run", "--max_steps", "2", "--ckpt_freq", "1")
+    error = run.run("--checkpoint.resume", "true", status=2).stderr
+    assert "holds no checkpoint to resume from" in error and "Traceback" not in error
+    assert not run.run_dir.exists()
+    run.run()
+    before = run.store.steps(), run.records
+    for options, words in (
+        (["--checkpoint.resume_step", "7"], "has no checkpoint of step 7; it has 1, 2"),
+        (["--ttt.mini_batch_size", "4"], "ttt.mini_batch_size was 8 and is 4"),
+        (["--duration_sec", "1.6"], "clip length differ from those of the checkpoint"),
+    ):
+        error = run.run("--checkpoint.resume", "true", *options, status=2).stderr
+        assert words in error and "Traceback" not in error
+    error = run.run(status=2).stderr
+    assert "already holds a run" in error and "--checkpoint.resume true" in error
+    assert (run.store.steps(), run.records) == before
+
+
+def test_a_named_step_is_continued_and_later_logs_are_cut_back(launch: Callable[..., Any]) -> None:
+    run = launch("run", "--max_steps", "4", "--ckpt_freq", "1", "--num_ckpt_keep", "null")
+    run.run()
+    first = run.timeless, run.state_id(4)
+    done = run.run("--checkpoint.resume", "true", "--checkpoint.resume_step", "2")
+    assert "resuming at step 2" in done.stderr and "named by resume_step 2" in done.stderr
+    assert (run.timeless, run.state_id(4)) == first
+
+
+def test_a_loss_that_explodes_stops_with_the_last_finite_state(launch: Callable[..., Any]) -> None:
+    run = launch("run", "--max_steps", "6", "--optim.lr", "1e18", "--optim.pct_start", "0")
+    error = run.run(status=2).stderr
+    assert "is not finite" in error and "optim.lr" in error and "Traceback" not in error
+    steps = run.store.steps()
+    assert steps and steps[-1] == run.records[-1]["step"]
+
+
+def test_weights_of_a_checkpoint_start_a_new_run(launch: Callable[..., Any]) -> None:
+    first = launch("first", "--max_steps", "2")
+    first.run()
+    second = launch("second", "--max_steps", "2")
+    done = second.run("--checkpoint.init_state_dir", str(first.store.path(2)))
+    assert "tensors loaded" in done.stderr
+    assert [r["step"] for r in second.records] == [1, 2]
+    assert second.records[0]["sample_ids"] == first.records[0]["sample_ids"]
+    assert second.records[0]["loss"] < first.records[0]["loss"]

@@ -1,0 +1,151 @@
+"""check and prepare data sets"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.data.check import Finding, Report, check_data
+from ttt_moshi.data.prepare import Outcome, prepare
+from ttt_moshi.errors import UserError
+
+USAGE = """usage: ttt-moshi data COMMAND [options]
+
+commands:
+  check    say what is wrong with a data set, file by file
+  prepare  turn a folder of recordings into a data set
+
+`ttt-moshi data COMMAND --help` explains one command."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; exit status 0 all is well, 1 something is wrong with some files."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    commands = {"check": run_check, "prepare": run_prepare}
+    if argv[0] not in commands:
+        raise UserError(f"unknown command `data {argv[0]}`; there are {', '.join(commands)}")
+    return commands[argv[0]](argv[1:])
+
+
+def run_check(argv: list[str]) -> int:
+    parser = Parser(prog="ttt-moshi data check", description="Say what is wrong with a data set, file by file.")
+    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas are checked together")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    args = parser.parse_args(argv)
+    with _progress("checking") as on_file:
+        report = check_data(args.path, on_file)
+    if args.json:
+        print(json.dumps(_report_dict(report), indent=1, ensure_ascii=False))
+    else:
+        _print_report(report)
+    return 1 if report.problems else 0
+
+
+def run_prepare(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data prepare",
+        description="Turn a folder of recordings (wav, flac, mp3, ogg; mono or stereo; any rate) with transcripts "
+        "beside them (.json with word times, or .txt) into a data set. The folder itself is not changed.",
+    )
+    parser.add_argument("source", type=Path, help="folder of recordings, searched with its subfolders")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--moshi_speaker", choices=("A", "B"), default="A", help="who becomes Moshi: A the left channel, B the right"
+    )
+    parser.add_argument(
+        "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that this command made before")
+    args = parser.parse_args(argv)
+    if not 0 <= args.eval_fraction < 1:
+        raise UserError(f"`--eval_fraction` must be at least 0 and below 1, got {args.eval_fraction}")
+    with _progress("preparing") as on_file:
+        result = prepare(
+            args.source,
+            args.out,
+            moshi_speaker=args.moshi_speaker,
+            eval_fraction=args.eval_fraction,
+            overwrite=args.overwrite,
+            on_file=on_file,
+        )
+    for outcome in result.outcomes:
+        print(_outcome_line(outcome))
+    used = [outcome for outcome in result.outcomes if outcome.path]
+    seconds, words = sum(o.seconds for o in used), sum(o.words for o in used)
+    print(f"\n{_counted(len(used), 'recording')}, {_clock(seconds)}, {_counted(words, 'word')} of Moshi")
+    for name, count in result.lists.items():
+        print(f"  {args.out / name}: {_counted(count, 'recording')}")
+    return 0 if len(used) == len(result.outcomes) else 1
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    if outcome.left_out:
+        return f"left out  {outcome.source}: {outcome.left_out}"
+    words = {
+        "given": f"{_counted(outcome.words, 'word')} of Moshi",
+        "approximate": f"{_counted(outcome.words, 'word')} of Moshi at approximate times",
+        "none": "no words",
+    }[outcome.word_times]
+    return f"ok        {outcome.source}: {outcome.seconds:.2f} s, {words}; {'; '.join(outcome.done)}"
+
+
+def _print_report(report: Report) -> None:
+    where = ""
+    for finding in sorted(report.findings, key=lambda finding: finding.where):
+        if finding.where != where:
+            where = finding.where
+            print(where)
+        print(f"  {_mark(finding)}  {finding.message}")
+    if report.findings:
+        print()
+    summary = f"{_counted(report.recordings, 'recording')}, {_clock(report.seconds)}, "
+    summary += f"{_counted(report.words, 'word')} of Moshi: "
+    notes = len(report.findings) - len(report.problems)
+    problems = _counted(len(report.problems), "problem") if report.problems else "no problems"
+    print(f"{summary}{problems}, {_counted(notes, 'note')}")
+
+
+def _mark(finding: Finding) -> str:
+    return {"problem": "PROBLEM", "note": "note   "}[finding.level]
+
+
+def _report_dict(report: Report) -> dict[str, object]:
+    return {
+        "recordings": report.recordings,
+        "seconds": report.seconds,
+        "words": report.words,
+        "problems": len(report.problems),
+        "findings": [asdict(finding) for finding in report.findings],
+    }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda name, done, total: progress.update(task, description=name, completed=done, total=total)

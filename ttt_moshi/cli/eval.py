@@ -1,0 +1,279 @@
+"""Evaluate a checkpoint, list and compare evaluations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.eval_screen import Bars, show_perplexity, show_tasks
+from ttt_moshi.config import ConfigError, ModelPaths, TrainArgs
+from ttt_moshi.config_io import args_from_dict, check_config_file
+from ttt_moshi.errors import UserError
+
+REPORTS = ("ls", "compare", "report", "versa")
+BASE = "base"
+
+
+def main(argv: list[str]) -> int:
+    """`ttt-moshi eval --checkpoint_dir D ...`, or `ttt-moshi eval ls|compare|report|versa ...`.
+
+    Status 0 when everything that was asked for was measured, 1 when something was not, 2 when nothing could be.
+    """
+    if argv and argv[0] in REPORTS:
+        from ttt_moshi.cli.eval_reports import main as reports
+
+        return reports(argv)
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    began = time.perf_counter()
+    run = _Run.prepare(options, console)
+    run.evaluate(console)
+    return run.finish(console, time.perf_counter() - began)
+
+
+def _parser() -> Parser:
+    from ttt_moshi.evaluation.recordings import TEXT_MODES, USER_MODES
+    from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, TASKS
+
+    parser = Parser(
+        prog="eval_from_checkpoint.py",
+        description="Evaluates a checkpoint. The model, its codec and its tokenizer come from the checkpoint alone. "
+        "See also: ttt-moshi eval ls | compare | report | versa",
+    )
+    add = parser.add_argument
+    add("--checkpoint_dir", "--checkpoint", required=True, help="checkpoint folder, or `base` with --hf_repo_id")
+    add(
+        "--config",
+        type=Path,
+        help="YAML whose data and evaluation keys replace the checkpoint's; others mean nothing here",
+    )
+    add("--eval_type", choices=("standard", "paper_metrics", "both"), default="standard", help="default: %(default)s")
+    add("--batch_size", type=int, help="sequences in one forward pass at most; 1 scores them one by one")
+    add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
+    add("--out", type=Path, help="folder for the results; default: <run>/evaluation/<checkpoint>")
+    add("--data", help="recordings for the perplexity, instead of the checkpoint's `data.eval_data`")
+    add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
+    add("--tasks", help=f"comma-separated, or all; default: {','.join(PAPER_METRICS)}; there are: {', '.join(TASKS)}")
+    add("--split", choices=("dev", "test"), help="part of sLM21 (default: test)")
+    add("--max_items", type=int, help="at most so many items a task, a seeded sample from every stratum")
+    add("--seed", type=int, default=0, help="seed of samples (default: %(default)s)")
+    add("--text", choices=TEXT_MODES, default="absent", help="text stream of benchmarks (default: %(default)s)")
+    add("--user", choices=USER_MODES, default="silence", help="user stream of benchmarks (default: %(default)s)")
+    add(
+        "--sampled_texts",
+        type=int,
+        default=8,
+        help="texts drawn per recording with --text sampled (default: %(default)s)",
+    )
+    add("--ttt", default="on", help="on, off (gates closed), no_writes (memory stays W0), or reset:FRAMES; controls")
+    add(
+        "--chunk_frames",
+        type=int,
+        default=1500,
+        help="longer recordings are read in such chunks (default: %(default)s)",
+    )
+    add("--max_frames", type=int, default=6000, help="frames in one forward pass at most (default: %(default)s)")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+    add("--cache_dir", type=Path, help="folder for codes and scores that several evaluations share (default: in --out)")
+    add("--hf_repo_id", help="where the base model is now: hub id or folder")
+    return parser
+
+
+@dataclass
+class _Run:
+    """One evaluation from its options to its files."""
+
+    options: Any
+    args: TrainArgs
+    subject: Any
+    results: Any
+    out: Path
+    outcomes: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, options: Any, console: Console) -> _Run:
+        """Refuses what cannot work, checks the checkpoint, builds the model."""
+        import torch
+
+        from ttt_moshi.evaluation import Results
+        from ttt_moshi.evaluation.subject import check, checkpoint_folder, from_base, from_checkpoint, training_config
+
+        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
+        overrides = _overrides(options.config)
+        if options.checkpoint_dir == BASE:
+            if base is None or options.out is None:
+                raise UserError("`--checkpoint_dir base` needs --hf_repo_id (which model) and --out (where to write)")
+            args = _with(TrainArgs(run_dir="none"), overrides)
+            subject, out = from_base(base, device, _dtype(options, args)), options.out
+        else:
+            folder = checkpoint_folder(Path(options.checkpoint_dir))
+            if not options.no_ttt_verify:
+                with Bars(console) as bars:
+                    check(folder, lambda done, total: bars.update("verifying the checkpoint", done, total))
+            args = _with(args_from_dict(training_config(folder)), overrides)
+            out = options.out or _default_out(folder)
+            with console.status("loading the model"):
+                subject = from_checkpoint(folder, device, _dtype(options, args), base)
+        results = Results(subject.facts, config=_recorded(options, args), seed=options.seed)
+        return cls(options, args, subject, results, out, {})
+
+    def evaluate(self, console: Console) -> None:
+        """Fills in the results."""
+        names = self._tasks()
+        if self.options.eval_type in ("standard", "both") or "ppl" in names:
+            with Bars(console) as bars:
+                self._standard(bars)
+        names = [name for name in names if name != "ppl"]
+        if names:
+            with Bars(console) as bars:
+                self._paper_metrics(names, bars)
+
+    def finish(self, console: Console, seconds: float) -> int:
+        """Writes the files, shows the table, and returns the exit status."""
+        from ttt_moshi.evaluation.files import write_evaluation
+
+        write_evaluation(
+            self.out, self.results, self.outcomes, {"seconds": round(seconds, 3), "device": self.options.device}
+        )
+        console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
+        show_perplexity(console, self.results)
+        show_tasks(console, self.results)
+        console.print(f"results: {self.out / 'results.json'}", soft_wrap=True)
+        return 1 if self.results.skipped else 0
+
+    def _tasks(self) -> list[str]:
+        from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, parse_tasks
+
+        if self.options.tasks:
+            return parse_tasks(self.options.tasks)
+        return list(PAPER_METRICS) if self.options.eval_type != "standard" else []
+
+    def _standard(self, bars: Bars) -> None:
+        from ttt_moshi.data import Corpus, EvalSet
+        from ttt_moshi.evaluation.perplexity import as_task, evaluate_perplexity
+        from ttt_moshi.evaluation.results import skipped
+
+        if not self.args.data.eval_data:
+            self.results.tasks["perplexity"] = skipped("no recordings: name them with --data or `data.eval_data`")
+            return
+        try:
+            corpus = Corpus(
+                self.args.data.eval_data,
+                self.subject.codec,
+                self.subject.tokenizer,
+                self.args.duration_sec,
+                self.args.data.code_cache_dir,
+            )
+            corpus.encode_all(on_recording=lambda name, done, total: bars.update("encoding speech", done, total))
+            result = evaluate_perplexity(
+                self.subject.model,
+                EvalSet(corpus),
+                self.options.batch_size or self.args.batch_size,
+                progress=lambda done, total: bars.update("perplexity", done, total),
+            )
+        except UserError as reason:
+            self.results.tasks["perplexity"] = skipped(str(reason))
+            return
+        self.results.tasks["perplexity"] = as_task(result)
+        self.results.data["perplexity"] = {"digest": result.data_digest, "clips": result.clips}
+
+    def _paper_metrics(self, names: list[str], bars: Bars) -> None:
+        from ttt_moshi.evaluation.engine import BatchPolicy, Engine
+        from ttt_moshi.evaluation.nll_cache import NLLCache
+        from ttt_moshi.evaluation.recordings import Recordings
+        from ttt_moshi.evaluation.scorer import ModelScorer
+        from ttt_moshi.evaluation.suite import run_suite
+        from ttt_moshi.evaluation.tasks.registry import Benchmarks
+
+        options, subject = self.options, self.subject
+        cache = options.cache_dir or self.out / "cache"
+        recordings = Recordings(subject.codec, cache / "codes", options.text, options.user, subject.tokenizer)
+        scorer = ModelScorer(subject.model, subject.facts["state_id"], _scoring(options))
+        rows = options.batch_size or BatchPolicy.max_rows
+        engine = Engine(
+            scorer,
+            recordings,
+            NLLCache(cache / "nll", scorer.identity),
+            BatchPolicy(options.max_frames, rows),
+            bars.update,
+        )
+        root = options.data_root or (Path(p) if (p := self.args.paper_metrics.data_root) else None)
+        benchmarks = None
+        if root is not None:
+            split = options.split or "test"
+            benchmarks = Benchmarks(root, recordings.frames, split, options.max_items, options.seed)
+        found = run_suite(names, benchmarks, engine)
+        self.results.tasks |= found.tasks
+        self.outcomes = found.outcomes
+        for name, outcome in found.outcomes.items():
+            self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
+        self.results.data["codec"] = {"fingerprint": subject.codec.fingerprint}
+
+
+DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
+
+
+def _overrides(config: Path | None) -> dict[str, Any]:
+    """The data and evaluation keys of a YAML file; what it says about the model is the checkpoint's business."""
+    if config is None:
+        return {}
+    return {key: value for key, value in check_config_file(config).items() if key in DATA_KEYS}
+
+
+def _with(args: TrainArgs, overrides: dict[str, Any]) -> TrainArgs:
+    from ttt_moshi.config import to_dict
+
+    values = to_dict(args)
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+    return args_from_dict(values)
+
+
+def _dtype(options: Any, args: TrainArgs) -> Any:
+    import torch
+
+    return getattr(torch, options.dtype or args.param_dtype)
+
+
+def _default_out(folder: Path) -> Path:
+    """Beside the checkpoints, never inside one: a checkpoint's folder holds what its manifest lists."""
+    root = folder.absolute().parent
+    return (root.parent if root.name == "checkpoints" else root) / "evaluation" / folder.name
+
+
+def _scoring(options: Any) -> Any:
+    from ttt_moshi.evaluation.scorer import ScoringOptions
+
+    changes: dict[str, Any] = {"chunk_frames": options.chunk_frames, "seed": options.seed}
+    if options.text == "sampled":
+        changes["sampled_texts"] = options.sampled_texts
+    kind, _, number = options.ttt.partition(":")
+    if kind == "reset" and number.isdigit() and int(number):
+        changes["reset_every"] = int(number)
+    elif options.ttt in ("off", "no_writes"):
+        changes["gate" if options.ttt == "off" else "inner_lr"] = 0.0
+    elif options.ttt != "on":
+        raise ConfigError(f"`--ttt {options.ttt}`: it is on, off, no_writes or reset:FRAMES (as in reset:3000)")
+    return ScoringOptions(**changes)
+
+
+def _recorded(options: Any, args: TrainArgs) -> dict[str, Any]:
+    """Everything that can change a number, without paths of this machine."""
+    names = ("eval_type", "split", "max_items", "text", "user", "ttt", "chunk_frames", "max_frames")
+    return {
+        **{name: getattr(options, name) for name in names},
+        "batch_size": options.batch_size,
+        "sampled_texts": options.sampled_texts if options.text == "sampled" else None,
+        "dtype": options.dtype or args.param_dtype,
+        "duration_sec": args.duration_sec,
+    }

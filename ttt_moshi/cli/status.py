@@ -1,0 +1,176 @@
+"""Explain the environment, a run or a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.errors import UserError
+
+EXAMPLES = """\
+train              python train.py --config configs/demo.yaml
+on 8 GPUs          torchrun --nproc_per_node 8 train.py --config configs/moshi_7b_ttt.yaml
+resume             python train.py --config configs/demo.yaml --checkpoint.resume true
+resume at a step   python train.py --config configs/demo.yaml --checkpoint.resume true --checkpoint.resume_step 40
+second stage       python train.py --config configs/demo.yaml --run_dir runs/stage2 \\
+                     --checkpoint.init_state_dir runs/demo/killed/checkpoints/checkpoint_000060
+this overview      python checkpoint_summary.py runs/demo/killed
+verify             python test_checkpoint_verification.py \\
+                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
+evaluate           python eval_from_checkpoint.py \\
+                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`ttt-moshi status [--check-system] [--show-examples] [--full] [RUN_DIR]`.
+
+    Status 0 if all that was looked at is usable, 1 if not.
+    """
+    parser = Parser(prog="checkpoint_summary.py", description=__doc__)
+    parser.add_argument("run_dir", nargs="?", type=Path, help="a run, its checkpoints folder, or one checkpoint")
+    parser.add_argument(
+        "--check-system", action="store_true", help="check the environment, count 7B's tensors"
+    )
+    parser.add_argument("--show-examples", action="store_true", help="print the commands for the usual tasks")
+    parser.add_argument("--full", action="store_true", help="read and verify every byte of every checkpoint")
+    options = parser.parse_args(argv)
+    if options.run_dir is None and not options.show_examples:
+        options.check_system = True
+    console = Console(highlight=False)
+    sound = True
+    if options.show_examples:
+        console.print(EXAMPLES, markup=False, soft_wrap=True)
+    if options.check_system:
+        sound &= _check_system(console)
+    if options.run_dir is not None:
+        sound &= _explain_run(options.run_dir, options.full, console)
+    return 0 if sound else 1
+
+
+def _check_system(console: Console) -> bool:
+    import torch
+
+    table = Table(title="environment", show_header=False, title_justify="left")
+    problems = []
+    table.add_row("python", platform.python_version())
+    for package in ("torch", "moshi", "safetensors", "blake3", "sentencepiece"):
+        try:
+            table.add_row(package, version(package))
+        except PackageNotFoundError:
+            table.add_row(package, "[red]missing[/]")
+            problems.append(f"{package} is not installed")
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    table.add_row(
+        "GPUs", ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none: CPU only"
+    )
+    table.add_row("CPU cores", str(os.cpu_count()))
+    table.add_row("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")
+    console.print(table)
+    for problem in problems:
+        console.print(f"[red]problem[/] {problem}")
+    if problems:
+        return False
+    ttt, whole = count_7b("1,2")
+    console.print('Moshi 7B with ttt.layers "1,2", built without memory and counted:')
+    console.print(f"  TTT: {ttt.tensors} tensors, {ttt.elements:,} elements")
+    console.print(f"  all: {whole.tensors} tensors, {whole.elements:,} elements")
+    return True
+
+
+def count_7b(layers: str) -> tuple[Any, Any]:
+    """Tensors and elements of the TTT layers and of the whole model, at the official 7B geometry on the meta device."""
+    from pathlib import Path as AnyPath
+
+    from moshi.models.loaders import CheckpointInfo
+
+    from ttt_moshi.config import LoraArgs, TTTArgs
+    from ttt_moshi.moshi import build_model, count_tensors
+
+    # Without a configuration of its own, the official loader builds Moshi 7B; no file is read.
+    info = CheckpointInfo(AnyPath(), AnyPath(), AnyPath())
+    model = build_model(info, TTTArgs(enable=True, layers=layers), LoraArgs(), device="meta", load_weights=False)
+    counts = count_tensors(model)
+    return counts.groups["ttt"], counts.total
+
+
+def _explain_run(path: Path, full: bool, console: Console) -> bool:
+    from ttt_moshi.checkpoint import CheckpointStore
+
+    if not path.exists():
+        raise UserError(f"nothing at {path}")
+    if (path / "manifest.json").exists():
+        root, only = path.parent, path
+    else:
+        root, only = (path / "checkpoints" if (path / "checkpoints").is_dir() else path), None
+    store = CheckpointStore(root)
+    folders = [only] if only is not None else [store.path(step) for step in store.steps()]
+    if not folders:
+        console.print(f"{path}: no checkpoints")
+        return False
+    table = Table(title=str(root), title_justify="left")
+    for column in ("checkpoint", "kind", "size", "loss", "trained tensors", "dtype", "gate |tanh α|", "state"):
+        table.add_column(column)
+    rows = [_row(folder, full) for folder in folders]
+    for cells, _ in rows:
+        table.add_row(*cells)
+    console.print(table)
+    newest = store.newest_valid()
+    if newest is not None:
+        console.print(f"can be resumed: {store.path(newest).name} is the newest valid one")
+    return all(sound for _, sound in rows) and newest is not None
+
+
+def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
+    from ttt_moshi.checkpoint import CheckpointError, read_manifest, verify
+
+    report = verify(folder, deep=full)
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [folder.name, "", "", "", "", "", "", f"[red]{error}[/]"], False
+    parameters = {k.removeprefix("param/"): v for k, v in manifest["tensors"].items() if k.startswith("param/")}
+    elements = sum(math.prod(tensor["shape"]) for tensor in parameters.values())
+    size = sum(file["size"] for file in manifest["files"].values())
+    loss = manifest["metrics"].get("loss")
+    state = ("every byte verified" if full else "complete") if report.ok else f"[red]{report.problems[0]}[/]"
+    cells = [
+        folder.name,
+        manifest["kind"],
+        f"{size / 2**20:.1f} MiB",
+        "" if loss is None else f"{loss:.4f}",
+        f"{len(parameters)} / {elements:,}",
+        ", ".join(sorted({tensor["dtype"] for tensor in parameters.values()})),
+        _gates(folder, manifest),
+        state,
+    ]
+    return cells, report.ok
+
+
+def _gates(folder: Path, manifest: dict[str, Any]) -> str:
+    """Mean forward gate over the TTT layers, with the backward one, which only a prefix moves."""
+    from ttt_moshi.checkpoint import iter_tensors
+
+    means: dict[str, list[float]] = {"forward": [], "backward": []}
+    file = next(
+        (name for name in manifest["files"] if name.startswith("consolidated/") and name.endswith("tensors")), None
+    )
+    if file is None:
+        return ""
+    names = [name for name in manifest["exports"].get(file, {}) if name.endswith("gating_alpha")]
+    for name, tensor in iter_tensors(folder, file, names):
+        direction = "forward" if "forward_gating" in name else "backward"
+        means[direction].append(float(tensor.float().tanh().abs().mean()))
+    if not means["forward"]:
+        return "no TTT"
+    mean = {direction: sum(values) / len(values) for direction, values in means.items()}
+    return f"{mean['forward']:.4f} (prefix {mean['backward']:.4f})"

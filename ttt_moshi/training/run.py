@@ -1,0 +1,242 @@
+"""A training run from the first check to the last checkpoint, on one process or many."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttt_moshi.checkpoint import CheckpointStore, Retention
+from ttt_moshi.config import TrainArgs
+from ttt_moshi.data import Batch, ClipLoader
+from ttt_moshi.errors import UserError
+from ttt_moshi.training import checkpoints, random_state
+from ttt_moshi.training.assemble import Parts, assemble
+from ttt_moshi.training.distributed import World, join_world
+from ttt_moshi.training.evaluate import evaluate
+from ttt_moshi.training.optimizer import set_learning_rate
+from ttt_moshi.training.run_dir import RunDir, check_free, claim, record_launch
+from ttt_moshi.training.schedule import one_cycle
+from ttt_moshi.training.signals import StopRequest, stop_request
+from ttt_moshi.training.sinks import JsonLines, Sink, TensorBoard, Wandb, cut_back
+from ttt_moshi.training.step import StepResult, digest, loss_weights, train_step
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class NonFiniteLossError(UserError):
+    """The loss or a gradient stopped being a number."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        step: optimizer steps done.
+        finished: whether that is all of them.
+        stopped_by: name of the signal that ended it early.
+        checkpoint: folder of the last checkpoint, if one was saved.
+        state_id: its state id.
+    """
+
+    step: int
+    finished: bool
+    stopped_by: str | None
+    checkpoint: Path | None
+    state_id: str | None
+
+
+def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
+    """Trains until `max_steps` or until a stop signal, and saves on the way.
+
+    Everything that can be refused is refused before the run folder is touched.
+
+    Args:
+        report: receives every step's record, on rank 0.
+
+    Raises:
+        UserError: a configuration, data set, base model, run folder or checkpoint that cannot work.
+        NonFiniteLossError: after a checkpoint of the last finite state was saved.
+    """
+    run_dir = RunDir(Path(args.run_dir))
+    with join_world() as world, ExitStack() as stack:
+        random_state.seed_everything(args.seed)
+        if not args.checkpoint.resume:
+            check_free(run_dir, args.overwrite_run_dir)
+        parts = assemble(args, world)
+        store = CheckpointStore(
+            run_dir.checkpoints, world.rank, world.size, retention=Retention(last=args.num_ckpt_keep), log=logger.info
+        )
+        progress = checkpoints.Progress()
+        if args.checkpoint.resume:
+            progress = checkpoints.resume(store, parts, args, world)
+        if world.is_main:
+            if not args.checkpoint.resume:
+                claim(run_dir, args, args.overwrite_run_dir)
+            record_launch(run_dir, args, world.size, progress.step)
+        world.barrier()
+        if args.do_ckpt:
+            stack.enter_context(store)
+            store.open()
+        sinks = _Sinks(args, run_dir, progress.step, world, stack, report)
+        request = stack.enter_context(stop_request())
+        return _loop(args, world, parts, store, progress, sinks, request)
+
+
+class _Sinks:
+    """Training and evaluation metrics of rank 0; the other ranks write nowhere."""
+
+    def __init__(
+        self, args: TrainArgs, run_dir: RunDir, step: int, world: World, stack: ExitStack, report: Report
+    ) -> None:
+        self._report = report if world.is_main else lambda record: None
+        self._train: list[Sink] = []
+        self._eval: list[Sink] = []
+        if not world.is_main:
+            return
+        for sinks, path, tag in (
+            (self._train, run_dir.train_metrics, "train"),
+            (self._eval, run_dir.eval_metrics, "eval"),
+        ):
+            removed = cut_back(path, step)
+            if removed:
+                logger.info("%s: removed %d lines after step %d", path.name, removed, step)
+            sinks += [JsonLines(path), TensorBoard(run_dir.tensorboard, tag, purge_step=step + 1)]
+            if args.wandb.project:
+                sinks.append(Wandb(args.wandb, run_dir.path, tag, {}))
+            for sink in sinks:
+                stack.callback(sink.close)
+
+    def train(self, record: dict[str, Any]) -> None:
+        self._write(self._train, record)
+        self._report(record)
+
+    def eval(self, record: dict[str, Any]) -> None:
+        self._write(self._eval, record)
+        self._report(record)
+
+    @staticmethod
+    def _write(sinks: list[Sink], record: dict[str, Any]) -> None:
+        for sink in sinks:
+            sink.write(record)
+
+
+def _loop(
+    args: TrainArgs,
+    world: World,
+    parts: Parts,
+    store: CheckpointStore,
+    progress: checkpoints.Progress,
+    sinks: _Sinks,
+    request: StopRequest,
+) -> Outcome:
+    weights = loss_weights(parts.model, args)
+    saved_step, state_id = None, None
+    stopping = False
+    parts.model.train()
+    while progress.step < args.max_steps and not stopping:
+        began = time.perf_counter()
+        batches = _micro_batches(parts.loader, args, world, progress.cursor)
+        rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
+        store.wait_staged()
+        result = train_step(parts.model, parts.optimizer, batches, world, weights, args.max_norm, bool(request))
+        if not result.finite:
+            raise _stop_at_non_finite(result, args, world, parts, store, progress, saved_step)
+        clips = range(progress.cursor, progress.cursor + clips_per_step(args, world))
+        clip_ids = [parts.loader.clip(position).id for position in clips]
+        seconds = time.perf_counter() - began
+        progress = progress.after_step(len(clips), seconds)
+        stopping = result.stop
+
+        sinks.train(_record(progress, result, rates, batches, clip_ids, seconds, world))
+        last = progress.step == args.max_steps
+        if args.do_eval and (last or (args.eval_freq and progress.step % args.eval_freq == 0)):
+            sinks.eval({"step": progress.step, **evaluate(parts, args, world)})
+        if args.do_ckpt:
+            store.poll()
+            if last or stopping or (args.ckpt_freq and progress.step % args.ckpt_freq == 0):
+                checkpoints.save(store, parts, args, progress, {"loss": result.metrics["loss"]})
+                saved_step = progress.step
+    saved = store.wait() if args.do_ckpt else None
+    if saved is not None:
+        state_id = saved.state_id
+    return Outcome(
+        step=progress.step,
+        finished=progress.step == args.max_steps,
+        stopped_by=request.signal.name if stopping and request.signal else ("signal" if stopping else None),
+        checkpoint=store.path(saved_step) if saved_step is not None else None,
+        state_id=state_id,
+    )
+
+
+def clips_per_step(args: TrainArgs, world: World) -> int:
+    """Clips that one optimizer step sees over all ranks."""
+    return world.size * args.batch_size * args.num_microbatches
+
+
+def _micro_batches(loader: ClipLoader, args: TrainArgs, world: World, cursor: int) -> list[Batch]:
+    """This rank's clips of one step: for each micro-batch its part of `world.size * batch_size` consecutive clips."""
+    stride = world.size * args.batch_size
+    return [
+        loader.batch(cursor + micro * stride + world.rank * args.batch_size, args.batch_size)
+        for micro in range(args.num_microbatches)
+    ]
+
+
+def _record(
+    progress: checkpoints.Progress,
+    result: StepResult,
+    rates: dict[str, float],
+    batches: list[Batch],
+    clip_ids: list[str],
+    seconds: float,
+    world: World,
+) -> dict[str, Any]:
+    """One line of metrics. Everything outside of `timing` is equal whenever the run is repeated or resumed."""
+    memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None
+    return {
+        "step": progress.step,
+        **result.metrics,
+        "lr": rates,
+        "sample_ids": digest(clip_ids),
+        "clips": progress.cursor,
+        "predicted_tokens": result.tokens,
+        "timing": {
+            "step_seconds": seconds,
+            "audio_frames_per_second": world.size * sum(int(b.valid_frames.sum()) for b in batches) / seconds,
+            "elapsed_seconds": progress.elapsed_seconds,
+            **({"max_memory_bytes": memory} if memory is not None else {}),
+        },
+    }
+
+
+def _stop_at_non_finite(
+    result: StepResult,
+    args: TrainArgs,
+    world: World,
+    parts: Parts,
+    store: CheckpointStore,
+    progress: checkpoints.Progress,
+    saved_step: int | None,
+) -> NonFiniteLossError:
+    """Saves the last finite state, which the failed step left untouched, and says where it is."""
+    where = "no checkpoint was saved (do_ckpt is false)"
+    if args.do_ckpt:
+        if progress.step > 0 and progress.step not in store.steps():
+            checkpoints.save(store, parts, args, progress, {})
+        store.wait()
+        where = f"the state before it is saved at step {progress.step}" if progress.step else "nothing was trained yet"
+    bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "grad_norm")}
+    return NonFiniteLossError(
+        f"step {progress.step + 1} is not finite ({bad}); {where}. Lower optim.lr or ttt.base_lr, or look at the clips "
+        f"at positions {progress.cursor} to {progress.cursor + clips_per_step(args, world) - 1}"
+    )
