@@ -10,7 +10,7 @@ import torch
 from ttt_moshi.data.interleaver import ABSENT
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Clips of equal length, on the CPU. Beyond the real audio every stream is -1."""
 

@@ -13,7 +13,7 @@ from ttt_moshi.data.audio import FRAME_RATE, AudioInfo, read_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
 
-LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
+_LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ def open_sources(spec: str) -> list[Source]:
         DataError: an empty or malformed list, a missing file, a corrupt line, a missing or unusable recording, a
             recording shorter than a frame or shorter than its line says.
     """
+    return [_open_source(i, path, weight) for i, (path, weight) in enumerate(split_spec(spec))]
+
+
+def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
+    """The entries of a comma-separated list of jsonl files or folders with their weights, 1 where none is given.
+
+    Raises:
+        DataError: an empty or malformed list.
+    """
     entries = [_split_weight(entry.strip()) for entry in spec.split(",") if entry.strip()]
     if not entries:
         raise DataError("no data: name a jsonl file, or a folder of such files")
@@ -87,7 +96,7 @@ def open_sources(spec: str) -> list[Source]:
     for path in paths:
         if paths.count(path) > 1:
             raise DataError(f"{path} is named twice; give it a weight instead, as in `{path}:2`")
-    return [_open_source(i, path, weight) for i, (path, weight) in enumerate(entries)]
+    return entries
 
 
 def jsonl_files(path: Path) -> list[Path]:
@@ -126,17 +135,22 @@ def read_line(jsonl: Path, number: int, text: str) -> Line:
     return Line(jsonl, number, values["path"], duration, _seconds(where, values, "prefix_sec", 0.0), speaker)
 
 
-def read_lines(jsonl: Path) -> list[Line]:
-    """All lines of a jsonl file, blank ones left out.
+def unknown_keys(text: str) -> list[str]:
+    """Keys of a well-formed line that have no meaning here, such as a misspelt one."""
+    return sorted(set(json.loads(text)) - set(_LINE_KEYS))
+
+
+def numbered_lines(jsonl: Path) -> list[tuple[int, str]]:
+    """The lines of a jsonl file that are not blank, with their numbers from 1.
 
     Raises:
-        DataError: an unreadable file or a line that is not what it should be.
+        DataError: a file that cannot be read.
     """
     try:
         texts = jsonl.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {jsonl}: {error}") from error
-    return [read_line(jsonl, i, text) for i, text in enumerate(texts, start=1) if text.strip()]
+    return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
 
 
 def _split_weight(entry: str) -> tuple[Path, Fraction]:
@@ -156,7 +170,8 @@ def _open_source(index: int, path: Path, weight: Fraction) -> Source:
     recordings = []
     for jsonl in jsonl_files(path):
         name = jsonl.relative_to(path).as_posix() if path.is_dir() else jsonl.name
-        recordings += [_open_recording(f"{index}/{name}:{line.number}", line) for line in read_lines(jsonl)]
+        for number, text in numbered_lines(jsonl):
+            recordings.append(_open_recording(f"{index}/{name}:{number}", read_line(jsonl, number, text)))
     if not recordings:
         raise DataError(f"{path} lists no recordings")
     return Source(tuple(recordings), weight)

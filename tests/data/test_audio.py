@@ -1,0 +1,108 @@
+"""Sound files of many kinds against arithmetic and against one-shot reading and resampling."""
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttt_moshi.data import DataError
+from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100])
+def test_every_format_becomes_24_khz(tmp_path, write_recording, sound, suffix, channels, rate):
+    path = write_recording(tmp_path / f"a{suffix}", 5.3, channels=channels, rate=rate)
+    info = read_info(path)
+    audio = read_audio(path)
+    assert audio.dtype == np.float32 and audio.shape == (channels, info.samples_24k)
+    assert abs(info.seconds - 5.3) < 0.1 and abs(audio.shape[1] / 24000 - 5.3) < 0.1
+    original = soxr.resample(sound(5.3, channels, rate), rate, 24000).T
+    n = min(audio.shape[1], original.shape[1])
+    if suffix in (".wav", ".flac"):
+        assert np.abs(audio[:, :n] - original[:, :n]).max() < 2e-3
+    else:
+        correlation = [np.corrcoef(a[:n], b[:n])[0, 1] for a, b in zip(audio, original, strict=True)]
+        assert min(correlation) > 0.9
+
+
+def test_24_khz_is_passed_through_and_reading_is_repeatable(tmp_path, write_recording):
+    path = write_recording(tmp_path / "a.wav", 9.5)
+    expected, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    assert np.array_equal(read_audio(path), expected.T)
+    other = write_recording(tmp_path / "b.wav", 9.5, rate=11025)
+    assert np.array_equal(read_audio(other), read_audio(other))
+
+
+def test_blocks_are_bounded(tmp_path, write_recording):
+    path = write_recording(tmp_path / "a.wav", 21.0, channels=1, rate=8000)
+    sizes = [block.shape[1] for block in read_blocks(path)]
+    assert max(sizes) <= 4 * 24000 + 1000 and sum(sizes) == 21 * 24000
+
+
+@settings(max_examples=200)
+@given(st.integers(8000, 48000), st.integers(0, 10**9))
+def test_lengths_are_arithmetic(rate, samples):
+    info = AudioInfo(rate, 1, samples)
+    assert (info.samples_24k - 1) * rate < samples * 24000 <= info.samples_24k * rate or samples == 0
+    assert (info.frames - 1) * 1920 < info.samples_24k <= info.frames * 1920 or samples == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(samples=st.integers(1, 3000), rate=st.sampled_from([8000, 11025, 22050, 32000, 48000]))
+def test_short_files_have_the_promised_length(tmp_path_factory, samples, rate):
+    path = tmp_path_factory.mktemp("short") / "a.wav"
+    soundfile.write(path, np.full(samples, 0.1, np.float32), rate)
+    assert read_audio(path).shape == (1, read_info(path).samples_24k)
+
+
+def test_an_empty_file_has_no_samples(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros((0, 2), np.float32), 24000)
+    assert read_audio(tmp_path / "a.wav").shape == (2, 0)
+
+
+def write_nothing(path):
+    path.write_bytes(b"")
+
+
+def write_text(path):
+    path.write_text("not a sound")
+
+
+def write_surround(path):
+    soundfile.write(path, np.zeros((2400, 6), np.float32), 24000)
+
+
+def write_nan(path):
+    sound = np.zeros((24000, 2), np.float32)
+    sound[777, 1] = np.nan
+    soundfile.write(path, sound, 24000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no sound file at"),
+        (lambda path: path.mkdir(), "no sound file at"),
+        (write_nothing, "is not a sound file that can be read"),
+        (write_text, "is not a sound file that can be read"),
+        (write_surround, "has 6 channels"),
+        (write_nan, "not finite"),
+    ],
+)
+def test_useless_files_are_named(tmp_path, write, message):
+    path = tmp_path / "a.wav"
+    write(path)
+    with pytest.raises(DataError, match=message) as error:
+        read_audio(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_flac_cut_short_is_named(tmp_path, write_recording):
+    path = write_recording(tmp_path / "a.flac", 20.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"a\.flac (cannot be read to its end|ends before the 20\.00 s)"):
+        read_audio(path)

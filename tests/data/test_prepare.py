@@ -1,0 +1,259 @@
+"""`data prepare`: from a folder of anything to a data set that the loader takes and `data check` finds clean."""
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttt_moshi.cli.main import main
+from ttt_moshi.data import Corpus, DataError
+from ttt_moshi.data.audio import read_audio
+from ttt_moshi.data.check import check_data
+from ttt_moshi.data.prepare import prepare
+from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def bursts(path: Path, *spans: tuple[float, float, int], seconds: float, rate: int = 8000, channels: int = 2) -> Path:
+    """A tone in the given (start, end, channel) spans over faint noise."""
+    t = np.arange(round(seconds * rate)) / rate
+    sound = np.random.default_rng(0).normal(0, 3e-4, (len(t), channels))
+    for start, end, channel in spans:
+        inside = (t >= start) & (t < end)
+        sound[inside, channel] += 0.3 * np.sin(2 * np.pi * 400 * t[inside])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, rate)
+    return path
+
+
+WORDS = [("hello", 0.1, 0.4, "SPEAKER_MAIN"), ("yes", 0.5, 0.6, "SPEAKER_00")]
+DIALOGUE = [
+    {"speaker": "A", "word": "hello", "start": 0.1, "end": 0.4},
+    {"speaker": "B", "word": "fine", "start": 0.5, "end": 0.8},
+]
+
+
+@pytest.fixture
+def recordings(tmp_path, write_recording) -> Path:
+    """One of each kind."""
+    folder = tmp_path / "mine"
+    write_recording(folder / "right.wav", 1.0, seed=1, words=WORDS)
+    write_recording(folder / "sub" / "phone.wav", 1.3, rate=8000, seed=2, document=DIALOGUE)
+    write_recording(folder / "mono.flac", 1.1, channels=1, rate=16000, seed=3).with_suffix(".txt").write_text("hi you")
+    write_recording(folder / "music.mp3", 1.2, rate=44100, seed=4)
+    return folder
+
+
+def outcomes(result) -> dict:
+    return {outcome.source: outcome for outcome in result.outcomes}
+
+
+def test_one_of_each_kind(recordings, tmp_path, codec, tokenizer):
+    before = digests(recordings)
+    result = prepare(recordings, tmp_path / "out")
+    assert digests(recordings) == before
+    by = outcomes(result)
+    assert [o.left_out for o in result.outcomes] == [None] * 4 and result.lists == {"data.jsonl": 4}
+    assert by["right.wav"].done == ["copied"]
+    assert by["sub/phone.wav"].done == ["resampled from 8000 Hz"]
+    assert by["mono.flac"].done[:2] == ["resampled from 16000 Hz", "mono: taken as Moshi's voice, with a silent user"]
+    assert "no transcript" in by["music.mp3"].done[-1]
+    assert [by[n].word_times for n in ("right.wav", "mono.flac", "music.mp3")] == ["given", "approximate", "none"]
+    for outcome in result.outcomes:
+        info = soundfile.info(tmp_path / "out" / outcome.path)
+        assert (info.samplerate, info.channels, info.format) == (24000, 2, "WAV")
+    assert (tmp_path / "out" / by["right.wav"].path).read_bytes() == (recordings / "right.wav").read_bytes()
+    report = check_data(str(tmp_path / "out"))
+    assert [f.kind for f in report.problems] == ["missing transcript"]
+    assert len(Corpus(str(tmp_path / "out"), codec, tokenizer, 1.0).recordings) == 4
+    assert list(tmp_path.glob(".*partial*")) == []
+
+
+def test_sound_and_words_are_those_of_the_source(recordings, tmp_path):
+    out = tmp_path / "out" / "recordings"
+    prepare(recordings, tmp_path / "out")
+    assert np.abs(read_audio(out / "sub" / "phone.wav") - read_audio(recordings / "sub" / "phone.wav")).max() < 1e-4
+    mono = read_audio(out / "mono.wav")
+    assert np.abs(mono[0] - read_audio(recordings / "mono.flac")[0]).max() < 1e-4 and not mono[1].any()
+    expected = read_transcript(recordings / "sub" / "phone.json").words
+    assert read_transcript(out / "sub" / "phone.json").words == expected
+
+
+def test_moshi_may_be_the_right_channel(tmp_path, write_recording):
+    source = write_recording(tmp_path / "in" / "a.wav", 1.0, document=DIALOGUE)
+    result = prepare(tmp_path / "in", tmp_path / "out", moshi_speaker="B")
+    assert result.outcomes[0].done == ["channels swapped"]
+    made = tmp_path / "out" / "recordings" / "a.wav"
+    assert np.abs(read_audio(made) - read_audio(source)[::-1]).max() < 1e-4
+    assert [w.text for w in read_transcript(made.with_suffix(".json")).words if w.speaker == "SPEAKER_MAIN"] == ["fine"]
+
+
+def test_a_transcript_that_says_who_moshi_is_cannot_be_overruled(recordings, tmp_path):
+    result = prepare(recordings, tmp_path / "out", moshi_speaker="B")
+    assert "SPEAKER_MAIN" in outcomes(result)["right.wav"].left_out
+
+
+def test_plain_words_lie_where_their_speaker_is_loud(tmp_path):
+    path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (3.5, 5.5, 1), (6, 7, 0), seconds=8)
+    path.with_suffix(".txt").write_text("B: good day to you sir\nA: well hello there my\ndear friend\n")
+    prepare(tmp_path / "in", tmp_path / "out", moshi_speaker="A")
+    transcript = read_transcript(tmp_path / "out" / "recordings" / "a.json")
+    assert transcript.approximate
+    mine = [w for w in transcript.words if w.speaker == "SPEAKER_MAIN"]
+    yours = [w for w in transcript.words if w.speaker != "SPEAKER_MAIN"]
+    assert [w.text for w in mine] == ["well", "hello", "there", "my", "dear", "friend"]
+    assert [w.text for w in yours] == ["good", "day", "to", "you", "sir"]
+    assert all(0.95 < w.start < w.end < 3.05 or 5.95 < w.start < w.end < 7.05 for w in mine)
+    assert all(3.45 < w.start < w.end < 5.55 for w in yours)
+    assert mine[0].start < 1.05 and mine[-1].end > 6.95
+
+
+def test_a_transcript_of_a_silent_channel_is_refused(tmp_path):
+    path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), seconds=4)
+    sound, rate = soundfile.read(path)
+    sound[:, 1] = 0
+    soundfile.write(path, sound, rate)
+    path.with_suffix(".txt").write_text("A: hello\nB: hello\n")
+    bursts(tmp_path / "in" / "b.wav", (1, 3, 0), seconds=5)
+    left_out = outcomes(prepare(tmp_path / "in", tmp_path / "out"))["a.wav"].left_out
+    assert "the user's channel is silent" in left_out
+    assert not (tmp_path / "out" / "recordings" / "a.wav").exists(), "a file that no list names"
+
+
+def test_useless_files_are_left_out_with_a_reason(recordings, tmp_path):
+    (recordings / "broken.wav").write_text("hm")
+    (recordings / "right.flac").write_bytes((recordings / "mono.flac").read_bytes())
+    (recordings / "z again.wav").write_bytes((recordings / "right.wav").read_bytes())
+    soundfile.write(recordings / "blip.wav", np.ones(100), 24000)
+    (recordings / "music.json").write_text("[")
+    (recordings / "music.txt").write_text("never read")
+    by = outcomes(prepare(recordings, tmp_path / "out"))
+    assert "not a sound file" in by["broken.wav"].left_out
+    assert by["right.wav"].left_out == "right.flac has the same name"
+    assert by["blip.wav"].left_out == "0.004 s are less than one frame (0.08 s)"
+    assert "music.json is not valid JSON" in by["music.mp3"].left_out
+    assert sum(o.left_out is None for o in by.values()) == len(
+        (tmp_path / "out" / "data.jsonl").read_text().splitlines()
+    )
+
+
+def test_the_split_is_by_content_and_repeatable(tmp_path, write_recording):
+    for i in range(10):
+        write_recording(tmp_path / "in" / f"{i}.wav", 0.2, seed=i, words=WORDS[:1])
+    first = prepare(tmp_path / "in", tmp_path / "one", eval_fraction=0.3)
+    assert first.lists == {"train.jsonl": 7, "eval.jsonl": 3}
+    prepare(tmp_path / "in", tmp_path / "two", eval_fraction=0.3)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+    def held_out(folder):
+        return {json.loads(line)["path"] for line in (folder / "eval.jsonl").read_text().splitlines()}
+
+    for i in range(10):
+        (tmp_path / "in" / f"{i}.wav").rename(tmp_path / "in" / f"r{i}.wav")
+    prepare(tmp_path / "in", tmp_path / "three", eval_fraction=0.3)
+    assert {path.replace("r0", "0") for path in held_out(tmp_path / "three")} != set()
+    assert {path.replace("/r", "/") for path in held_out(tmp_path / "three")} == held_out(tmp_path / "one")
+    assert not kinds_shared(tmp_path / "one")
+
+
+def kinds_shared(folder: Path) -> list:
+    return [f for f in check_data(str(folder)).problems if f.kind == "in two lists"]
+
+
+def test_nothing_is_destroyed(recordings, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    for out, message in (
+        (recordings, "holds the recordings themselves"),
+        (recordings.parent, "holds the recordings themselves"),
+        (tmp_path / "full", "was not made by this command"),
+    ):
+        before = digests(tmp_path)
+        with pytest.raises(DataError, match=message):
+            prepare(recordings, out, overwrite=True)
+        assert digests(tmp_path) == before
+    prepare(recordings, tmp_path / "out")
+    with pytest.raises(DataError, match="--overwrite"):
+        prepare(recordings, tmp_path / "out")
+    (recordings / "music.mp3").unlink()
+    prepare(recordings, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "recordings" / "music.wav").exists()
+
+
+def test_an_interrupted_run_leaves_no_data_set(recordings, tmp_path):
+    def interrupt(name: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recordings, tmp_path / "out", on_file=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_data_set_inside_the_source_is_not_its_own_source(recordings):
+    prepare(recordings, recordings / "out")
+    assert len(prepare(recordings, recordings / "out", overwrite=True).outcomes) == 4
+
+
+def test_the_command(recordings, tmp_path, capsys):
+    argv = ["data", "prepare", str(recordings), "--out", str(tmp_path / "out"), "--eval_fraction", "0.25"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "ok        right.wav: 1.00 s, 1 word of Moshi; copied\n" in out
+    assert "4 recordings, 0:00:04" in out and "eval.jsonl: 1 recording\n" in out
+    assert main(argv) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    (recordings / "broken.wav").touch()
+    assert main([*argv, "--overwrite"]) == 1
+    assert "left out  broken.wav: " in capsys.readouterr().out
+    assert main(["data", "prepare", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2
+    assert main([*argv, "--overwrite", "--eval_fraction", "1.5"]) == 2
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=12), max_size=30),
+    st.lists(st.tuples(st.floats(0.05, 2), st.floats(0.2, 3)), min_size=1, max_size=8),
+)
+def test_spread_words_are_ordered_and_inside_their_spans(words, gaps):
+    spans, at = [], 0.0
+    for length, gap in gaps:
+        spans.append(Span(at, at + length))
+        at += length + gap
+    times = spread_words(words, spans)
+    assert len(times) == len(words)
+    assert all(t.start < t.end for t in times)
+    assert all(a.end <= b.start + 1e-9 for a, b in pairwise(times))
+    assert all(any(s.start - 1e-9 <= t.start and t.end <= s.end + 1e-9 for s in spans) for t in times)
+
+
+def test_energy_does_not_depend_on_blocks():
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 24000)).astype(np.float32)
+    whole, pieces = EnergyMeter(2), EnergyMeter(2)
+    whole.add(sound)
+    for piece in np.split(sound, [7, 480, 481, 9999], axis=1):
+        pieces.add(piece)
+    assert np.array_equal(whole.decibels(), pieces.decibels())
+    assert whole.decibels().shape == (2, 50) and np.allclose(whole.decibels(), -20, atol=1.5)
+
+
+def test_voiced_spans_bridge_short_pauses_and_drop_clicks():
+    decibels = np.full(200, -70.0)
+    decibels[20:60] = -20
+    decibels[40:46] = -70  # a pause of 0.12 s
+    decibels[100:102] = -10  # a click
+    decibels[150:190] = -25
+    spans = [(round(s.start, 3), round(s.end, 3)) for s in voiced_spans(decibels)]
+    assert spans == [(0.4, 1.2), (3.0, 3.8)]
+    assert voiced_spans(np.full(100, -90.0)) == [] and voiced_spans(np.zeros(0)) == []

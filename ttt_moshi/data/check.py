@@ -1,0 +1,183 @@
+"""Looks through a data set file by file and says what is wrong with it, before training does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import blake3
+import numpy as np
+
+from ttt_moshi.data.audio import FRAME_RATE, SAMPLE_RATE, AudioInfo, read_blocks, read_info
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
+
+OnFile = Callable[[str, int, int], None]
+"""called before a file is looked at, with its name, how many are done and how many there are"""
+
+_SILENT = 1e-4
+_ROUNDING = 1 / FRAME_RATE
+"""seconds by which a line's duration may differ from the sound file's"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one file. A problem needs mending; a note is a rule of this program that applies."""
+
+    level: Literal["problem", "note"]
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass
+class Report:
+    """All findings about a data set, and what is in it."""
+
+    recordings: int = 0
+    seconds: float = 0.0
+    """of recordings that can be read"""
+    words: int = 0
+    """of Moshi"""
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "problem"]
+
+
+def check_data(spec: str, on_file: OnFile | None = None) -> Report:
+    """Every recording of comma-separated jsonl files or folders, each read to its end.
+
+    A recording that is named in two jsonl files is a problem, since one of them is probably for evaluation.
+
+    Raises:
+        DataError: nothing there to look at.
+    """
+    report = Report()
+    entries = [(jsonl, i, text) for jsonl in _all_jsonl_files(spec) for i, text in numbered_lines(jsonl)]
+    if not entries:
+        raise DataError(f"{spec} lists no recordings")
+    seen: dict[str, Line] = {}
+    for done, (jsonl, number, text) in enumerate(entries):
+        if on_file:
+            on_file(f"{jsonl.name}:{number}", done, len(entries))
+        report.recordings += 1
+        try:
+            line = read_line(jsonl, number, text)
+        except DataError as error:
+            where = f"{jsonl}, line {number}"
+            report.findings.append(Finding("problem", "bad line", where, _without_name(error, where)))
+            continue
+        unknown = unknown_keys(text)
+        if unknown:
+            report.findings.append(Finding("note", "unknown key", line.where, f"nothing reads {', '.join(unknown)}"))
+        report.findings += _check_recording(line, report, seen)
+    return report
+
+
+def _all_jsonl_files(spec: str) -> list[Path]:
+    return list(dict.fromkeys(file for path, _ in split_spec(spec) for file in jsonl_files(path)))
+
+
+def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
+    audio = line.audio
+    name = str(audio)
+    try:
+        info = read_info(audio)
+        peaks = _peaks(audio, info)
+    except DataError as error:
+        kind = "unreadable" if audio.is_file() else "missing recording"
+        yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
+        return
+    report.seconds += info.seconds
+    yield from _check_duplicate(line, seen)
+    yield from _check_sound(line, info, peaks)
+    yield from _check_transcript(line, info, report)
+
+
+def _peaks(audio: Path, info: AudioInfo) -> np.ndarray:
+    """The largest absolute sample of each channel, having read the file to its end."""
+    peaks = np.zeros(info.channels, np.float32)
+    for block in read_blocks(audio):
+        peaks = np.maximum(peaks, np.abs(block).max(axis=1))
+    return peaks
+
+
+def _check_duplicate(line: Line, seen: dict[str, Line]) -> Iterator[Finding]:
+    digest = blake3.blake3().update_mmap(line.audio).hexdigest()
+    first = seen.setdefault(digest, line)
+    if first is line:
+        return
+    if first.jsonl != line.jsonl:
+        message = f"the same sound is in {first.where}: training and evaluation data must not share recordings"
+        yield Finding("problem", "in two lists", str(line.audio), message)
+    else:
+        yield Finding("note", "duplicate", str(line.audio), f"the same sound is in line {first.number} too")
+
+
+def _check_sound(line: Line, info: AudioInfo, peaks: np.ndarray) -> Iterator[Finding]:
+    name = str(line.audio)
+    if min(info.seconds, line.duration) < 1 / FRAME_RATE:
+        message = f"{min(info.seconds, line.duration):.3f} s are less than one frame (0.08 s)"
+        yield Finding("problem", "too short", name, message)
+    if line.duration > info.seconds + _ROUNDING:
+        message = f"{line.where} says {line.duration:.2f} s, the file has {info.seconds:.2f} s"
+        yield Finding("problem", "duration", name, message)
+    elif line.duration < info.seconds - _ROUNDING:
+        message = f"{line.where} says {line.duration:.2f} s, so the rest of its {info.seconds:.2f} s is not used"
+        yield Finding("note", "duration", name, message)
+    if info.channels == 1:
+        if line.moshi_speaker == "B":
+            yield Finding("problem", "mono", name, f"mono, so Moshi cannot be speaker B ({line.where})")
+        else:
+            yield Finding("note", "mono", name, "mono: taken as Moshi's voice, with a silent user")
+    if info.sample_rate != SAMPLE_RATE:
+        yield Finding("note", "rate", name, f"{info.sample_rate} Hz, resampled to {SAMPLE_RATE} Hz")
+    moshi = 1 if line.moshi_speaker == "B" and info.channels == 2 else 0
+    if peaks[moshi] < _SILENT:
+        yield Finding("problem", "silence", name, "Moshi's channel is silent from beginning to end")
+    elif info.channels == 2 and peaks[1 - moshi] < _SILENT:
+        yield Finding("note", "silence", name, "the user's channel is silent from beginning to end")
+
+
+def _check_transcript(line: Line, info: AudioInfo, report: Report) -> Iterator[Finding]:
+    path = transcript_path(line.audio)
+    name = str(path)
+    if not path.is_file():
+        yield Finding("problem", "missing transcript", name, "not there, so the recording would have no text stream")
+        return
+    try:
+        transcript = read_transcript(path, line.moshi_speaker)
+    except DataError as error:
+        yield Finding("problem", "bad transcript", name, _without_name(error, name))
+        return
+    mine = [word for word in transcript.words if word.speaker == MAIN_SPEAKER]
+    report.words += len(mine)
+    if not transcript.words:
+        yield Finding("problem", "empty transcript", name, "it holds no words")
+    elif not mine:
+        others = ", ".join(sorted({word.speaker for word in transcript.words}))
+        yield Finding("problem", "empty transcript", name, f"no word is Moshi's ({MAIN_SPEAKER}), all are {others}'s")
+    if transcript.approximate:
+        yield Finding("note", "word times", name, "word times are approximate")
+    beyond = [word for word in transcript.words if word.end > info.seconds + _ROUNDING]
+    if beyond:
+        message = f"{_count(beyond)} end after the recording does ({info.seconds:.2f} s)"
+        yield Finding("problem", "beyond the end", name, message)
+    empty = [word for word in transcript.words if word.end <= word.start]
+    if empty:
+        yield Finding("note", "no duration", name, f"{_count(empty)} without duration, left out of the text stream")
+
+
+def _count(words: list[Word]) -> str:
+    what = "1 word" if len(words) == 1 else f"{len(words)} words"
+    return f"{what} (first {words[0].text!r} at {words[0].start:.2f} s)"
+
+
+def _without_name(error: DataError, name: str) -> str:
+    """The message without the file's name, which stands beside it in a report."""
+    return str(error).removeprefix(name).lstrip(": ")
