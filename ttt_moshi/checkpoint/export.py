@@ -102,9 +102,7 @@ def write_export(
             stream.seek(begin)
             made = _make(file.exports[name], rows, views, read)
             if made.numel() * file.exports[name].dtype.itemsize != end - begin:
-                raise CheckpointError(
-                    f"{file.path}: {name} has shape {tuple(made.shape)}, its rows need {end - begin} bytes"
-                )
+                raise CheckpointError(f"{file.path}: {name} was made with shape {tuple(made.shape)}, which is wrong")
             blake = stream.add(made, file.exports[name].dtype)
             parts[name] = {"file": file.path, "rows": [rows.start, rows.stop], "bytes": [begin, end], "blake3": blake}
         stream.finish()

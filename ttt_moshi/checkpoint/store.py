@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -82,9 +82,8 @@ class CheckpointStore:
         self._lock: WriterLock | None = None
         self._saver: Saver | None = None
         self._image: tuple[object, Image] | None = None
-        self._thread: threading.Thread | None = None
-        self._saved: Saved | None = None
-        self._error: BaseException | None = None
+        self._background: ThreadPoolExecutor | None = None
+        self._pending: Future[Saved] | None = None
         self._parent: dict[str, Any] | None = None
         self._resumed_from: set[int] = set()
 
@@ -126,6 +125,8 @@ class CheckpointStore:
             raise
         direct, swept = self._talk.share(number, "open", swept)
         self._saver = Saver(self._files, self.root, self._talk, direct)
+        # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
 
     def _open_folder(self) -> tuple[bool, list[str]]:
@@ -178,6 +179,7 @@ class CheckpointStore:
         """
         begin = time.perf_counter()
         self.open()
+        assert self._saver is not None and self._background is not None
         self._finish()
         if step < 0 or kind not in KINDS:
             raise CheckpointError(
@@ -204,21 +206,14 @@ class CheckpointStore:
             seconds={"stage": seconds_since(staging)},
         )
         number = self._talk.next_round()
-        self._thread = threading.Thread(target=self._persist, args=(job, number), name=f"checkpoint-{step}")
         job.seconds["blocked"] = seconds_since(begin)
-        self._thread.start()
+        self._pending = self._background.submit(self._persist, self._saver, job, number)
 
-    def _persist(self, job: Job, number: int) -> None:
-        assert self._saver is not None
-        try:
-            saved = self._saver.run(job, number)
-            if self.rank == 0:
-                self._tidy(saved)
-        except BaseException as error:  # handed to training by poll(), wait() or the next save()
-            self._error = error
-            raise SystemExit from error
-        self._parent = {"step": saved.step, "state_id": saved.state_id}
-        self._saved = saved
+    def _persist(self, saver: Saver, job: Job, number: int) -> Saved:
+        saved = saver.run(job, number)
+        if self.rank == 0:
+            self._tidy(saved)
+        return saved
 
     def _tidy(self, saved: Saved) -> None:
         """Pointers, journal and retention: after the commit, and never able to spoil it."""
@@ -239,22 +234,21 @@ class CheckpointStore:
 
     def poll(self) -> Saved | None:
         """The save that has finished since the last call, or None. Raises CheckpointError if it failed, on any rank."""
-        if self._thread is not None and self._thread.is_alive():
-            return None
-        return self._finish()
+        return self._finish() if self._pending is not None and self._pending.done() else None
 
     def wait(self) -> Saved | None:
         """Block until the last save is committed. Returns and raises as `poll`."""
         return self._finish()
 
     def _finish(self) -> Saved | None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        saved, self._saved = self._saved, None
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        error = pending.exception()
         if error is not None:
             raise CheckpointError(f"saving failed, earlier checkpoints are intact: {error}") from error
+        saved = pending.result()
+        self._parent = {"step": saved.step, "state_id": saved.state_id}
         return saved
 
     def close(self) -> None:
@@ -262,9 +256,11 @@ class CheckpointStore:
         try:
             self._finish()
         finally:
+            if self._background is not None:
+                self._background.shutdown()
             if self._lock is not None:
                 self._lock.release()
-            self._lock = self._saver = None
+            self._lock = self._saver = self._background = None
 
     def __enter__(self) -> CheckpointStore:
         self.open()
@@ -287,9 +283,10 @@ class CheckpointStore:
     def load(self, step: int = -1, *, tensors: Mapping[str, Tensor], strict: bool = True) -> Loaded:
         """Fill `tensors` in place from `step`, or from the newest sound checkpoint for -1. All ranks call it.
 
-        Digests are checked while reading. A damaged newest checkpoint is moved to quarantine, said aloud, and the next
-        older one is taken; a named step never gives way to another (DamagedCheckpoint). `strict` demands equal names,
-        shapes and dtypes (Mismatch, which moves nothing). Raises NoCheckpoint if there is nothing to load.
+        Digests are checked while reading. A damaged newest checkpoint is said aloud, moved to quarantine if this store
+        is open for writing, and the next older one is taken; a named step never gives way to another
+        (DamagedCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch, which moves nothing). Raises
+        NoCheckpoint if there is nothing to load.
         """
         self._finish()
         number = self._talk.next_round()
@@ -355,12 +352,14 @@ class CheckpointStore:
         )
 
     def _set_aside(self, number: int, step: int, reason: str) -> Path:
-        moved = None
+        """Quarantine a damaged checkpoint if this is the writer; a reader only passes over it. Where it is now."""
+        place = self.path(step)
         if self.rank == 0:
-            moved = str(quarantine(self._files, self.root, self.path(step), reason))
-            note(self._files, self.root, "quarantined", step=step, reason=reason, time=time.time())
-            self._log(f"checkpoint of step {step} is damaged and was moved to {moved}: {reason}")
-        return Path(self._talk.share(number, f"moved {step}", moved))
+            if self._saver is not None and place.exists():
+                place = quarantine(self._files, self.root, place, reason)
+                note(self._files, self.root, "quarantined", step=step, reason=reason, time=time.time())
+            self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
+        return Path(self._talk.share(number, f"moved {step}", str(place)))
 
 
 def _document(path: str, content: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,31 @@
+"""Fixtures of the checkpoint tests."""
+
+import importlib.util
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def faults():
+    """The fault module beside this file (test folders are not packages)."""
+    spec = importlib.util.spec_from_file_location("checkpoint_faults", Path(__file__).with_name("faults.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _no_pickle(monkeypatch):
+    """Nothing in this room may unpickle: whoever tries fails the test."""
+
+    def refuse(*args, **options):
+        raise AssertionError("a pickle was read")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "loads", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
