@@ -1,9 +1,9 @@
 """Text to speech with espeak-ng: samples, word times and phone times.
 
 The shared library comes with the `espeakng-loader` wheel, so nothing has to be installed on the system. espeak-ng
-keeps state between utterances (noise generator, filter memories, phase of the glottal pulse), and neither
-re-initialising it nor seeding it clears all of that. Unloading the library does: `speak` loads it afresh for every
-utterance, which costs about a third of a millisecond and makes the audio a pure function of its arguments.
+keeps state between utterances (filter memories, phase of the glottal pulse) that re-initialising it does not clear, and
+it seeds its noise generator with the time. `speak` therefore loads the library afresh for every utterance, which costs
+about a third of a millisecond, and seeds it: the audio is a pure function of the arguments.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import espeakng_loader
 import numpy as np
@@ -24,6 +25,7 @@ from ttt_moshi.errors import UserError
 SAMPLE_RATE = 24_000
 RMS_LEVEL = 0.06
 TAIL_SECONDS = 0.05
+NOISE_SEED = 1
 
 _OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_PHONEME_EVENTS, _INITIALIZE_DONT_EXIT = 0x0001, 0x8000
@@ -81,6 +83,7 @@ def speak(text: str, voice: Voice, phonemes: bool = False) -> Utterance:
     """
     if not text.strip():
         raise SpeechError("nothing to say: the text is empty")
+    _check_variant(voice)
     source = f"[[{text}]]" if phonemes else text
     with _fresh_library() as (library, rate):
         if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
@@ -93,6 +96,13 @@ def speak(text: str, voice: Voice, phonemes: bool = False) -> Utterance:
     phones = tuple(Span(p.text, p.start, min(p.end, duration)) for p in phones if p.start < duration)
     words = () if phonemes else _words(text, events, duration)
     return Utterance(_to_24k(pcm[: round(duration * rate)], rate), words, phones)
+
+
+def _check_variant(voice: Voice) -> None:
+    """espeak-ng itself ignores a variant that it does not know."""
+    _, _, variant = voice.name.partition("+")
+    if variant and not (Path(espeakng_loader.get_data_path()) / "voices" / "!v" / variant).is_file():
+        raise SpeechError(f"espeak-ng has no voice variant {variant!r}; there are f1 to f5, m1 to m8 and others")
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
         )
         if rate <= 0:
             raise SpeechError(f"espeak-ng did not start (code {rate}); reinstall the `espeakng-loader` package")
+        library.espeak_ng_SetRandSeed(ctypes.c_long(NOISE_SEED))
         yield library, rate
         library.espeak_Terminate()
     finally:
