@@ -6,5 +6,6 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.loader import ClipLoader, EvalSet
+from ttt_moshi.data.streams import StreamBatch, StreamLoader
 
-__all__ = ["Batch", "ClipLoader", "CodeCache", "Codec", "Corpus", "DataError", "EvalSet"]
+__all__ = ["Batch", "ClipLoader", "CodeCache", "Codec", "Corpus", "DataError", "EvalSet", "StreamBatch", "StreamLoader"]

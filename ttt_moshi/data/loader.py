@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 
 import blake3
 
 from ttt_moshi.data.batch import Batch, empty_clip
 from ttt_moshi.data.corpus import Clip, Corpus
+from ttt_moshi.data.prefetch import Prefetch
 
 
 class ClipLoader:
@@ -29,8 +29,7 @@ class ClipLoader:
         self._weights = [source.weight for source in corpus.sources]
         # Two epochs of every source: a batch may lie across the end of one.
         self._order = functools.lru_cache(maxsize=2 * len(self._clips))(self._make_order)
-        self._pending: tuple[int, int, Future[Batch]] | None = None
-        self._worker: ThreadPoolExecutor | None = None
+        self._prefetch = Prefetch(self._read)
         self.fingerprint: str = corpus.fingerprint
         self.clips_per_epoch: int = sum(len(clips) for clips in self._clips)
         """clips of all sources together; so many positions make an epoch"""
@@ -47,23 +46,15 @@ class ClipLoader:
         Raises:
             DataError: a recording or transcript that cannot be used.
         """
-        pending, self._pending = self._pending, None
-        if pending and pending[:2] == (cursor, size):
-            return pending[2].result()
-        return self._read(cursor, size)
+        return self._prefetch.take(cursor, size)
 
     def prefetch(self, cursor: int, size: int) -> None:
         """Begins to read a batch in a background thread; the next call of `batch`, if for the same clips, takes it."""
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="clips")
-        self._pending = (cursor, size, self._worker.submit(self._read, cursor, size))
+        self._prefetch.begin(cursor, size)
 
     def close(self) -> None:
         """Ends the background thread, if there is one."""
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
-            self._worker = None
-            self._pending = None
+        self._prefetch.close()
 
     def _read(self, cursor: int, size: int) -> Batch:
         return self._corpus.read([self.clip(position) for position in range(cursor, cursor + size)])
