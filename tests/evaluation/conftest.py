@@ -6,9 +6,18 @@ from dataclasses import dataclass
 # Tests that call the official modules directly would wait for torch.compile.
 os.environ["NO_TORCH_COMPILE"] = "1"
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 from moshi.models.lm import LMModel
+
+from ttt_moshi.evaluation.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.examples import Example, Source
+from ttt_moshi.evaluation.nll_cache import NLLCache
+from ttt_moshi.evaluation.score import Scores, valid_tokens
 
 DELAYS = [0] + [0] + [1] * 7 + [0] + [1] * 7
 CARD, TEXT_CARD = 24, 40
@@ -63,9 +72,15 @@ class Clips:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def batch(self, start: int, size: int) -> "Clips":
+    def rows(self, start: int, size: int) -> "Clips":
         rows = slice(start, start + size)
         return Clips(self.codes[rows], self.valid_frames[rows], self.prefix_lengths[rows])
+
+    def batches(self, batch_size: int, rank: int, world_size: int):
+        for first in range(0, len(self), batch_size * world_size):
+            mine = self.rows(first + rank * batch_size, batch_size)
+            nothing = torch.zeros(1, dtype=torch.long)
+            yield mine if len(mine) else Clips(torch.full_like(self.codes[:1], -1), nothing, nothing)
 
     @property
     def sample_ids(self) -> list[str]:
@@ -97,3 +112,74 @@ def new_codes():
 @pytest.fixture
 def new_clips():
     return make_clips
+
+
+class ToyTokens:
+    """Stands where `Recordings` stands, with a codec that a person can compute: a sound file holds one 16-bit sample
+    per frame, and the codes of a frame whose sample is s are s, s + 1, ..., s + 7 (modulo the card)."""
+
+    def __init__(self, card: int = CARD):
+        self.card = card
+
+    def tokens(self, example: Example) -> np.ndarray:
+        parts = [self.samples(piece.source)[piece.start : piece.stop] for piece in example.pieces]
+        samples = np.concatenate(parts).astype(np.int32)
+        moshi = (samples[None] + np.arange(8)[:, None]) % self.card
+        absent = np.full_like(samples, -1)[None]
+        return np.concatenate([absent, moshi, np.zeros_like(moshi)])
+
+    def samples(self, source: Source) -> np.ndarray:
+        parts = []
+        for segment in source.segments:
+            samples, rate = soundfile.read(segment.path, dtype="int16")
+            stop = None if segment.end_sec is None else round(segment.end_sec * rate)
+            parts.append(samples[round(segment.start_sec * rate) : stop])
+        return np.concatenate(parts)
+
+    def frames(self, example: Example) -> int:
+        return self.tokens(example).shape[-1]
+
+    def digest(self, examples: list[Example]) -> str:
+        return f"{len(examples)} examples"
+
+
+class TableScorer:
+    """An oracle: the NLL of a token follows from its channel, value and frame, so any score can be had by hand."""
+
+    n_q, dep_q, window, device = 16, 8, 32, torch.device("cpu")
+    delays = DELAYS
+    zero_token_id = -1
+
+    def __init__(self, rule, identity: str = "oracle"):
+        self.rule, self.identity, self.calls = rule, identity, 0
+
+    def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
+        self.calls += 1
+        mask = valid_tokens(self, codes, frames)
+        nll = torch.full(mask.shape, float("nan"))
+        for b, k, t in mask.nonzero().tolist():
+            nll[b, k, t] = self.rule(k, int(codes[b, k, t]), t)
+        return Scores(nll, mask)
+
+
+def write_toy(path: Path, samples: list[int], rate: int = 12500) -> Path:
+    """A sound file that `ToyTokens` reads; one sample a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.array(samples, np.int16), rate, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def toy():
+    return write_toy
+
+
+@pytest.fixture
+def oracle():
+    """An engine around `TableScorer`: the default rule is nll = value of the token."""
+
+    def build(rule=lambda k, value, t: float(value), folder: Path | None = None, **policy) -> Engine:
+        scorer = TableScorer(rule)
+        return Engine(scorer, ToyTokens(), NLLCache(folder, scorer.identity), BatchPolicy(**policy))
+
+    return build

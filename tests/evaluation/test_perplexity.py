@@ -133,7 +133,7 @@ def test_state_is_restored_after_an_error_too(new_model):
 def test_an_empty_set_or_one_without_audio_is_an_error(model, new_clips):
     clips = new_clips([4, 4])
     with pytest.raises(EvaluationError, match="no clips"):
-        evaluate_perplexity(model, clips.batch(0, 0))
+        evaluate_perplexity(model, clips.rows(0, 0))
     clips.codes[:, 1:9] = -1
     with pytest.raises(EvaluationError, match="no audio token"):
         evaluate_perplexity(model, clips)

@@ -17,7 +17,7 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.quiet import undisturbed
-from ttt_moshi.evaluation.score import Scores, score, valid_tokens
+from ttt_moshi.evaluation.score import Scores, score
 from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
 
 FRAME_RATE = 12.5
@@ -39,8 +39,9 @@ class ClipSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, start: int, size: int) -> ClipBatch:
-        """Clips start .. start + size - 1, fewer at the end of the set."""
+    def batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[ClipBatch]:
+        """Beginning anew with every call: batch number `step * world_size + rank` of the list cut into batches. Every
+        rank gets equally many; one that has none left gets a clip without audio."""
 
 
 @dataclass
@@ -125,7 +126,7 @@ def evaluate_perplexity(
     The model may be in training, sharded (FSDP2) or streaming: mode, random generators and streaming state are put
     back afterwards. With `world_size` ranks each one scores every `world_size`-th batch, all ranks make the same
     number of forward passes (sharded models need that), and all return the same result. `progress(done, total)`
-    counts batches.
+    counts this rank's batches.
 
     Raises `EvaluationError` when the set is empty or a prediction is not finite.
     """
@@ -133,36 +134,22 @@ def evaluate_perplexity(
         raise EvaluationError("the evaluation set holds no clips, so there is no perplexity")
     # One row per clip, filled by the rank that scored it; the other ranks add exact zeros.
     table = torch.zeros(len(clips), len(component_names(model.dep_q)) + 1, 2, dtype=torch.float64)
-    starts = list(range(0, len(clips), batch_size))
+    steps = math.ceil(len(clips) / (batch_size * world_size))
     with undisturbed(model):
-        for step, (start, mine) in enumerate(_turns(starts, rank, world_size)):
-            batch = clips.batch(start, min(batch_size, len(clips) - start))
+        for step, batch in enumerate(clips.batches(batch_size, rank, world_size)):
             codes = batch.codes.to(model.device)
             scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)
-            if mine:
-                rows = slice(start, start + len(codes))
-                table[rows, :-1] = clip_sums(model, codes, scores).cpu()
-                table[rows, -1, 0] = _audio_frames(model, codes, batch).cpu()
+            start = (step * world_size + rank) * batch_size
+            if start < len(clips):
+                table[start : start + len(codes), :-1] = clip_sums(model, codes, scores).cpu()
+                table[start : start + len(codes), -1, 0] = scores.mask[:, 1].sum(dim=1).cpu()
             if progress is not None:
-                progress(min((step + 1) * world_size, len(starts)), len(starts))
+                progress(step + 1, steps)
     if world_size > 1:
         shared = table.to(model.device)
         torch.distributed.all_reduce(shared)
         table = shared.cpu()
     return _summarise(component_names(model.dep_q), table.numpy(), clips.fingerprint)
-
-
-def _turns(starts: list[int], rank: int, world_size: int) -> Iterator[tuple[int, bool]]:
-    """This rank's batches, and whether their result counts: ranks left without one at the end repeat the last."""
-    for first in range(0, len(starts), world_size):
-        index = first + rank
-        yield starts[min(index, len(starts) - 1)], index < len(starts)
-
-
-def _audio_frames(model: LMModel, codes: torch.Tensor, batch: ClipBatch) -> torch.Tensor:
-    """Frames of each clip in which Moshi's own audio is predicted: int64 [B]."""
-    semantic = valid_tokens(model, codes, batch.valid_frames, batch.prefix_lengths)[:, 1]
-    return semantic.sum(dim=1)
 
 
 def _summarise(names: list[str], table: np.ndarray, digest: str) -> Perplexity:

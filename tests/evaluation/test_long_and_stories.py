@@ -1,0 +1,213 @@
+"""StoryCloze, SALMon, needle and the long-context curves, with scores computed by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ttt_moshi.evaluation import EvaluationError
+from ttt_moshi.evaluation.tasks.books import find_books
+from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat, hosts
+from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
+from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
+from ttt_moshi.evaluation.tasks.two_choices import common_beginning
+
+
+def benchmarks(root, tokens=None, **changes):
+    return Benchmarks(root, frames_of=tokens.frames if tokens else len, **changes)
+
+
+def test_stories_are_paired_by_their_uuid_and_continuations_scored_after_the_common_beginning(tmp_path, toy, oracle):
+    """The wrong story is worse where the two differ, and looks better as a whole because it is longer."""
+    folder = tmp_path / "sSC" / "sSC"
+    toy(folder / "0_3f-9a_correct.wav", [5] * 6 + [2, 2, 2, 2])
+    toy(folder / "1_3f-9a_incorrect.wav", [5] * 6 + [3, 2] * 10)
+    outcome = TASKS["ssc"](benchmarks(tmp_path)).run(oracle(rule=lambda k, v, t: float(v) if k == 1 else 0.0))
+    assert [sample["id"] for sample in outcome.samples] == ["3f-9a"]
+    reductions = {name: found["value"] for name, found in outcome.entry["reductions"].items()}
+    assert reductions["semantic.mean"] == 0.0  # 38 / 10 against 80 / 26
+    assert reductions["semantic.sum"] == 1.0  # 38 against 80
+    assert reductions["acoustic.mean"] == 0.5  # a tie
+    variants = {name: found["value"] for name, found in outcome.entry["variants"].items()}
+    assert variants["continuation"] == 1.0  # 2 against 2.5
+    assert variants["localized"] == 1.0
+    assert variants["minus_unconditional"] == 0.5  # this oracle does not listen, so nothing is gained by hearing
+
+
+def test_the_unconditional_likelihood_is_subtracted(tmp_path, toy, oracle):
+    """The oracle finds every token cheap once it has heard something: only the difference tells the endings apart."""
+    toy(tmp_path / "tSC" / "0_a_correct.wav", [1, 1, 1, 1, 9, 9, 9])
+    toy(tmp_path / "tSC" / "1_a_incorrect.wav", [1, 1, 1, 1, 2, 2, 2])
+
+    def rule(k, value, t):  # a 9 is dear at the start of a sequence and costs 3 later; a 2 always costs 2
+        return (20.0 if t < 3 else 3.0) if value == 9 else float(value)
+
+    entry = TASKS["tsc"](benchmarks(tmp_path)).run(oracle(rule=rule)).entry
+    assert entry["variants"]["continuation"]["value"] == 0.0
+    assert entry["variants"]["minus_unconditional"]["value"] == 1.0
+
+
+def test_a_shared_beginning_in_a_file_of_its_own(tmp_path, toy, oracle):
+    for name, samples in {"s_mutual": [5, 5], "s_correct": [1, 1, 1], "s_incorrect": [2, 2, 2]}.items():
+        toy(tmp_path / "sSC" / f"{name}.wav", samples)
+    (pair,) = story_pairs(tmp_path, "sSC")
+    assert oracle().tokens.tokens(pair.correct)[1].tolist() == [5, 5, 1, 1, 1]
+    assert TASKS["ssc"](benchmarks(tmp_path)).run(oracle()).entry["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0_a_correct.wav"], "has only"),
+        (["0_a_correct.wav", "2_a_correct.wav"], "two correct files"),
+        (["story.wav"], "is not named"),
+        ([], "no recordings"),
+    ],
+)
+def test_stories_that_cannot_be_paired_are_errors(tmp_path, toy, names, message):
+    for name in names:
+        toy(tmp_path / "sSC" / name, [1, 2])
+    with pytest.raises(EvaluationError, match=message):
+        story_pairs(tmp_path, "sSC")
+
+
+def test_salmon_weighs_all_codebooks_alike_and_reports_parts(tmp_path, toy, oracle):
+    for part, (good, bad) in {"speaker_consistency": (1, 2), "rir_consistency": (2, 1)}.items():
+        for i in range(3):
+            toy(tmp_path / "salmon" / part / f"sample_{i}_0.wav", [good + i] * 3)
+            toy(tmp_path / "salmon" / part / f"sample_{i}_1.wav", [bad + i] * 3)
+    entry = TASKS["salmon"](benchmarks(tmp_path)).run(oracle()).entry
+    assert entry["metric"] == "accuracy by uniform, mean"
+    assert entry["groups"]["part"]["speaker_consistency"]["value"] == 1.0
+    assert entry["groups"]["part"]["rir_consistency"]["value"] == 0.0
+    assert entry["value"] == 0.5 and entry["n"] == 6
+    (tmp_path / "salmon" / "rir_consistency" / "sample_1_1.wav").unlink()
+    with pytest.raises(EvaluationError, match="sample 1 has only"):
+        salmon_pairs(tmp_path)
+
+
+def test_needles_are_grouped_by_distance(tmp_path, toy, oracle):
+    for distance, wrong in (("4", 9), ("60", 1)):
+        toy(tmp_path / "needle" / distance / "0_n_correct.wav", [2, 2, 2])
+        toy(tmp_path / "needle" / distance / "1_n_incorrect.wav", [2, 2, wrong])
+    groups = TASKS["needle"](benchmarks(tmp_path)).run(oracle()).entry["groups"]["distance"]
+    assert {name: group["value"] for name, group in groups.items()} == {"4": 1.0, "60": 0.0}
+    with pytest.raises(EvaluationError, match="must be a number of seconds"):
+        (tmp_path / "needle" / "far").mkdir()
+        needle_pairs(tmp_path)
+
+
+def test_common_beginning_leaves_something_to_score():
+    a = np.arange(10)[None]
+    assert common_beginning(a, a) == 8
+    assert common_beginning(a, a[:, :5]) == 3
+    assert common_beginning(a, a + 1) == 0
+
+
+def write_book(root, toy, name, samples, activity=None, files=1):
+    folder = root / "librilight" / "small" / name
+    for i, part in enumerate(np.array_split(np.array(samples), files)):
+        path = toy(folder / f"part_{i}.wav", part.tolist())
+        if activity is not None:
+            path.with_suffix(".json").write_text(json.dumps({"voice_activity": activity}))
+
+
+def test_books_are_consecutive_files_without_their_pauses(tmp_path, toy, oracle):
+    frame = 1 / 12500
+    write_book(tmp_path, toy, "7/emma", list(range(20)), [[0, 3 * frame], [5 * frame, 8 * frame]], files=2)
+    (book,) = find_books(tmp_path)
+    assert (book.id, book.speaker) == ("7/emma", "7")
+    engine = oracle()
+    assert engine.tokens.samples(book.source).tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12, 15, 16, 17]
+
+
+def test_loss_by_position_of_a_model_that_learns_until_its_window_ends(tmp_path, toy, oracle):
+    """The oracle's NLL is max(0, 32 - t): bins, their means and the difference beyond the window follow by hand."""
+    for i in range(3):
+        write_book(tmp_path, toy, f"{i}/b", [1] * 100)
+    engine = oracle(rule=lambda k, value, t: float(max(0, 32 - t)))
+    outcome = Position(find_books(tmp_path)).run(engine)
+    bins = {(b["start"], b["stop"]): b["semantic"] for b in outcome.entry["bins"]}
+    assert list(bins) == [(0, 8), (8, 16), (16, 32), (32, 64), (64, 128)]
+    assert bins[0, 8]["value"] == 28.5 and bins[0, 8]["tokens"] == 24 and bins[0, 8]["n"] == 3
+    assert bins[16, 32]["value"] == 8.5
+    assert bins[64, 128]["tokens"] == 3 * 36
+    assert outcome.entry["beyond_window"] == {"status": "ok", "value": -8.5, "ci95": [-8.5, -8.5], "n": 3}
+    assert outcome.entry["value"] == pytest.approx(sum(range(33)) / 100)
+
+
+def test_books_shorter_than_the_window_have_no_number_beyond_it(tmp_path, toy, oracle):
+    write_book(tmp_path, toy, "1/b", [1] * 20)
+    beyond = Position(find_books(tmp_path)).run(oracle()).entry["beyond_window"]
+    assert beyond["status"] == "skipped" and "value" not in beyond and "32 frames" in beyond["reason"]
+
+
+def test_context_scores_the_same_targets_after_ever_more_context(tmp_path, toy, oracle):
+    """An oracle that gains a tenth of a nat per frame heard; the targets, four frames, are the book's last."""
+    rng = np.random.default_rng(0)
+    for name in ("1/a", "2/b"):
+        write_book(tmp_path, toy, name, rng.integers(0, 20, 150).tolist())
+    seen = []
+
+    def rule(k, value, t):
+        if k == 1:
+            seen.append(value)
+        return 50.0 - 0.1 * t
+
+    engine = oracle(rule=rule)
+    books, lengths = Benchmarks(tmp_path, frames_of=engine.tokens.frames).books()
+    outcome = Context(books, lengths).run(engine)
+    frames = [c["frames"] for c in outcome.entry["contexts"]]
+    assert frames == [2, 4, 8, 16, 32, 64, 128]  # 256 does not fit
+    for c in outcome.entry["contexts"]:
+        expected = np.mean([50 - 0.1 * (c["frames"] + i) for i in range(4)])
+        assert c["semantic"]["value"] == pytest.approx(expected, abs=1e-5) and c["semantic"]["n"] == 2
+    assert outcome.entry["value"] == pytest.approx(-0.1 * (128 - 32), abs=1e-5)
+    assert outcome.entry["controls"]["foreign_distant_context"]["value"] == pytest.approx(-9.6, abs=1e-5)
+    ends = {tuple(engine.tokens.samples(book.source)[-4:].tolist()) for book in books}
+    for c in (4, 128):
+        examples = [Context(books, lengths)._example(book, c, 4) for book in books]
+        assert {tuple(engine.tokens.tokens(e)[1][-4:].tolist()) for e in examples} == ends
+    # the control keeps the last window and replaces all before it
+    foreign = Context(books, lengths)._foreign(books, 128, 32, 4)[0]
+    mine, other = (engine.tokens.samples(b.source) for b in books)
+    tokens = engine.tokens.tokens(foreign)[1]
+    assert tokens[-36:].tolist() == mine[-36:].tolist() and tokens[:96].tolist() == other[:96].tolist()
+
+
+def test_repeats_are_told_from_what_was_never_heard(tmp_path, toy, oracle):
+    """The oracle remembers: a passage costs 1 less when its tokens were heard before in the sequence."""
+    rng = np.random.default_rng(0)
+    for name in ("1/a", "2/b"):
+        write_book(tmp_path, toy, name, rng.integers(0, 20, 200).tolist())
+    engine = oracle()
+    history: list[tuple[int, ...]] = []
+
+    def score(codes, frames):
+        found = type(engine.scorer).score(engine.scorer, codes, frames)
+        for b in range(len(codes)):
+            row = codes[b, 1].tolist()
+            for t in range(1, int(frames[b])):
+                heard = any(row[s - 1 : s + 1] == row[t - 1 : t + 1] for s in range(1, t))
+                found.nll[b, 1, t] = 3.0 - heard
+        history.append(tuple(codes.shape))
+        return found
+
+    engine.scorer.score = score
+    books, lengths = Benchmarks(tmp_path, frames_of=engine.tokens.frames).books()
+    entry = Repeat(books, lengths).run(engine).entry
+    assert entry["clip_frames"] == 2
+    assert [d["frames"] for d in entry["distances"]] == [8, 16, 32, 48, 64, 128]
+    assert entry["value"] < 0
+    assert all(d["second_minus_first"]["n"] == 2 for d in entry["distances"])
+
+
+def test_every_size_is_measured_on_the_same_books(tmp_path, toy):
+    for i, length in enumerate((40, 80, 90, 200)):
+        write_book(tmp_path, toy, f"{i}/b", [0] * length)
+    books = find_books(tmp_path)
+    lengths = dict(zip([b.id for b in books], (40, 80, 90, 200), strict=True))
+    sizes, able = hosts(books, lengths, [16, 32, 64, 128], extra=4)
+    assert sizes == [16, 32, 64] and [b.id for b in able] == ["1/b", "2/b", "3/b"]
+    with pytest.raises(EvaluationError, match="too short: 304 frames are needed, the longest has 200"):
+        hosts(books, lengths, [300], extra=4)

@@ -1,0 +1,79 @@
+"""Scored sequences on disk: the model runs once, and every later reduction is arithmetic.
+
+One safetensors file per batch, `<folder>/<identity>/<digest of its keys>.safetensors`, written under another name and
+renamed into place. A tensor's name is the sequence's key, a digest of its tokens; its value is the NLL [1 + dep_q, T]
+in float32 with NaN where there is no token. `identity` names the model: its state id and everything else that can
+change a score.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import blake3
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ttt_moshi.evaluation.errors import EvaluationError
+
+
+def sequence_key(codes: np.ndarray) -> str:
+    """Digest of tokens [K, T], equal for equal tokens whatever their integer type."""
+    content = np.ascontiguousarray(codes, dtype=np.int32)
+    return blake3.blake3(f"{content.shape}".encode() + content.tobytes()).hexdigest()[:40]
+
+
+class NLLCache:
+    """The scored sequences of one model. With `folder` None they live in memory only."""
+
+    def __init__(self, folder: Path | None, identity: str):
+        self._folder = None if folder is None else folder / blake3.blake3(identity.encode()).hexdigest()[:32]
+        self._memory: dict[str, np.ndarray] = {}
+        self._files: dict[str, Path] = {}
+        if self._folder is not None and self._folder.is_dir():
+            for partial in self._folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
+            for path in sorted(self._folder.glob("*.safetensors")):
+                self._index(path)
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+        except SafetensorError as error:
+            raise EvaluationError(
+                f"{path} is damaged ({error}); delete it, and its sequences are scored again"
+            ) from None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._memory or key in self._files
+
+    def add(self, values: Mapping[str, np.ndarray]) -> None:
+        """Keeps the results of one batch, all or nothing."""
+        if self._folder is None:
+            self._memory |= values
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = blake3.blake3(" ".join(sorted(values)).encode()).hexdigest()[:32]
+        path = self._folder / f"{name}.safetensors"
+        partial = self._folder / f".{name}.{os.getpid()}.partial"
+        save_file({key: np.ascontiguousarray(value) for key, value in values.items()}, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        self._files |= dict.fromkeys(values, path)
+
+    def read(self, keys: list[str]) -> dict[str, np.ndarray]:
+        """NLL of every key; each file is opened once. Raises KeyError for a key that was never added."""
+        found = {key: self._memory[key] for key in keys if key in self._memory}
+        by_file: dict[Path, list[str]] = {}
+        for key in keys:
+            if key not in found:
+                by_file.setdefault(self._files[key], []).append(key)
+        for path, wanted in by_file.items():
+            with safe_open(path, framework="numpy") as file:
+                found |= {key: file.get_tensor(key) for key in wanted}
+        return found

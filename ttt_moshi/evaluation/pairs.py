@@ -1,0 +1,91 @@
+"""Pairs of recordings, one right and one wrong: which of them does the model find likelier?
+
+The rule is that of the ZeroSpeech 2021 toolkit: a pair scores 1, or 0.5 on a tie, or 0; pairs are averaged over the
+voices of an item, then over items.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import blake3
+import numpy as np
+
+from ttt_moshi.evaluation.examples import Example
+from ttt_moshi.evaluation.statistics import bootstrap_mean
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two recordings of one item in one voice. Lower NLL of `correct` is a success."""
+
+    item: str
+    voice: str
+    correct: Example
+    incorrect: Example
+    groups: Mapping[str, str] = field(default_factory=dict)  # how results are broken down: {"band": "oov"}
+
+    @property
+    def id(self) -> str:
+        return f"{self.item}/{self.voice}" if self.voice else self.item
+
+
+def pair_score(correct_nll: float, incorrect_nll: float) -> float:
+    """1 when the correct one is likelier, 0.5 on a tie, else 0."""
+    return 0.5 if correct_nll == incorrect_nll else float(correct_nll < incorrect_nll)
+
+
+def item_scores(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, float]:
+    """Mean over voices, by item, in the order of the items' names."""
+    voices: dict[str, list[float]] = defaultdict(list)
+    for pair, score in zip(pairs, scores, strict=True):
+        voices[pair.item].append(score)
+    return {item: float(np.mean(voices[item])) for item in sorted(voices)}
+
+
+def accuracy(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, Any]:
+    """{"value", "ci95", "n"}: mean over items, and its interval with items resampled."""
+    items = np.array(list(item_scores(pairs, scores).values()))
+    return {"value": float(items.mean()), "ci95": list(bootstrap_mean(items)), "n": len(items)}
+
+
+def breakdown(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Accuracy within every group: {"band": {"oov": {"value", "ci95", "n"}, ...}, ...}."""
+    members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, pair in enumerate(pairs):
+        for kind, name in pair.groups.items():
+            members[kind][name].append(i)
+    return {
+        kind: {
+            name: accuracy([pairs[i] for i in indices], [scores[i] for i in indices])
+            for name, indices in sorted(groups.items())
+        }
+        for kind, groups in members.items()
+    }
+
+
+def subset(pairs: Sequence[Pair], max_items: int | None, seed: int, stratum: str | None) -> list[Pair]:
+    """All voices of at most `max_items` items, the same ones for every checkpoint.
+
+    Items are taken from every stratum (value of the group `stratum`) in proportion to its size, largest remainders
+    first, and within a stratum in the order of the digests of (seed, item).
+    """
+    strata: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        strata[pair.groups[stratum] if stratum else ""].add(pair.item)
+    total = sum(len(items) for items in strata.values())
+    if max_items is None or max_items >= total:
+        return list(pairs)
+    names = sorted(strata)
+    exact = {name: max_items * len(strata[name]) / total for name in names}
+    quota = {name: int(exact[name]) for name in names}
+    for name in sorted(names, key=lambda name: (quota[name] - exact[name], name))[: max_items - sum(quota.values())]:
+        quota[name] += 1
+    chosen: set[str] = set()
+    for name in names:
+        by_digest = sorted(strata[name], key=lambda item: blake3.blake3(f"{seed} {item}".encode()).digest())
+        chosen |= set(by_digest[: quota[name]])
+    return [pair for pair in pairs if pair.item in chosen]

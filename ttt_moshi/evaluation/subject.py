@@ -1,0 +1,75 @@
+"""What is evaluated, taken from a checkpoint and nothing else: model, codec and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import torch
+from moshi.models.loaders import CheckpointInfo
+
+from ttt_moshi.checkpoint import read_document, read_manifest, verify
+from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
+from ttt_moshi.data import Codec
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, trained_base
+
+TRAINING_CONFIG = "consolidated/training_config.json"
+
+
+@dataclass
+class Subject:
+    """A model with everything needed to feed it."""
+
+    facts: dict[str, Any]  # `checkpoint` of results.json: state_id, step, kind
+    model: TTTMoshi
+    codec: Codec
+    tokenizer: Any  # sentencepiece.SentencePieceProcessor
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The checkpoint that `path` names; its `consolidated` folder names it too.
+
+    Raises `EvaluationError` when there is none, with the checkpoints of a run when `path` is one.
+    """
+    folder = path.parent if path.name == "consolidated" else path
+    if (folder / "manifest.json").is_file():
+        return folder
+    found = sorted(m.parent for m in folder.glob("**/checkpoint_*/manifest.json") if "staging" not in m.as_posix())
+    hint = f"; did you mean {found[-1]}?" if found else ""
+    raise EvaluationError(f"{path} is not a checkpoint: it has no manifest.json{hint}")
+
+
+def check(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Compares every byte of a checkpoint with its manifest. Raises `EvaluationError` with all problems."""
+    report = verify(folder, progress=progress)
+    if not report.ok:
+        raise EvaluationError(f"the checkpoint is damaged and is not evaluated:\n{report.text()}")
+
+
+def training_config(folder: Path) -> dict[str, Any]:
+    """The configuration that the checkpoint was trained with, as plain values."""
+    return read_document(folder, TRAINING_CONFIG)
+
+
+def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPaths | None = None) -> Subject:
+    """Model, codec and tokenizer of a checkpoint; `base` says where the base model's files are now, if they moved."""
+    manifest = read_manifest(folder)
+    facts = {key: manifest[key] for key in ("state_id", "step", "kind")}
+    return _subject(facts, load_trained(folder, device, dtype, base=base), trained_base(folder, base), device)
+
+
+def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
+    """A model as published, before any training here. Its state id is the digest of its weights file."""
+    info = resolve_model(paths)
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(info.moshi_weights).hexdigest()
+    model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
+    return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device)
+
+
+def _subject(facts: dict[str, Any], model: TTTMoshi, info: CheckpointInfo, device: str) -> Subject:
+    codec = Codec(info.get_mimi(device), info.mimi_config)
+    return Subject(facts, model, codec, info.get_text_tokenizer())

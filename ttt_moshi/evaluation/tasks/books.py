@@ -1,0 +1,56 @@
+"""Long recordings in the layout of Libri-Light: one folder per book, speech found by voice activity detection.
+
+librilight/<size>/<speaker>/<book>/<file>.flac (or .wav) and <file>.json with "voice_activity": [[start, end], ...]
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.examples import Segment, Source
+
+FOLDERS = ("librilight", "libri-light", "LibriLight")
+
+
+@dataclass(frozen=True)
+class Book:
+    """The speech of consecutive files of one book, without the pauses that the VAD cut out."""
+
+    id: str  # speaker/book
+    speaker: str
+    source: Source
+
+
+def find_books(data_root: Path) -> list[Book]:
+    """Every book below `data_root/librilight`, by name. Raises `EvaluationError` when there is none."""
+    root = next((data_root / name for name in FOLDERS if (data_root / name).is_dir()), None)
+    if root is None:
+        raise EvaluationError(f"no long recordings: expected {data_root / FOLDERS[0]}/<size>/<speaker>/<book>/*.flac")
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav"))
+    folders = sorted({path.parent for path in files})
+    if not folders:
+        raise EvaluationError(f"{root} holds no .flac or .wav file")
+    return [_book(folder, [path for path in files if path.parent == folder]) for folder in folders]
+
+
+def _book(folder: Path, files: list[Path]) -> Book:
+    segments = tuple(segment for path in files for segment in _speech(path))
+    if not segments:
+        raise EvaluationError(f"{folder}: the voice activity of its files is empty")
+    return Book(f"{folder.parent.name}/{folder.name}", folder.parent.name, Source(segments))
+
+
+def _speech(path: Path) -> list[Segment]:
+    description = path.with_suffix(".json")
+    if not description.is_file():
+        return [Segment(path)]
+    try:
+        activity = json.loads(description.read_text(encoding="utf-8"))["voice_activity"]
+        return [Segment(path, float(start), float(end)) for start, end in activity]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f'{description} is no Libri-Light description with "voice_activity": [[start, end], ...] ({error})'
+        ) from None

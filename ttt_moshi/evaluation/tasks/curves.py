@@ -1,0 +1,52 @@
+"""Points of a curve over recordings: token-weighted means with intervals whose unit is the recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.reductions import channel_group
+from ttt_moshi.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+
+GROUPS = ("text", "semantic", "acoustic")
+
+
+def group_sums(nll: np.ndarray, group: str, start: int = 0, stop: int | None = None) -> tuple[float, int]:
+    """Sum of NLL and count of the tokens of a channel group in frames [start, stop) of nll [1 + dep_q, T]."""
+    part = nll[channel_group(group, len(nll)), start:stop]
+    present = ~np.isnan(part)
+    return float(part[present].sum(dtype=np.float64)), int(present.sum())
+
+
+def mean_nll(sums: list[tuple[float, int]]) -> dict[str, Any]:
+    """{"value", "ci95", "n", "tokens"} of the token-weighted mean over recordings that have such tokens."""
+    values, counts = np.array([s for s, _ in sums]), np.array([c for _, c in sums], float)
+    tokens = counts.sum()
+    if not tokens:
+        raise EvaluationError("no token of this kind in any recording")
+    return {
+        "value": float(values.sum() / tokens),
+        "ci95": list(bootstrap_ratio(values, counts)),
+        "n": int((counts > 0).sum()),
+        "tokens": int(tokens),
+    }
+
+
+def mean_difference(first: list[tuple[float, int]], second: list[tuple[float, int]]) -> dict[str, Any]:
+    """{"value", "ci95", "n"} of the mean over recordings of (mean NLL of `second` - mean NLL of `first`)."""
+    differences = np.array([s2 / c2 - s1 / c1 for (s1, c1), (s2, c2) in zip(first, second, strict=True) if c1 and c2])
+    if not len(differences):
+        raise EvaluationError("no recording has tokens on both sides of the comparison")
+    return {"value": float(differences.mean()), "ci95": list(bootstrap_mean(differences)), "n": len(differences)}
+
+
+def point(nll: list[np.ndarray], spans: list[tuple[int, int | None]]) -> dict[str, Any]:
+    """The curve's values for every channel group that occurs: nll and span of each recording."""
+    found = {}
+    for group in GROUPS:
+        sums = [group_sums(values, group, *span) for values, span in zip(nll, spans, strict=True)]
+        if any(count for _, count in sums):
+            found[group] = mean_nll(sums)
+    return found

@@ -1,0 +1,108 @@
+"""Every task by its name, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ttt_moshi.evaluation.engine import Engine
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.examples import Example, Piece
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.pairs import subset
+from ttt_moshi.evaluation.tasks.books import Book, find_books
+from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
+from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
+from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
+from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
+from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
+
+INNER_FRAMES = 2048
+
+
+class Task(Protocol):
+    """Something that can be measured."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, engine: Engine) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Where the data is and how much of it is used. Everything here is part of the result."""
+
+    data_root: Path
+    frames_of: Callable[[Example], int]  # length of an example in frames
+    split: str = "test"
+    max_items: int | None = None
+    seed: int = 0
+
+    def books(self) -> tuple[list[Book], dict[str, int]]:
+        """The books in use, and the length of each in frames."""
+        books = find_books(self.data_root)[: self.max_items]
+        return books, {book.id: self.frames_of(Example(book.id, (Piece(book.source),))) for book in books}
+
+
+def _swuggy(b: Benchmarks) -> Task:
+    pairs = subset(lexical_pairs(b.data_root, b.split), b.max_items, b.seed, "band")
+    return TwoChoices("swuggy", pairs)
+
+
+def _sblimp(b: Benchmarks) -> Task:
+    pairs = subset(syntactic_pairs(b.data_root, b.split), b.max_items, b.seed, "type")
+    return TwoChoices("sblimp", pairs, macro="type")
+
+
+def _story(name: str, folder: str) -> Callable[[Benchmarks], Task]:
+    def build(b: Benchmarks) -> Task:
+        pairs = subset(story_pairs(b.data_root, folder), b.max_items, b.seed, None)
+        return TwoChoices(name, pairs, continuation=True)
+
+    return build
+
+
+def _salmon(b: Benchmarks) -> Task:
+    # Acoustic consistency is a matter of all codebooks alike.
+    pairs = subset(salmon_pairs(b.data_root), b.max_items, b.seed, "part")
+    return TwoChoices("salmon", pairs, reduction="uniform", macro="part")
+
+
+def _needle(b: Benchmarks) -> Task:
+    return TwoChoices("needle", subset(needle_pairs(b.data_root), b.max_items, b.seed, "distance"), macro="distance")
+
+
+def _inner(b: Benchmarks) -> Task:
+    books, _ = b.books()
+    return InnerLoss([Example(book.id, (Piece(book.source, 0, INNER_FRAMES),)) for book in books])
+
+
+TASKS: dict[str, Callable[[Benchmarks], Task]] = {
+    "swuggy": _swuggy,
+    "sblimp": _sblimp,
+    "ssc": _story("ssc", "sSC"),
+    "tsc": _story("tsc", "tSC"),
+    "salmon": _salmon,
+    "position": lambda b: Position(b.books()[0]),
+    "context": lambda b: Context(*b.books()),
+    "repeat": lambda b: Repeat(*b.books()),
+    "needle": _needle,
+    "inner": _inner,
+}
+
+PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
+PERPLEXITY = "ppl"
+
+
+def parse_tasks(names: str) -> list[str]:
+    """Task names from a comma-separated list; `all` is every one. Raises `EvaluationError` with the known names."""
+    if names.strip() == "all":
+        return list(TASKS)
+    found = [name.strip().lower() for name in names.split(",") if name.strip()]
+    for name in found:
+        if name not in TASKS and name != PERPLEXITY:
+            raise EvaluationError(f"unknown task `{name}`; there are {', '.join((PERPLEXITY, *TASKS))}")
+    return list(dict.fromkeys(found))

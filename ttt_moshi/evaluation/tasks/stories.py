@@ -1,0 +1,98 @@
+"""Spoken and topic StoryCloze, SALMon and the spoken needle: pairs that are told apart by their file names.
+
+sSC/*.wav, tSC/*.wav         <n>_<uuid>_correct.wav and <n + 1>_<uuid>_incorrect.wav, or
+                             <base>_mutual.wav with <base>_correct.wav and <base>_incorrect.wav
+salmon/<part>/*.wav          sample_<i>_0.wav (consistent) and sample_<i>_1.wav
+needle/<distance>/*.wav      as StoryCloze; <distance> is the seconds between the fact and the question
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
+from ttt_moshi.evaluation.pairs import Pair
+
+_STORY = re.compile(r"(?:(?P<n>\d+)_)?(?P<base>.+)_(?P<kind>correct|incorrect|mutual)\.wav")
+_SAMPLE = re.compile(r"sample_(?P<i>\d+)_(?P<half>[01])\.wav")
+
+
+def story_pairs(data_root: Path, name: str) -> list[Pair]:
+    """Pairs of the data set `name` (sSC or tSC), in one folder or, as its archives unpack, in a folder within it."""
+    folder = data_root / name
+    nested = folder / name
+    return _story_folder(nested if nested.is_dir() else folder, "")
+
+
+def needle_pairs(data_root: Path) -> list[Pair]:
+    """Pairs of every distance; the group `distance` is in seconds."""
+    root = data_root / "needle"
+    folders = sorted((f for f in root.glob("*") if f.is_dir()), key=lambda f: (_distance(f), f.name))
+    if not folders:
+        raise EvaluationError(f"no needle data: expected folders named by seconds, such as {root / '60'}")
+    pairs = []
+    for folder in folders:
+        distance = f"{_distance(folder):g}"
+        for pair in _story_folder(folder, f"{folder.name}/"):
+            pairs.append(Pair(pair.item, pair.voice, pair.correct, pair.incorrect, {"distance": distance}))
+    return pairs
+
+
+def salmon_pairs(data_root: Path) -> list[Pair]:
+    """All parts of SALMon that are there; the group `part` names them."""
+    root = next((r for r in (data_root / "salmon", data_root / "SALMon") if r.is_dir()), None)
+    if root is None:
+        raise EvaluationError(f"no SALMon data: expected {data_root / 'salmon' / 'speaker_consistency'}")
+    pairs = []
+    for folder in sorted(f for f in root.iterdir() if f.is_dir()):
+        halves: dict[int, dict[str, Path]] = {}
+        for path in sorted(folder.glob("*.wav")):
+            if match := _SAMPLE.fullmatch(path.name):
+                halves.setdefault(int(match["i"]), {})[match["half"]] = path
+        for i, half in sorted(halves.items()):
+            if set(half) != {"0", "1"}:
+                raise EvaluationError(f"{folder}: sample {i} has only {', '.join(p.name for p in half.values())}")
+            item = f"{folder.name}/{i}"
+            good, bad = Example.file(f"{item}/0", half["0"]), Example.file(f"{item}/1", half["1"])
+            pairs.append(Pair(item, "", good, bad, {"part": folder.name}))
+    if not pairs:
+        raise EvaluationError(f"{root} holds no sample_<i>_0.wav with its sample_<i>_1.wav")
+    return pairs
+
+
+def _story_folder(folder: Path, prefix: str) -> list[Pair]:
+    stories: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.wav")):
+        match = _STORY.fullmatch(path.name)
+        if match is None:
+            raise EvaluationError(f"{path} is not named <n>_<uuid>_correct.wav, ..._incorrect.wav or ..._mutual.wav")
+        kinds = stories.setdefault(match["base"], {})
+        if match["kind"] in kinds:
+            raise EvaluationError(f"{path} and {kinds[match['kind']].name} are two {match['kind']} files of one story")
+        kinds[match["kind"]] = path
+    if not stories:
+        raise EvaluationError(f"no recordings in {folder}: expected <n>_<uuid>_correct.wav and ..._incorrect.wav")
+    pairs = []
+    for base, kinds in sorted(stories.items()):
+        if not {"correct", "incorrect"} <= set(kinds):
+            raise EvaluationError(f"{folder}: the story {base} has only {', '.join(p.name for p in kinds.values())}")
+        good, bad = (
+            _story(f"{prefix}{base}/{kind}", kinds.get("mutual"), kinds[kind]) for kind in ("correct", "incorrect")
+        )
+        pairs.append(Pair(f"{prefix}{base}", "", good, bad))
+    return pairs
+
+
+def _story(id: str, mutual: Path | None, ending: Path) -> Example:
+    if mutual is None:
+        return Example.file(id, ending)
+    return Example(id, (Piece(Source((Segment(mutual), Segment(ending)))),))
+
+
+def _distance(folder: Path) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:s|_?sec)?", folder.name)
+    if match is None:
+        raise EvaluationError(f"{folder}: the folder's name must be a number of seconds")
+    return float(match[1])
