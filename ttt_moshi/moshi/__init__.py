@@ -1,7 +1,15 @@
 """Test-time training inside Moshi: subclasses of the official classes, loading, sharding, exporting."""
 
 from ttt_moshi.moshi.errors import MoshiError
-from ttt_moshi.moshi.loading import build_model
+from ttt_moshi.moshi.export import (
+    ExportTensor,
+    describe_base,
+    export_documents,
+    export_file_name,
+    export_plan,
+    materialise,
+)
+from ttt_moshi.moshi.loading import build_model, cast_for_inference
 from ttt_moshi.moshi.model import Chunk, TTTMoshi, set_context
 from ttt_moshi.moshi.naming import (
     Count,
@@ -13,26 +21,47 @@ from ttt_moshi.moshi.naming import (
     parameter_role,
     tensor_group,
 )
+from ttt_moshi.moshi.parallel import shard
 from ttt_moshi.moshi.paths import resolve_model
 from ttt_moshi.moshi.streaming import StreamState
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
+from ttt_moshi.moshi.trained import (
+    InitialWeights,
+    build_from_documents,
+    load_initial_weights,
+    load_trained,
+    trained_base,
+)
 
 __all__ = [
     "Chunk",
     "Count",
+    "ExportTensor",
+    "InitialWeights",
     "MoshiError",
     "StreamState",
     "TTTMoshi",
     "TensorCounts",
+    "build_from_documents",
     "build_model",
+    "cast_for_inference",
     "count_tensors",
     "decays",
+    "describe_base",
+    "export_documents",
+    "export_file_name",
     "export_name",
+    "export_plan",
     "is_fp32",
+    "load_initial_weights",
+    "load_trained",
+    "materialise",
     "parameter_role",
     "parse_layers",
     "resolve_model",
     "select_trainable",
     "set_context",
+    "shard",
     "tensor_group",
+    "trained_base",
 ]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ttt_moshi.config import LoraArgs, TTTArgs
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.model import TTTMoshi
-from ttt_moshi.moshi.naming import tensor_group
+from ttt_moshi.moshi.naming import is_fp32, tensor_group
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.ttt import TTTConfig
 
@@ -72,7 +72,7 @@ def build_model(
         load_base(model, read_base(info), dtype, device, str(info.moshi_weights))
     if device.type != "meta":
         initialise_adapters(model, seed, device)
-    select_trainable(model, ttt, lora, full_finetuning)
+    model.mode = select_trainable(model, ttt, lora, full_finetuning)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -146,15 +146,19 @@ def empty_model(
     return model
 
 
-def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
-    """The tensors of the base model's file, mapped into memory rather than read."""
-    path = Path(info.moshi_weights)
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped into memory rather than read."""
     if path.suffix not in (".safetensors", ".sft", ".sfts"):
         raise MoshiError(f"{path} is not a safetensors file, the only format read here (pickles can run code)")
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise MoshiError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
+    """The tensors of the base model's file."""
+    tensors = read_tensors(Path(info.moshi_weights))
     if info.model_type == "hibiki":
         # As the official loader does: an early end of sequence is padding, since the input goes on.
         tensors["text_emb.weight"][2] = tensors["text_emb.weight"][3]
@@ -169,46 +173,59 @@ def load_base(
     Raises:
         MoshiError: a tensor is missing, left over or of another shape; the message lists which.
     """
-    # Conditions stay float32, as in the official loader.
-    loaded = {
-        name: tensor.to(device, torch.float32 if name.startswith(("condition_provider.", "fuser.")) else dtype)
-        for name, tensor in tensors.items()
-    }
-    assign_exactly(model, loaded, {name for name in model.state_dict() if tensor_group(name) == "base"}, source)
+    loaded = {name: tensor.to(device, storage_dtype(name, dtype)) for name, tensor in tensors.items()}
+    names = {name for name in model.state_dict() if tensor_group(name) == "base"}
+    loaded_names = assign(model, loaded, source)
+    require(source, lacks=names - loaded_names, surplus=loaded_names - names)
 
 
-def assign_exactly(model: TTTMoshi, tensors: Mapping[str, Tensor], expected: set[str], source: str) -> None:
-    """Makes `tensors` the parameters `expected` of `model`, through the official renaming of older files.
+def assign(model: TTTMoshi, tensors: Mapping[str, Tensor], source: str, replace: bool = True) -> set[str]:
+    """Puts `tensors` into `model`, through the official renaming of older files; returns the parameters they became.
+
+    Args:
+        replace: whether the tensors become the parameters themselves, or are copied into those there are.
 
     Raises:
-        MoshiError: the names or shapes are not exactly the expected ones; the message lists the difference.
+        MoshiError: a tensor has no place in the model, or another shape than its place.
     """
-    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
     try:
-        outcome = model.load_state_dict(dict(tensors), strict=False, assign=True)
+        outcome = model.load_state_dict(dict(tensors), strict=False, assign=replace)
     except RuntimeError as error:
-        raise MoshiError(f"{source} does not fit this model's geometry: {error}") from error
-    untouched = set(outcome.missing_keys)
-    missing = sorted(expected & untouched)
-    touched_by_mistake = sorted(set(shapes) - expected - untouched)
+        raise MoshiError(f"{source} does not fit this model: {error}") from error
+    require(source, unknown=set(outcome.unexpected_keys))
+    return set(model.state_dict()) - set(outcome.missing_keys)
+
+
+def require(
+    source: str, *, lacks: Iterable[str] = (), surplus: Iterable[str] = (), unknown: Iterable[str] = ()
+) -> None:
+    """Raises `MoshiError` in words unless all are empty."""
     problems = [
-        describe(words, names)
-        for words, names in (
-            ("lacks", missing),
-            ("has tensors that the model does not know:", sorted(outcome.unexpected_keys)),
-            ("has tensors that do not belong in it:", touched_by_mistake),
-        )
+        describe(words, sorted(names))
+        for words, names in (("lacks", lacks), ("should not have", surplus), ("has, unknown to the model,", unknown))
         if names
     ]
     if problems:
         raise MoshiError(f"{source} " + "; it ".join(problems))
 
 
-def describe(words: str, names: Iterable[str], shown: int = 5) -> str:
+def describe(words: str, names: list[str], shown: int = 5) -> str:
     """`words` followed by how many names there are and the first few of them."""
-    names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return f"{words} {len(names)} tensor{'s' if len(names) != 1 else ''}: {', '.join(names[:shown])}{more}"
+
+
+def cast_for_inference(model: TTTMoshi, dtype: torch.dtype) -> TTTMoshi:
+    """Brings every parameter to `dtype`, but those that are float32 in every mode, as the sharded forward does."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(storage_dtype(name, dtype))
+    return model
+
+
+def storage_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of a tensor in a model that computes in `dtype`."""
+    stays = is_fp32(name) or name.startswith(("condition_provider.", "fuser."))
+    return torch.float32 if stays else dtype
 
 
 def initialise_adapters(model: TTTMoshi, seed: int, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.layer import Plain, TTTTransformerLayer, uncompiled
+from ttt_moshi.moshi.naming import Mode
 from ttt_moshi.moshi.streaming import ChunkPass, LayerCarry, StreamState, delayed, empty_memory
 from ttt_moshi.ttt import TTTConfig, TTTLayer
 
@@ -49,12 +50,14 @@ class TTTMoshi(Plain, LMModel):
     Attributes:
         ttt_layers: indices of the temporal layers with a TTT layer, ascending.
         ttt_config: their configuration, None if there are none.
+        mode: what is trained: frozen, lora, ttt, lora+ttt or full.
     """
 
     def __init__(self, ttt_layers: list[int] | None = None, ttt_config: TTTConfig | None = None, **kwargs) -> None:
         super().__init__(layer_class=TTTTransformerLayer, **kwargs)
         self.ttt_layers: list[int] = []
         self.ttt_config: TTTConfig | None = None
+        self.mode: Mode = "frozen"
         for index, layer in enumerate(self.layers):
             layer.index = index
         if ttt_layers:

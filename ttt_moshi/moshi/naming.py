@@ -15,6 +15,7 @@ from torch import nn
 
 Group = Literal["base", "lora", "ttt"]
 Role = Literal["base", "lora", "ttt", "fast_weight", "gate"]
+Mode = Literal["frozen", "lora", "ttt", "lora+ttt", "full"]
 
 FAST_WEIGHTS = frozenset({"W1", "b1", "W2", "b2"})
 _INNER_SLOW = frozenset({"learnable_ttt_lr_weight", "learnable_ttt_lr_bias", "ttt_norm_weight", "ttt_norm_bias"})

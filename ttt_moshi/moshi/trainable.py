@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
 from ttt_moshi.config import LoraArgs, TTTArgs
 from ttt_moshi.moshi.errors import MoshiError
-from ttt_moshi.moshi.naming import tensor_group
-
-Mode = Literal["frozen", "lora", "ttt", "lora+ttt", "full"]
+from ttt_moshi.moshi.naming import Mode, tensor_group
 
 
 def parse_layers(spec: str, num_layers: int) -> list[int]:

@@ -1,0 +1,117 @@
+"""Sharding: the same gradients and steps as without it, for one rank and for two."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+
+from ttt_moshi.moshi import shard
+
+WORKER = Path(__file__).with_name("shard_worker.py")
+
+
+@pytest.fixture
+def mesh():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def gradients(model: torch.nn.Module, codes: torch.Tensor, prefix: torch.Tensor | None = None) -> dict:
+    """Gradients of a loss over all logits, whole and by name."""
+    output = model(codes, prefix_lengths=prefix)
+    loss = output.text_logits[output.text_mask.unsqueeze(-1).expand_as(output.text_logits)].float().square().mean()
+    loss = loss + output.logits[output.mask.unsqueeze(-1).expand_as(output.logits)].float().square().mean()
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in found.items()}
+
+
+def assert_equal_up_to_rounding(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal names; values apart by 1e-5 of the tensor's largest magnitude at most."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        worst = float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-12))
+        assert worst <= 1e-5, (name, worst)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("settings", [{"lora": True}, {"layers": "none", "full_finetuning": True}])
+def test_sharding_over_one_rank_changes_no_gradient(make_model, make_codes, mesh, settings, checkpointing):
+    expected = gradients(make_model(**settings), make_codes())
+    model = shard(make_model(**settings, gradient_checkpointing=checkpointing), mesh, torch.float32)
+    names = [name for name, _ in model.named_parameters()]
+    found = gradients(model, make_codes())
+    assert names == [name for name, _ in make_model(**settings).named_parameters()]
+    assert_equal_up_to_rounding(found, expected)
+
+
+def test_prefixes_shard(make_model, make_codes, mesh):
+    prefix = torch.tensor([6, 0])
+    expected = gradients(make_model(), make_codes(), prefix)
+    found = gradients(shard(make_model(gradient_checkpointing=True), mesh, torch.float32), make_codes(), prefix)
+    assert any("backward_gating" in name for name in found)
+    assert_equal_up_to_rounding(found, expected)
+
+
+def test_bfloat16_compute_over_float32_masters(make_model, make_codes, mesh):
+    model = shard(make_model(lora=True, dtype=torch.bfloat16, gradient_checkpointing=True), mesh, torch.bfloat16)
+    types = {name: p.dtype for name, p in model.named_parameters()}
+    assert types["transformer.layers.1.ttt.wq.weight"] == torch.float32
+    assert types["transformer.layers.1.self_attn.in_projs.0.frozen_W.weight"] == torch.bfloat16
+    seen = {}
+    for name in ("inner", "forward_gating", "wq"):
+        module = model.get_submodule(f"transformer.layers.1.ttt.{name}")
+        module.register_forward_pre_hook(lambda m, _, name=name: seen.update({name: next(m.parameters()).dtype}))
+    found = gradients(model, make_codes())
+    assert seen == {"inner": torch.float32, "forward_gating": torch.float32, "wq": torch.bfloat16}
+    assert {g.dtype for g in found.values()} == {torch.float32}
+    assert found.keys() == {n for n, p in model.named_parameters() if p.requires_grad and "backward_gating" not in n}
+
+
+def run_workers(world: int, base: Path, out: Path) -> dict[str, torch.Tensor]:
+    """Two AdamW steps by `world` processes; everything they end with."""
+    store = out / f"store_{world}_{out.name}"
+    command = [sys.executable, str(WORKER), str(base), str(store), str(world), str(out / "result.safetensors")]
+    workers = [subprocess.Popen([*command, str(rank)]) for rank in range(world)]
+    try:
+        codes = [worker.wait(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert codes == [0] * world
+    return load_file(out / "result.safetensors")
+
+
+def test_world_size_changes_rounding_only_and_one_rank_repeats_itself(base_folder, tmp_path):
+    results = []
+    for number, world in enumerate((0, 1, 1, 2)):
+        out = tmp_path / str(number)
+        out.mkdir()
+        results.append(run_workers(max(world, 1), base_folder, out) if world else unsharded(base_folder, out))
+    plain, one, again, two = results
+    assert len(plain) > 100
+    assert_equal_up_to_rounding(one, plain)
+    assert_equal_up_to_rounding(two, plain)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def unsharded(base: Path, out: Path) -> dict[str, torch.Tensor]:
+    """The same two steps in one process without a process group."""
+    subprocess.run(
+        [sys.executable, str(WORKER), str(base), "-", "0", str(out / "result.safetensors"), "0"],
+        check=True,
+        timeout=120,
+    )
+    return load_file(out / "result.safetensors")
