@@ -12,16 +12,19 @@ hence the `+ bias` terms.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ttt_moshi.ttt.functional import gelu, gelu_slope, inner_gradient, layer_norm
+from ttt_moshi.ttt.functional import gelu, gelu_backward, inner_gradient, layer_norm
 from ttt_moshi.ttt.state import Memory, Rows, Weights
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True)
+class Rule:
     """How a mini-batch writes."""
 
     mini_batch_size: int
@@ -32,6 +35,11 @@ class Rule(NamedTuple):
         """Scale of all updates as seen by position 1..K of a mini-batch, [K]."""
         positions = torch.arange(1, self.mini_batch_size + 1, device=like.device, dtype=like.dtype)
         return positions.reciprocal() if self.reciprocal_positions else torch.ones_like(positions)
+
+    @property
+    def last_tau(self) -> float:
+        """Scale of the updates that the next mini-batch starts from."""
+        return 1.0 / self.mini_batch_size if self.reciprocal_positions else 1.0
 
 
 class Norm(NamedTuple):
@@ -74,43 +82,47 @@ def block_step(
     q, k, target, lam = frames
     weights, rows, phase = memory
     K, m = rule.mini_batch_size, q.shape[2]
-    tau = rule.tau(q)
-    bias = 1.0 if rule.update_biases else 0.0
+    W1, b1, W2, b2 = weights
     position = phase[:, None] + torch.arange(m, device=q.device)  # [B, m]
-    if take is None:
-        take = torch.full_like(phase, m)
+    after = phase + m if take is None else phase + take
 
-    z1, z1_query = (torch.cat([k, q], dim=2) @ weights.W1 + weights.b1).split(m, dim=2)
-    if weights.W2 is None:
+    z1, z1_query = (torch.cat([k, q], dim=2) @ W1 + b1).split(m, dim=2)
+    if W2 is None:
         new = Rows(k, None, inner_gradient(z1, target, *norm), None, lam)
     else:
-        assert weights.b2 is not None
+        assert b2 is not None
         a1 = gelu(z1)
-        g2 = inner_gradient(a1 @ weights.W2 + weights.b2, target, *norm)
-        g1 = (g2 @ weights.W2.mT) * gelu_slope(z1)
-        new = Rows(k, a1, g1, g2, lam)
-    rows = _append(rows, new, position, phase, take, in_place)
+        g2 = inner_gradient(a1 @ W2 + b2, target, *norm)
+        new = Rows(k, a1, gelu_backward(g2 @ W2.mT, z1), g2, lam)
+    rows = _append(rows, new, phase, take, in_place)
 
-    slots = torch.arange(K, device=q.device)
-    seen = (slots <= position[..., None])[:, None]  # [B, 1, m, K]
-    step = torch.where(seen, rows.lam[:, :, None, :], 0.0) * tau[position.clamp(max=K - 1)][:, None, :, None]
-    z = z1_query - (step * (q @ rows.k.mT + bias)) @ rows.g1
-    if weights.W2 is not None:
-        assert weights.b2 is not None and rows.a1 is not None and rows.g2 is not None
+    seen = (torch.arange(K, device=q.device) <= position[..., None])[:, None]  # [B, 1, m, K]
+    step = torch.where(seen, rows.lam[:, :, None, :], 0.0)
+    if rule.reciprocal_positions:
+        step = step * rule.tau(q)[position.clamp(max=K - 1)][:, None, :, None]
+    z = z1_query - _reach(q, rows.k, step, rule) @ rows.g1
+    if W2 is not None:
+        assert b2 is not None and rows.a1 is not None and rows.g2 is not None
         a = gelu(z)
-        z = a @ weights.W2 + weights.b2 - (step * (a @ rows.a1.mT + bias)) @ rows.g2
+        z = a @ W2 + b2 - _reach(a, rows.a1, step, rule) @ rows.g2
     out = q + layer_norm(z, *norm)
 
-    full = phase + take == K
-    weights = commit(weights, rows, full, tau, rule, in_place)
-    return out, Memory(weights, rows, torch.where(full, 0, phase + take))
+    full = after == K
+    weights = commit(weights, rows, full, rule, in_place)
+    return out, Memory(weights, rows, torch.where(full, 0, after))
 
 
-def commit(weights: Weights, rows: Rows, full: Tensor, tau: Tensor, rule: Rule, in_place: bool = False) -> Weights:
+def _reach(queries: Tensor, keys: Tensor, step: Tensor, rule: Rule) -> Tensor:
+    """How much of each row's gradient each query sees, [B, H, m, K]."""
+    similarity = queries @ keys.mT
+    return step * (similarity + 1.0 if rule.update_biases else similarity)
+
+
+def commit(weights: Weights, rows: Rows, full: Tensor, rule: Rule, in_place: bool = False) -> Weights:
     """Write the rows of the streams where `full` (bool [B]) is true into their weights; the others do not change."""
-    if _nobody(full):
+    if known_false(full):
         return weights
-    step = torch.where(full[:, None, None], rows.lam * tau[-1], 0.0)[..., None]  # [B, H, K, 1]
+    step = torch.where(full[:, None, None], rows.lam * rule.last_tau, 0.0)[..., None]  # [B, H, K, 1]
     g1, g2 = rows.g1, rows.g2
     W1, b1, W2, b2 = weights
     W1 = _subtract(W1, step * rows.k, g1, in_place)
@@ -124,7 +136,7 @@ def commit(weights: Weights, rows: Rows, full: Tensor, tau: Tensor, rule: Rule, 
     return Weights(W1, b1, W2, b2)
 
 
-def _nobody(mask: Tensor) -> bool:
+def known_false(mask: Tensor) -> bool:
     """Whether the work for `mask` can be left out. Looking costs nothing on a CPU; it would stall another device."""
     return mask.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(mask.any())
 
@@ -139,19 +151,30 @@ def _subtract(W: Tensor, left: Tensor, right: Tensor, in_place: bool) -> Tensor:
     return torch.baddbmm(flat, *factors, alpha=-1.0).unflatten(0, W.shape[:2])
 
 
-def _append(rows: Rows, new: Rows, position: Tensor, phase: Tensor, take: Tensor, in_place: bool) -> Rows:
+def _append(rows: Rows, new: Rows, phase: Tensor, take: Tensor | None, in_place: bool) -> Rows:
     """Put the first `take` of the new frames into the slots from `phase` on."""
+    m, K = new.lam.shape[2], rows.lam.shape[2]
+    if m == 1:
+        pairs = zip(rows, new, strict=True)
+        one = partial(_append_one, phase=phase, take=take, in_place=in_place)
+        return Rows(*(cache if cache is None else one(cache, fresh) for cache, fresh in pairs))  # type: ignore[arg-type]
+    source = torch.arange(K, device=phase.device) - phase[:, None]  # [B, K]: new frame for each slot
+    is_new = (source >= 0) & (source < (m if take is None else take[:, None]))
+    source = source.clamp(0, m - 1)
 
-    def one(cache: Tensor, fresh: Tensor) -> Tensor:
+    def several(cache: Tensor, fresh: Tensor) -> Tensor:
         extra = [1] * (cache.dim() - 3)
-        if fresh.shape[2] == 1:
-            slot = phase.view(-1, 1, 1, *extra).expand_as(fresh)
-            kept = torch.where((take > 0).view(-1, 1, 1, *extra), fresh, cache.gather(2, slot))
-            return cache.scatter_(2, slot, kept) if in_place else cache.scatter(2, slot, kept)
-        source = torch.arange(cache.shape[2], device=cache.device) - phase[:, None]  # [B, K]: frame for each slot
-        is_new = ((source >= 0) & (source < take[:, None])).view(-1, 1, cache.shape[2], *extra)
-        index = source.clamp(0, fresh.shape[2] - 1).view(-1, 1, cache.shape[2], *extra)
-        moved = fresh.gather(2, index.expand(-1, cache.shape[1], -1, *fresh.shape[3:]))
-        return torch.where(is_new, moved, cache)
+        index = source.view(-1, 1, K, *extra).expand_as(cache)
+        return torch.where(is_new.view(-1, 1, K, *extra), fresh.gather(2, index), cache)
 
-    return Rows(*(None if cache is None else one(cache, fresh) for cache, fresh in zip(rows, new, strict=True)))  # type: ignore[arg-type]
+    pairs = zip(rows, new, strict=True)
+    return Rows(*(cache if cache is None else several(cache, fresh) for cache, fresh in pairs))  # type: ignore[arg-type]
+
+
+def _append_one(cache: Tensor, fresh: Tensor, phase: Tensor, take: Tensor | None, in_place: bool) -> Tensor:
+    """One new frame for the streams whose `take` is 1."""
+    extra = [1] * (cache.dim() - 1)
+    slot = phase.view(-1, *extra).expand_as(fresh)
+    if take is not None:
+        fresh = torch.where((take > 0).view(-1, *extra), fresh, cache.gather(2, slot))
+    return cache.scatter_(2, slot, fresh) if in_place else cache.scatter(2, slot, fresh)

@@ -19,14 +19,8 @@ def gelu(z: Tensor) -> Tensor:
     return F.gelu(z, approximate="tanh")
 
 
-def gelu_slope(z: Tensor) -> Tensor:
-    """First derivative of `gelu`, itself differentiable."""
-    t = torch.tanh(_GELU_C * z * (1.0 + _GELU_A * z * z))
-    return 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * (_GELU_C * (1.0 + 3.0 * _GELU_A * z * z))
-
-
 def gelu_backward(d: Tensor, z: Tensor) -> Tensor:
-    """`d * gelu_slope(z)` in one pass."""
+    """`d` times the slope of `gelu` at z, in one pass."""
     return torch.ops.aten.gelu_backward(d, z, approximate="tanh")
 
 
@@ -57,13 +51,21 @@ def layer_norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return standardise(z) * gamma + beta
 
 
+def norm_forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised z [..., f], mean and inverse deviation [..., 1]."""
+    return torch.native_layer_norm(z, z.shape[-1:], None, None, LN_EPS)
+
+
+def norm_backward(d: Tensor, z: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
+    """Gradient of z from the gradient of the standardised z: s (d - mean(d) - x mean(d x))."""
+    wanted = [True, False, False]
+    return torch.ops.aten.native_layer_norm_backward(d, z, z.shape[-1:], mean, inverse_std, None, None, wanted)[0]
+
+
 def inner_gradient(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Gradient of `0.5 * |layer_norm(z) - target|^2` with respect to `z`; all [..., f]."""
-    variance, mean = torch.var_mean(z, dim=-1, correction=0, keepdim=True)
-    inverse_std = torch.rsqrt(variance + LN_EPS)
-    normed = (z - mean) * inverse_std
-    d = gamma * (gamma * normed + beta - target)
-    return inverse_std * (d - d.mean(-1, keepdim=True) - normed * (d * normed).mean(-1, keepdim=True))
+    normed, mean, inverse_std = norm_forward(z)
+    return norm_backward(gamma * (gamma * normed + beta - target), z, mean, inverse_std)
 
 
 def rms_norm(x: Tensor) -> Tensor:

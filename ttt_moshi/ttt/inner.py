@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step
+from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step, known_false
 from ttt_moshi.ttt.config import TTTConfig
 from ttt_moshi.ttt.functional import rms_norm, rotate, standardise
 from ttt_moshi.ttt.sequence import run_fresh, run_from
@@ -153,10 +153,12 @@ class InnerNetwork(nn.Module):
 
         frames, memory = Frames(q, k, target, lam), self._memory(state)
         if T == 1 and not fresh:
-            take = None if exec_mask is None else exec_mask.to(state.phase.dtype)
+            everybody = exec_mask is None or known_false(~exec_mask)
+            take = None if everybody else exec_mask.to(state.phase.dtype)  # type: ignore[union-attr]
             out, memory = block_step(frames, memory, norm, self.rule, take=take, in_place=in_place)
             return out, self._state(memory)
-        out, memory = (run_fresh if fresh else run_from)(frames, memory, norm, self.rule)
+        run = run_fresh if fresh else run_from
+        out, memory = run(frames, memory, norm, self.rule, self.config.scan_policy)
         new = self._state(memory)
         if fresh and self.config.mini_batch_size > T:  # nothing was written: these still are the parameters
             new = new.clone()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttt_moshi.ttt.norm_step import inner_gradient_backward, inner_gradient_forward, norm_backward, norm_forward
+from ttt_moshi.ttt.functional import inner_gradient, norm_backward, norm_forward
+from ttt_moshi.ttt.norm_step import inner_gradient_backward
 from ttt_moshi.ttt.scan_types import Batch, Gradients, add_bias_gradient, update
 
 
@@ -21,7 +22,7 @@ def forward(weights: list[Tensor], batch: Batch, with_output: bool) -> tuple[Ten
     K = batch.k.shape[1]
     z = torch.baddbmm(b, batch.kq if with_output else batch.k, W)
     z, z_query = z[:, :K], z[:, K:]
-    g = inner_gradient_forward(z, batch.target, batch.gamma, batch.beta)
+    g = inner_gradient(z, batch.target, batch.gamma, batch.beta)
     out = None
     if with_output:
         z_bar = torch.baddbmm(z_query, batch.E * (torch.bmm(batch.q, batch.k.mT) + batch.bias), g, alpha=-1.0)

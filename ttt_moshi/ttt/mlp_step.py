@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttt_moshi.ttt.functional import gelu, gelu_backward, gelu_slopes
-from ttt_moshi.ttt.norm_step import inner_gradient_backward, inner_gradient_forward, norm_backward, norm_forward
+from ttt_moshi.ttt.functional import gelu, gelu_backward, gelu_slopes, inner_gradient, norm_backward, norm_forward
+from ttt_moshi.ttt.norm_step import inner_gradient_backward
 from ttt_moshi.ttt.scan_types import Batch, Gradients, add_bias_gradient, update
 
 
@@ -30,7 +30,7 @@ def forward(weights: list[Tensor], batch: Batch, with_output: bool) -> tuple[Ten
     z1, z1_query = (z1[:, :K], z1[:, K:])
     a1 = gelu(z1)
     z2 = torch.baddbmm(b2, a1, W2)
-    g2 = inner_gradient_forward(z2, batch.target, batch.gamma, batch.beta)
+    g2 = inner_gradient(z2, batch.target, batch.gamma, batch.beta)
     g1 = gelu_backward(torch.bmm(g2, W2.mT), z1)
     out = None
     if with_output:
