@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,17 @@ def build_model(
         )
     device = torch.device(device)
     ttt_config, layers = ttt_from_args(ttt, geometry(info.lm_config))
-    model = empty_model(
-        info.lm_config,
-        dtype,
-        lora=lora if lora.enable else None,
-        ttt_layers=layers,
-        ttt_config=ttt_config,
-        gradient_checkpointing=gradient_checkpointing,
-        device="meta" if load_weights else device,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed_for(seed, "base"))
+        model = empty_model(
+            info.lm_config,
+            dtype,
+            lora=lora if lora.enable else None,
+            ttt_layers=layers,
+            ttt_config=ttt_config,
+            gradient_checkpointing=gradient_checkpointing,
+            device="meta" if load_weights else device,
+        )
     if load_weights:
         load_base(model, read_base(info), dtype, device, str(info.moshi_weights))
     if device.type != "meta":
@@ -135,7 +137,9 @@ def empty_model(
     if arguments.get("fuser") is not None:
         arguments["fuser"] = loaders.get_condition_fuser(arguments)
     try:
-        model = TTTMoshi(device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing, **arguments)
+        # The official class makes some modules on the default device before it moves them.
+        with torch.device(device):
+            model = TTTMoshi(device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing, **arguments)
     except TypeError as error:
         raise MoshiError(f"config.json has a key that this version of moshi does not know: {error}") from error
     if lora is not None:
@@ -191,7 +195,7 @@ def assign(model: TTTMoshi, tensors: Mapping[str, Tensor], source: str, replace:
     try:
         outcome = model.load_state_dict(dict(tensors), strict=False, assign=replace)
     except RuntimeError as error:
-        raise MoshiError(f"{source} does not fit this model: {error}") from error
+        raise MoshiError(f"{source} does not fit this model: {' '.join(str(error).split())}") from error
     require(source, unknown=set(outcome.unexpected_keys))
     return set(model.state_dict()) - set(outcome.missing_keys)
 
@@ -252,4 +256,5 @@ def initialise_adapters(model: TTTMoshi, seed: int, device: torch.device) -> Non
 
 
 def _seed_for(seed: int, name: str) -> int:
-    return (seed << 32) | zlib.crc32(name.encode())
+    # torch's CPU generator looks at the lowest 32 bits only, so both must be mixed into them.
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest(), "little")
