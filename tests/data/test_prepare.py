@@ -17,6 +17,7 @@ from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.prepare import prepare
 from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
 
 
@@ -106,7 +107,7 @@ def test_a_transcript_that_says_who_moshi_is_cannot_be_overruled(recordings, tmp
 
 def test_plain_words_lie_where_their_speaker_is_loud(tmp_path):
     path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (3.5, 5.5, 1), (6, 7, 0), seconds=8)
-    path.with_suffix(".txt").write_text("B: good day to you sir\nA: well hello there my\ndear friend\n")
+    path.with_suffix(".txt").write_text("well hello there my\ndear\nB: good day to you sir\nA: friend\n")
     prepare(tmp_path / "in", tmp_path / "out", moshi_speaker="A")
     transcript = read_transcript(tmp_path / "out" / "recordings" / "a.json")
     assert transcript.approximate
@@ -119,6 +120,29 @@ def test_plain_words_lie_where_their_speaker_is_loud(tmp_path):
     assert mine[0].start < 1.05 and mine[-1].end > 6.95
 
 
+def test_turns_anchor_the_words(tmp_path):
+    """Speaker A is slower in the first turn; from the pace alone, words of the second would slip into it."""
+    path = bursts(tmp_path / "in" / "a.wav", (1, 7, 0), (8, 10, 1), (11, 14, 0), seconds=15)
+    path.with_suffix(".txt").write_text("A: one two three\nB: four five\nA: one two three\n")
+    prepare(tmp_path / "in", tmp_path / "out")
+    words = read_transcript(tmp_path / "out" / "recordings" / "a.json").words
+    assert [w.text for w in words] == ["one", "two", "three", "four", "five", "one", "two", "three"]
+    assert [0.9 < w.start < w.end < 7.1 for w in words] == [True] * 3 + [False] * 5
+    assert [7.9 < w.start < w.end < 10.1 for w in words] == [False] * 3 + [True] * 2 + [False] * 3
+    assert all(10.9 < w.start < w.end < 14.1 for w in words[5:])
+
+
+def test_in_mono_both_speakers_share_the_channel(tmp_path):
+    path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (4, 6, 0), seconds=7, channels=1)
+    path.with_suffix(".txt").write_text("A: hello there\nB: hello again\n")
+    prepare(tmp_path / "in", tmp_path / "out")
+    words = read_transcript(tmp_path / "out" / "recordings" / "a.json").words
+    assert [(w.text, w.speaker == "SPEAKER_MAIN") for w in words] == [
+        ("hello", True), ("there", True), ("hello", False), ("again", False),
+    ]  # fmt: skip
+    assert words[1].end <= 3.05 < 3.95 <= words[2].start
+
+
 def test_a_transcript_of_a_silent_channel_is_refused(tmp_path):
     path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), seconds=4)
     sound, rate = soundfile.read(path)
@@ -127,7 +151,7 @@ def test_a_transcript_of_a_silent_channel_is_refused(tmp_path):
     path.with_suffix(".txt").write_text("A: hello\nB: hello\n")
     bursts(tmp_path / "in" / "b.wav", (1, 3, 0), seconds=5)
     left_out = outcomes(prepare(tmp_path / "in", tmp_path / "out"))["a.wav"].left_out
-    assert "the user's channel is silent" in left_out
+    assert "the user's channel, which is silent throughout" in left_out
     assert not (tmp_path / "out" / "recordings" / "a.wav").exists(), "a file that no list names"
 
 
@@ -236,6 +260,28 @@ def test_spread_words_are_ordered_and_inside_their_spans(words, gaps):
     assert all(t.start < t.end for t in times)
     assert all(a.end <= b.start + 1e-9 for a, b in pairwise(times))
     assert all(any(s.start - 1e-9 <= t.start and t.end <= s.end + 1e-9 for s in spans) for t in times)
+
+
+spans = st.lists(st.tuples(st.floats(0.1, 2), st.floats(0.2, 3)), min_size=1, max_size=8)
+
+
+def laid_out(gaps: list[tuple[float, float]]) -> list[Span]:
+    ends = np.cumsum([length + gap for length, gap in gaps])
+    return [Span(end - gap - length, end - gap) for end, (length, gap) in zip(ends.tolist(), gaps, strict=True)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.lists(st.text("abc", min_size=1), min_size=1, max_size=4), min_size=2, max_size=12), spans, spans)
+def test_no_turn_loses_a_word_and_spans_stay_in_order(texts, left, right):
+    turns = [(i % 2, words) for i, words in enumerate(texts)]
+    both = [laid_out(left), laid_out(right)]
+    found = assign_spans(turns, both)
+    for channel in (0, 1):
+        mine = [turn for turn in found if turn.channel == channel]
+        assert [w for turn in mine for w in turn.words] == [w for c, words in turns if c == channel for w in words]
+        used = [span for turn in mine for span in turn.spans]
+        assert all(turn.spans for turn in mine) and all(span in both[channel] for span in used)
+        assert used == sorted(used, key=lambda span: span.start) and len(set(used)) == len(used)
 
 
 def test_energy_does_not_depend_on_blocks():

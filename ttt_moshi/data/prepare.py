@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import blake3
@@ -18,6 +19,7 @@ from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.plain_text import read_plain_text
 from ttt_moshi.data.transcripts import (
     MAIN_SPEAKER,
+    OTHER_SPEAKER,
     MoshiSpeaker,
     Transcript,
     Word,
@@ -25,7 +27,8 @@ from ttt_moshi.data.transcripts import (
     read_transcript,
     transcript_path,
 )
-from ttt_moshi.data.voiced import EnergyMeter, spread_words, voiced_spans
+from ttt_moshi.data.turns import assign_spans
+from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
 
 OnFile = Callable[[str, int, int], None]
 """called before a recording is read, with its name, how many are done and how many there are"""
@@ -174,13 +177,13 @@ def _prepare_one(file: Path, target: Path, moshi_speaker: MoshiSpeaker, outcome:
     transcript = read_transcript(given, moshi_speaker) if given.is_file() else None
     if transcript and transcript.layout == "alignments" and moshi_speaker == "B":
         raise DataError(f"{given.name} says itself who Moshi is (SPEAKER_MAIN, left); leave `--moshi_speaker` at A")
-    turns = read_plain_text(plain, moshi_speaker) if transcript is None and plain.is_file() else None
+    pairs = read_plain_text(plain, moshi_speaker) if transcript is None and plain.is_file() else None
 
     target.parent.mkdir(parents=True, exist_ok=True)
     swap = moshi_speaker == "B" and info.channels == 2
     decibels = _write_sound(file, info, target, swap, outcome)
-    if turns is not None:
-        words = _guess_times(turns, decibels, file)
+    if pairs is not None:
+        words = _guess_times(pairs, decibels)
         transcript = Transcript(words, "alignments", approximate=True)
         outcome.done.append(f"words of {plain.name} spread over the voiced parts")
     if transcript is None:
@@ -222,22 +225,33 @@ def _write_sound(file: Path, info: AudioInfo, target: Path, swap: bool, outcome:
     return meter.decibels()
 
 
-def _guess_times(turns: list[tuple[str, str]], decibels: np.ndarray, file: Path) -> tuple[Word, ...]:
+def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray) -> tuple[Word, ...]:
     """Times for `(speaker, word)` pairs. In stereo each speaker's words lie where his channel is loud."""
-    groups = [(0, turns)]
-    if len(decibels) == 2:
-        groups = [(0, [t for t in turns if t[0] == MAIN_SPEAKER]), (1, [t for t in turns if t[0] != MAIN_SPEAKER])]
-    words = []
-    for channel, group in groups:
-        spans = voiced_spans(decibels[channel])
-        if group and not spans:
+    spans = [voiced_spans(channel) for channel in decibels]
+    turns = []
+    for speaker, group in groupby(pairs, key=lambda pair: pair[0]):
+        channel = 0 if speaker == MAIN_SPEAKER or len(spans) == 1 else 1
+        turns.append((channel, speaker, [word for _, word in group]))
+    for channel, _, texts in turns:
+        if not spans[channel]:
             whose = "Moshi's" if channel == 0 else "the user's"
-            raise DataError(f"there is a transcript of {len(group)} words, but {whose} channel is silent")
-        times = spread_words([text for _, text in group], spans)
-        words += [
-            Word(text, round(t.start, 3), round(t.end, 3), who) for (who, text), t in zip(group, times, strict=True)
-        ]
+            raise DataError(
+                f"the transcript has words ({texts[0]!r}, ...) for {whose} channel, which is silent throughout"
+            )
+    words: list[Word] = []
+    if {channel for channel, _, _ in turns} == {0, 1}:
+        for turn in assign_spans([(channel, texts) for channel, _, texts in turns], spans):
+            speaker = MAIN_SPEAKER if turn.channel == 0 else OTHER_SPEAKER
+            words += _words([(speaker, text) for text in turn.words], turn.spans)
+    else:
+        # One channel: nothing but the order of the words says where they lie.
+        words = _words(pairs, spans[turns[0][0]])
     return tuple(sorted(words, key=lambda word: word.start))
+
+
+def _words(pairs: list[tuple[str, str]], spans: Sequence[Span]) -> list[Word]:
+    times = spread_words([text for _, text in pairs], spans)
+    return [Word(text, round(t.start, 3), round(t.end, 3), who) for (who, text), t in zip(pairs, times, strict=True)]
 
 
 def _write_transcript(path: Path, transcript: Transcript) -> None:

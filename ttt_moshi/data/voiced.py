@@ -74,7 +74,7 @@ def spread_words(words: Sequence[str], spans: Sequence[Span]) -> list[Span]:
 
     A word lies in the span that its middle falls into. `spans` must not be empty where there are words.
     """
-    lengths = np.array([len(word) + 1 for word in words], float)
+    lengths = np.array([letter_count([word]) for word in words], float)
     edges = np.concatenate([[0.0], np.cumsum(lengths)]) / max(lengths.sum(), 1.0)
     durations = np.array([span.end - span.start for span in spans])
     before = np.concatenate([[0.0], np.cumsum(durations)])  # voiced time before each span
@@ -85,6 +85,11 @@ def spread_words(words: Sequence[str], spans: Sequence[Span]) -> list[Span]:
         offset = spans[index].start - before[index]
         times.append(Span(max(start + offset, spans[index].start), min(end + offset, spans[index].end)))
     return times
+
+
+def letter_count(words: Sequence[str]) -> int:
+    """How long words take to say, in letters; a word's end counts as one."""
+    return sum(len(word) + 1 for word in words)
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
