@@ -1,8 +1,11 @@
 """Fixtures of the checkpoint tests."""
 
 import importlib.util
+import os
 import pickle
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,13 @@ def _no_pickle(monkeypatch):
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "loads", refuse)
     monkeypatch.setattr(torch, "load", refuse)
+
+
+@pytest.fixture
+def quick_disk():
+    """A folder in memory where there is one: what a killed process leaves behind does not depend on the disk."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-tests-", dir=memory if usable else None))
+    yield folder
+    shutil.rmtree(folder)

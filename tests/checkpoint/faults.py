@@ -193,8 +193,13 @@ def check_survivors(root: Path, acknowledged: list[tuple[int, int]], what: str) 
         assert torch.equal(targets[name], tensor), f"{what}: {name} of step {loaded.step} differs"
 
 
-def in_child(work: Callable[[Callable[[int, int], None]], None]) -> tuple[int, list[tuple[int, int]]]:
-    """Run `work(acknowledge)` in a forked process; its wait status and what it acknowledged before it ended."""
+def in_child(
+    work: Callable[[Callable[[int, int], None]], None], meanwhile: Callable[[int], object] = lambda child: None
+) -> tuple[int, list[tuple[int, int]]]:
+    """Run `work(acknowledge)` in a forked process; its wait status and what it acknowledged before it ended.
+
+    `meanwhile(pid)` runs here while it does.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -208,6 +213,7 @@ def in_child(work: Callable[[Callable[[int, int], None]], None]) -> tuple[int, l
         finally:
             os._exit(code)
     os.close(writing)
+    meanwhile(child)
     lines = b"".join(iter(lambda: os.read(reading, 65536), b"")).decode().split("\n")
     os.close(reading)
     _, status = os.waitpid(child, 0)

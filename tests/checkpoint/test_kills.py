@@ -1,0 +1,105 @@
+"""SIGKILL at every operation on the file system, and at random times: nothing acknowledged is ever lost."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import pytest
+
+WAYS = ["kill_before", "kill_inside", "kill_after"]
+
+
+def kill_everywhere(faults, quick_disk, kind, ways, quick):
+    """Kill a scenario at each operation in each way; the number of kills."""
+    log = faults.operations(quick_disk, kind)
+    kills = 0
+    for number, way in enumerate(ways):
+        for at in faults.every(len(log), quick, offset=number):
+            if way == "kill_inside" and log[at] != "write":
+                continue
+            root = quick_disk / f"{way}{at}"
+            files = faults.At(at, getattr(faults, way))
+            status, acknowledged = faults.in_child(lambda tell: faults.scenario(root, files, tell, kind))  # noqa: B023
+            assert os.WIFSIGNALED(status), f"{way} {at} ({log[at]}) did not end the process"
+            faults.check_survivors(root, acknowledged, f"{kind}, {way} operation {at} ({log[at]})")
+            shutil.rmtree(root)
+            kills += 1
+    return kills
+
+
+def test_some_operations(faults, quick_disk):
+    assert kill_everywhere(faults, quick_disk, "adapters", WAYS, quick=30) > 40
+
+
+def test_the_check_itself_notices_a_loss(faults, quick_disk):
+    faults.scenario(quick_disk / "c", faults.Files(), lambda step, version: None)
+    faults.check_survivors(quick_disk / "c", faults.SAVES, "sound")
+    shutil.rmtree(quick_disk / "c" / "checkpoint_000004")
+    with pytest.raises(AssertionError, match="acknowledged step 4 is lost"):
+        faults.check_survivors(quick_disk / "c", faults.SAVES, "lost")
+
+
+def test_a_killed_replacement_puts_the_old_checkpoint_back(faults, quick_disk):
+    """Between the two renames of a repeated step the old folder stands aside; it must come back."""
+    saves = [(1, 0), (2, 0), (2, 1)]
+    files = faults.Counting()
+    faults.scenario(quick_disk / "c", files, lambda step, version: None, saves=saves)
+    renames = [index for index, name in enumerate(files.log) if name == "rename"]
+    put_back = 0
+    for at in renames:
+        root = quick_disk / str(at)
+        fault = faults.At(at, faults.kill_after)
+        _, acknowledged = faults.in_child(lambda tell: faults.scenario(root, fault, tell, saves=saves))  # noqa: B023
+        put_back += (
+            any(name.startswith(".replaced") for name in os.listdir(root)) and not (root / "checkpoint_000002").exists()
+        )
+        faults.check_survivors(root, acknowledged, f"rename {at}")
+    assert put_back == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adapters", "full"])
+def test_every_operation(faults, quick_disk, kind, record_property):
+    kills = kill_everywhere(faults, quick_disk, kind, WAYS, quick=0)
+    record_property("tally", f"{kills} enumerated kill points ({kind}), 0 acknowledged checkpoints lost")
+    assert kills > 500
+
+
+def run_saves(faults, root, saves, tell):
+    faults.scenario(root, faults.Files(), tell, saves=saves)
+
+
+def random_kills(faults, quick_disk, count, seed):
+    """Kill whole scenarios after random times; each folder lives through several lives."""
+    rng = random.Random(seed)
+    folder, lives, acknowledged, killed = quick_disk / "lives", 0, [], 0
+    while killed < count:
+        root = folder / str(lives // 8)
+        if lives % 8 == 0:
+            acknowledged = []
+        first = 1 + 4 * (lives % 8)
+        saves = [(first, 0), (first + 1, 0), (first + 1, 1), (first + 2, 0), (first + 3, 0)]
+        after = rng.random() * 0.03
+        work = partial(run_saves, faults, root, saves)
+        _, told = faults.in_child(work, lambda child: (time.sleep(after), os.kill(child, signal.SIGKILL)))  # noqa: B023
+        killed += 1
+        acknowledged += told
+        if root.exists():
+            faults.check_survivors(root, acknowledged, f"random kill {killed} (seed {seed})")
+        lives += 1
+        if lives % 8 == 0:
+            shutil.rmtree(root)
+    return killed
+
+
+def test_some_random_moments(faults, quick_disk):
+    assert random_kills(faults, quick_disk, 60, seed=1) == 60
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_moments(faults, quick_disk, record_property):
+    killed = random_kills(faults, quick_disk, 10_000, seed=2)
+    record_property("tally", f"{killed} random kills, 0 acknowledged checkpoints lost")
