@@ -11,6 +11,7 @@ import blake3
 import numpy as np
 
 from ttt_moshi.data.audio import FRAME_RATE, SAMPLE_RATE, AudioInfo, read_blocks, read_info
+from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
@@ -84,6 +85,9 @@ def _all_jsonl_files(spec: str) -> list[Path]:
 
 
 def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
+    if is_encoded(line.path):
+        yield from _check_encoded(line, report, seen)
+        return
     audio = line.audio
     name = str(audio)
     try:
@@ -97,6 +101,23 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Itera
     yield from _check_duplicate(line, seen)
     yield from _check_sound(line, info, peaks)
     yield from _check_transcript(line, info, report)
+
+
+def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
+    """A file of codes; whether a model has all of them is for training to see."""
+    name = str(line.audio)
+    try:
+        info = read_encoded_info(line.audio)
+        read_encoded(line.audio)
+    except DataError as error:
+        kind = "unreadable" if line.audio.is_file() else "missing recording"
+        yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
+        return
+    report.seconds += info.seconds
+    yield from _check_duplicate(line, seen)
+    yield from _check_duration(line, info.seconds)
+    if line.moshi_speaker == "B":
+        yield Finding("problem", "speaker", name, f"its codes say which streams are Moshi's ({line.where})")
 
 
 def _peaks(audio: Path, info: AudioInfo) -> np.ndarray:
@@ -121,15 +142,7 @@ def _check_duplicate(line: Line, seen: dict[str, Line]) -> Iterator[Finding]:
 
 def _check_sound(line: Line, info: AudioInfo, peaks: np.ndarray) -> Iterator[Finding]:
     name = str(line.audio)
-    if min(info.seconds, line.duration) < 1 / FRAME_RATE:
-        message = f"{min(info.seconds, line.duration):.3f} s are less than one frame (0.08 s)"
-        yield Finding("problem", "too short", name, message)
-    if line.duration > info.seconds + _ROUNDING:
-        message = f"{line.where} says {line.duration:.2f} s, the file has {info.seconds:.2f} s"
-        yield Finding("problem", "duration", name, message)
-    elif line.duration < info.seconds - _ROUNDING:
-        message = f"{line.where} says {line.duration:.2f} s, so the rest of its {info.seconds:.2f} s is not used"
-        yield Finding("note", "duration", name, message)
+    yield from _check_duration(line, info.seconds)
     if info.channels == 1:
         if line.moshi_speaker == "B":
             yield Finding("problem", "mono", name, f"mono, so Moshi cannot be speaker B ({line.where})")
@@ -142,6 +155,19 @@ def _check_sound(line: Line, info: AudioInfo, peaks: np.ndarray) -> Iterator[Fin
         yield Finding("problem", "silence", name, "Moshi's channel is silent from beginning to end")
     elif info.channels == 2 and peaks[1 - moshi] < _SILENT:
         yield Finding("note", "silence", name, "the user's channel is silent from beginning to end")
+
+
+def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:
+    name = str(line.audio)
+    if min(seconds, line.duration) < 1 / FRAME_RATE:
+        message = f"{min(seconds, line.duration):.3f} s are less than one frame (0.08 s)"
+        yield Finding("problem", "too short", name, message)
+    if line.duration > seconds + _ROUNDING:
+        message = f"{line.where} says {line.duration:.2f} s, the file has {seconds:.2f} s"
+        yield Finding("problem", "duration", name, message)
+    elif line.duration < seconds - _ROUNDING:
+        message = f"{line.where} says {line.duration:.2f} s, so the rest of its {seconds:.2f} s is not used"
+        yield Finding("note", "duration", name, message)
 
 
 def _check_transcript(line: Line, info: AudioInfo, report: Report) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import torch
 from ttt_moshi.data.batch import Batch, collate
 from ttt_moshi.data.cache import DEFAULT_FOLDER, CodeCache
 from ttt_moshi.data.codec import Codec
+from ttt_moshi.data.encoded import Alphabet, EncodedInfo, digest, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
 from ttt_moshi.data.sources import Recording, open_sources, seconds_to_frames
@@ -58,17 +59,25 @@ class Corpus:
 
     Args:
         spec: comma-separated jsonl files or folders of them, each with an optional `:weight`.
-        codec: the codec of the language model.
-        tokenizer: its text tokenizer.
+        codec: the codec of the language model; None where all recordings come encoded.
+        tokenizer: its text tokenizer; None where all recordings come encoded.
         duration_sec: length of a clip; rounded up to whole frames.
         cache_dir: folder for cached codes; None takes `.mimi_codes` beside each jsonl file.
+        alphabet: what the language model reads, checked in recordings that come encoded; None checks nothing.
 
     Raises:
-        DataError: see `open_sources`.
+        DataError: see `open_sources`; recordings of different streams, or sound without a codec.
     """
 
     def __init__(
-        self, spec: str, codec: Codec, tokenizer: Tokenizer, duration_sec: float, cache_dir: str | Path | None = None
+        self,
+        spec: str,
+        codec: Codec | None,
+        tokenizer: Tokenizer | None,
+        duration_sec: float,
+        cache_dir: str | Path | None = None,
+        *,
+        alphabet: Alphabet | None = None,
     ):
         self.clip_frames = seconds_to_frames(duration_sec)
         if self.clip_frames < 1:
@@ -76,9 +85,12 @@ class Corpus:
         self.sources = open_sources(spec)
         self._codec = codec
         self._tokenizer = tokenizer
+        self._alphabet = alphabet
+        self.streams: int = self._count_streams()
+        """text, Moshi's codebooks, the user's codebooks"""
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._caches: dict[Path, CodeCache] = {}
-        self._loaded: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._loaded: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
         self.fingerprint: str = self._fingerprint()
         """64 hex digits: equal where recordings, clip length, codec and tokenizer are equal, wherever the files lie"""
@@ -87,11 +99,6 @@ class Corpus:
     @property
     def recordings(self) -> list[Recording]:
         return [recording for source in self.sources for recording in source.recordings]
-
-    @property
-    def streams(self) -> int:
-        """Text, Moshi's codebooks, the user's codebooks."""
-        return 1 + 2 * self._codec.num_codebooks
 
     def clips(self, source: int) -> list[Clip]:
         """The clips of one source, in the order of its recordings."""
@@ -111,7 +118,7 @@ class Corpus:
 
     def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
         """Fills the cache, so that training never waits for the codec. Each rank does its part of the recordings."""
-        mine = self.recordings[rank::world_size]
+        mine = [recording for recording in self.recordings if not recording.encoded][rank::world_size]
         total = sum(recording.info.frames for recording in mine)
         before = 0
         for recording in mine:
@@ -128,21 +135,24 @@ class Corpus:
                 on_recording(recording.id, before, total)
 
     def _read_clip(self, clip: Clip) -> Batch:
-        audio, text = self._load(clip.recording)
-        end = min(clip.start + self.clip_frames, clip.recording.frames, audio.shape[-1])
+        recorded = self._load(clip.recording)
+        end = min(clip.start + self.clip_frames, clip.recording.frames, recorded.shape[-1])
         valid = max(0, end - clip.start)
         codes = torch.full((1, self.streams, self.clip_frames), ABSENT)
-        codes[0, 0, :valid] = text[clip.start : end]
-        codes[0, 1:, :valid] = audio[:, clip.start : end]
+        codes[0, :, :valid] = recorded[:, clip.start : end]
         given = min(max(0, clip.recording.prefix_frames - clip.start), valid)
         return Batch(codes, [clip.id], torch.tensor([given]), torch.tensor([valid]))
 
-    def _load(self, recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes `[2K, T]`, Moshi's first, and text `[T]` of a whole recording."""
+    def _load(self, recording: Recording) -> torch.Tensor:
+        """Text, Moshi's codes and the user's `[1 + 2K, T]` of a whole recording."""
         with self._lock:
             if recording.id not in self._loaded:
-                audio = self._two_sides(recording, self._cache(recording).codes(recording.audio))
-                self._loaded[recording.id] = audio, self._text(recording, audio.shape[-1])
+                if recording.encoded:
+                    self._loaded[recording.id] = read_encoded(recording.audio, self._alphabet)
+                else:
+                    audio = self._two_sides(recording, self._cache(recording).codes(recording.audio))
+                    text = self._text(recording, audio.shape[-1])
+                    self._loaded[recording.id] = torch.cat([text[None], audio])
             self._loaded.move_to_end(recording.id)
             if len(self._loaded) > _RECORDINGS_IN_MEMORY:
                 self._loaded.popitem(last=False)
@@ -151,6 +161,7 @@ class Corpus:
     def _two_sides(self, recording: Recording, codes: torch.Tensor) -> torch.Tensor:
         if len(codes) == 1:
             # A mono recording is Moshi's voice. Its user is silent, and silence has codes of its own.
+            assert self._codec is not None
             return torch.cat([codes[0], self._codec.silence(0, codes.shape[-1])])
         moshi, user = (1, 0) if recording.moshi_speaker == "B" else (0, 1)
         return torch.cat([codes[moshi], codes[user]])
@@ -158,18 +169,48 @@ class Corpus:
     def _text(self, recording: Recording, frames: int) -> torch.Tensor:
         if recording.transcript is None:
             return torch.from_numpy(absent_row(frames))
+        assert self._tokenizer is not None
         transcript = read_transcript(recording.transcript, recording.moshi_speaker)
         return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames))
 
     def _cache(self, recording: Recording) -> CodeCache:
         folder = self._cache_dir or recording.folder / DEFAULT_FOLDER
+        assert self._codec is not None
         return self._caches.setdefault(folder, CodeCache(folder, self._codec))
 
+    def _count_streams(self) -> int:
+        """Streams of every recording.
+
+        Raises:
+            DataError: a recording has others, or needs the codec or the tokenizer that is not there.
+        """
+        encoded = [recording.info for recording in self.recordings if isinstance(recording.info, EncodedInfo)]
+        if self._alphabet is not None:
+            streams = self._alphabet.streams
+        elif self._codec is not None:
+            streams = 1 + 2 * self._codec.num_codebooks
+        else:
+            streams = encoded[0].streams if encoded else 0
+        for recording in self.recordings:
+            if isinstance(recording.info, EncodedInfo):
+                if recording.info.streams != streams:
+                    raise DataError(
+                        f"{recording.audio} has {recording.info.streams} streams, {streams} are needed: "
+                        "text, the codebooks of Moshi, the codebooks of the user"
+                    )
+            elif self._codec is None or self._tokenizer is None:
+                raise DataError(f"{recording.audio} is sound: it needs a codec and a tokenizer")
+        return streams
+
     def _fingerprint(self) -> str:
+        # Where nothing is encoded here, it does not matter what with.
+        codec, tokenizer = self._codec, self._tokenizer
+        if all(recording.encoded for recording in self.recordings):
+            codec = tokenizer = None
         facts = {
             "clip_frames": self.clip_frames,
-            "codec": self._codec.fingerprint,
-            "tokenizer": blake3.blake3(self._tokenizer.serialized_model_proto()).hexdigest(),
+            "codec": codec and codec.fingerprint,
+            "tokenizer": tokenizer and blake3.blake3(tokenizer.serialized_model_proto()).hexdigest(),
             "sources": [
                 {"weight": str(source.weight), "recordings": [_identity(r) for r in source.recordings]}
                 for source in self.sources
@@ -178,7 +219,7 @@ class Corpus:
         return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _warn_of_missing_transcripts(self) -> None:
-        missing = [recording for recording in self.recordings if recording.transcript is None]
+        missing = [recording for recording in self.recordings if recording.transcript is None and not recording.encoded]
         if missing:
             _log.warning(
                 "%d of %d recordings have no transcript (%s, ...): their text stream is absent",
@@ -194,6 +235,6 @@ def _identity(recording: Recording) -> list[object]:
         recording.frames,
         recording.prefix_frames,
         recording.moshi_speaker,
-        recording.audio.stat().st_size,
+        digest(recording.audio) if recording.encoded else recording.audio.stat().st_size,
         recording.transcript.stat().st_size if recording.transcript else None,
     ]

@@ -1,4 +1,7 @@
-"""Lists of recordings: jsonl files with a `{"path", "duration"}` object per line."""
+"""Lists of recordings: jsonl files with a `{"path", "duration"}` object per line.
+
+A path names a sound file, or a file of codes (`ttt_moshi.data.encoded`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ttt_moshi.data.audio import FRAME_RATE, AudioInfo, read_info
+from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
 
@@ -37,7 +41,7 @@ class Line:
 
     @property
     def audio(self) -> Path:
-        """The sound file: relative to the jsonl file's folder, or, where nothing lies there, to the working folder."""
+        """The recording: relative to the jsonl file's folder, or, where nothing lies there, to the working folder."""
         beside = self.jsonl.parent / self.path
         return beside if beside.exists() or not Path(self.path).exists() else Path(self.path)
 
@@ -49,15 +53,21 @@ class Recording:
     id: str
     """names the recording independently of the machine"""
     audio: Path
+    """the sound file, or the file of codes"""
     transcript: Path | None
-    info: AudioInfo
+    info: AudioInfo | EncodedInfo
     frames: int
-    """frames that are used: those of the sound file, or fewer where the line's duration says so"""
+    """frames that are used: those of the file, or fewer where the line's duration says so"""
     prefix_frames: int
     moshi_speaker: MoshiSpeaker
     """whose channel is Moshi's: A the left one, B the right one"""
     folder: Path
     """folder of the jsonl file"""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the file holds codes and tokens, so that there is neither sound nor a transcript to read."""
+        return isinstance(self.info, EncodedInfo)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,18 @@ def open_sources(spec: str) -> list[Source]:
             recording shorter than a frame or shorter than its line says.
     """
     return [_open_source(i, path, weight) for i, (path, weight) in enumerate(split_spec(spec))]
+
+
+def names_sound(spec: str) -> bool:
+    """Whether some recording of the list is a sound file, so that a codec is needed. Looks at the lists alone.
+
+    Raises:
+        DataError: an empty or malformed list, a missing jsonl file or a corrupt line.
+    """
+    lists = [jsonl for path, _ in split_spec(spec) for jsonl in jsonl_files(path)]
+    return any(
+        not is_encoded(read_line(jsonl, number, text).path) for jsonl in lists for number, text in numbered_lines(jsonl)
+    )
 
 
 def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
@@ -179,8 +201,9 @@ def _open_source(index: int, path: Path, weight: Fraction) -> Source:
 
 def _open_recording(name: str, line: Line) -> Recording:
     if not line.audio.is_file():
-        raise DataError(f"{line.where}: no sound file {line.path} beside the jsonl file or in the working folder")
-    info = read_info(line.audio)
+        what = "file of codes" if is_encoded(line.path) else "sound file"
+        raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
+    info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio)
     wanted = seconds_to_frames(line.duration)
     if info.seconds * FRAME_RATE < 1 or line.duration * FRAME_RATE < 1:
         shorter = min(info.seconds, line.duration)
@@ -190,13 +213,15 @@ def _open_recording(name: str, line: Line) -> Recording:
             f"{line.where}: the duration is {line.duration:.2f} s but {line.audio} has {info.seconds:.2f} s; "
             "correct the line (`ttt-moshi data check` lists all such lines)"
         )
-    if info.channels == 1 and line.moshi_speaker == "B":
+    if line.moshi_speaker == "B" and isinstance(info, EncodedInfo):
+        raise DataError(f"{line.where}: the codes of {line.audio} say which streams are Moshi's; drop `moshi_speaker`")
+    if line.moshi_speaker == "B" and info.channels == 1:
         raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
     transcript = transcript_path(line.audio)
     return Recording(
         id=f"{name}:{line.path}",
         audio=line.audio,
-        transcript=transcript if transcript.is_file() else None,
+        transcript=transcript if not is_encoded(line.path) and transcript.is_file() else None,
         info=info,
         frames=min(wanted, info.frames),
         prefix_frames=seconds_to_frames(line.prefix_sec),

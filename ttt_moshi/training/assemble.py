@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs
-from ttt_moshi.data import ClipLoader, Codec, Corpus, EvalSet
+from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, names_sound
 from ttt_moshi.moshi import (
     TTTMoshi,
     build_model,
@@ -29,6 +29,7 @@ from ttt_moshi.moshi import (
     resolve_model,
     shard,
 )
+from ttt_moshi.moshi.loading import geometry
 from ttt_moshi.training.distributed import World
 from ttt_moshi.training.optimizer import build_optimizer
 
@@ -66,14 +67,18 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         ConfigError: nothing would be trained.
     """
     info = resolve_model(args.moshi_paths)
-    codec = Codec(info.get_mimi(device=world.device), info.mimi_config)
-    tokenizer = info.get_text_tokenizer()
-
-    def corpus(spec: str) -> Corpus:
-        return Corpus(spec, codec, tokenizer, args.duration_sec, args.data.code_cache_dir)
-
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
+    arguments = geometry(info.lm_config)
+    alphabet = Alphabet(1 + arguments["n_q"], arguments["text_card"], arguments["card"])
+    codec = tokenizer = None
+    if any(names_sound(spec) for spec in (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))):
+        codec = Codec(info.get_mimi(device=world.device), info.mimi_config)
+        tokenizer = info.get_text_tokenizer()
+
+    def corpus(spec: str) -> Corpus:
+        return Corpus(spec, codec, tokenizer, args.duration_sec, args.data.code_cache_dir, alphabet=alphabet)
+
     train = corpus(args.data.train_data)
     evaluation = corpus(args.data.eval_data) if args.do_eval else None
     for part in (train, evaluation):

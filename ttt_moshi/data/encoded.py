@@ -1,0 +1,115 @@
+"""Recordings that come encoded: files of codes and tokens instead of sound, made wherever a codec was at hand.
+
+A safetensors file with one tensor `codes`, int16, int32 or int64 `[1 + 2K, T]`: the text stream, K codebooks of Moshi,
+K of the user, at 12.5 frames a second and not delayed; -1 where a stream is absent. Streams of Moshi that are absent
+are no targets, so such a file also says what is to be predicted and what is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ttt_moshi.data.audio import FRAME_RATE
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.interleaver import ABSENT
+
+SUFFIX = ".safetensors"
+
+_TENSOR = "codes"
+_DTYPES = {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """What a language model reads: how many streams, and how many different tokens in each."""
+
+    streams: int
+    """text, Moshi's codebooks, the user's codebooks"""
+    text_card: int
+    card: int
+    """of every audio codebook"""
+
+
+@dataclass(frozen=True)
+class EncodedInfo:
+    """What the header of a file of codes says."""
+
+    streams: int
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / FRAME_RATE
+
+
+def is_encoded(path: str | Path) -> bool:
+    """Whether a recording is a file of codes, which its name alone decides."""
+    return Path(path).suffix == SUFFIX
+
+
+def read_encoded_info(path: Path) -> EncodedInfo:
+    """The header of a file of codes.
+
+    Raises:
+        DataError: not a safetensors file, or other content than the one tensor described above.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            if names != [_TENSOR]:
+                raise DataError(f"{path} must hold one tensor `{_TENSOR}`, it holds {', '.join(names) or 'none'}")
+            header = file.get_slice(_TENSOR)
+            dtype, shape = header.get_dtype(), header.get_shape()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a whole safetensors file: {error}") from error
+    if dtype not in _DTYPES:
+        raise DataError(f"{path}: `{_TENSOR}` must be int16, int32 or int64, it is {dtype}")
+    if len(shape) != 2 or shape[0] < 3 or shape[0] % 2 == 0:
+        raise DataError(
+            f"{path}: `{_TENSOR}` must be [1 + 2K, T] (text, K codebooks of Moshi, K of the user), it is {shape}"
+        )
+    return EncodedInfo(*shape)
+
+
+def read_encoded(path: Path, alphabet: Alphabet | None = None) -> torch.Tensor:
+    """The codes, int64 `[1 + 2K, T]`.
+
+    Args:
+        alphabet: what the model reads; None checks only that nothing is below -1.
+
+    Raises:
+        DataError: see `read_encoded_info`; or a code that the model does not have.
+    """
+    read_encoded_info(path)
+    with safe_open(path, framework="pt") as file:
+        codes = file.get_tensor(_TENSOR).long()
+    wrong = codes < ABSENT
+    if alphabet is not None:
+        limits = torch.full((len(codes), 1), alphabet.card)
+        limits[0] = alphabet.text_card
+        wrong |= codes >= limits
+    if wrong.any():
+        stream, frame = wrong.nonzero()[0].tolist()
+        what = "not a code" if alphabet is None else f"not a code of this model, which has {limits[stream].item()}"
+        raise DataError(
+            f"{path}: stream {stream}, frame {frame} holds {codes[stream, frame].item()}, {what}; "
+            f"{ABSENT} stands for an absent stream"
+        )
+    return codes
+
+
+def write_encoded(path: Path, codes: torch.Tensor) -> None:
+    """Writes codes `[1 + 2K, T]` in the smallest type that holds them."""
+    fits = codes.numel() == 0 or int(codes.max()) <= torch.iinfo(torch.int16).max
+    save_file({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()}, path)
+
+
+def digest(path: Path) -> str:
+    """Of the file's content: unlike that of sound, its size says nothing about what it holds."""
+    return blake3.blake3(path.read_bytes()).hexdigest()
