@@ -18,6 +18,8 @@ from ttt_moshi.evaluation.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.examples import Example, Source
 from ttt_moshi.evaluation.nll_cache import NLLCache
 from ttt_moshi.evaluation.score import Scores, valid_tokens
+from ttt_moshi.moshi import TTTMoshi
+from ttt_moshi.ttt import TTTConfig
 
 DELAYS = [0] + [0] + [1] * 7 + [0] + [1] * 7
 CARD, TEXT_CARD = 24, 40
@@ -26,29 +28,44 @@ CARD, TEXT_CARD = 24, 40
 def build_model(seed: int = 0, **changes) -> LMModel:
     """An official LMModel of Moshi's 17-channel geometry, a few thousand times smaller."""
     torch.manual_seed(seed)
-    options = {
-        "delays": DELAYS,
-        "n_q": 16,
-        "dep_q": 8,
-        "card": CARD,
-        "text_card": TEXT_CARD,
-        "dim": 32,
-        "num_heads": 2,
-        "num_layers": 2,
-        "hidden_scale": 2,
-        "context": 64,
-        "norm": "rms_norm_f32",
-        "gating": "silu",
-        "positional_embedding": "rope",
-        "depformer_dim": 16,
-        "depformer_num_heads": 2,
-        "depformer_num_layers": 1,
-        "depformer_dim_feedforward": 32,
-        "depformer_multi_linear": True,
-        "depformer_pos_emb": "none",
-        "depformer_weights_per_step": True,
-    }
-    return LMModel(**(options | changes)).eval()
+    return LMModel(**(GEOMETRY | changes)).eval()
+
+
+def build_ttt_model(inner: str = "mlp", preset: str = "speech", mini_batch_size: int = 4, seed: int = 0, **changes):
+    """The same model with TTT layers that matter: `wo` and the gates are far from zero."""
+    torch.manual_seed(seed)
+    config = TTTConfig(dim=32, num_heads=2, mini_batch_size=mini_batch_size, inner=inner, preset=preset)
+    model = TTTMoshi(ttt_layers=[0, 1], ttt_config=config, **(GEOMETRY | changes)).eval()
+    for name, parameter in model.named_parameters():
+        if ".ttt.wo." in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "gating_alpha" in name:
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+GEOMETRY = {
+    "delays": DELAYS,
+    "n_q": 16,
+    "dep_q": 8,
+    "card": CARD,
+    "text_card": TEXT_CARD,
+    "dim": 32,
+    "num_heads": 2,
+    "num_layers": 2,
+    "hidden_scale": 2,
+    "context": 64,
+    "norm": "rms_norm_f32",
+    "gating": "silu",
+    "positional_embedding": "rope",
+    "depformer_dim": 16,
+    "depformer_num_heads": 2,
+    "depformer_num_layers": 1,
+    "depformer_dim_feedforward": 32,
+    "depformer_multi_linear": True,
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+}
 
 
 def random_codes(batch: int, frames: int, seed: int = 0) -> torch.Tensor:
@@ -102,6 +119,11 @@ def model() -> LMModel:
 @pytest.fixture
 def new_model():
     return build_model
+
+
+@pytest.fixture
+def new_ttt_model():
+    return build_ttt_model
 
 
 @pytest.fixture

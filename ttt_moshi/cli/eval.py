@@ -107,6 +107,8 @@ class _Run:
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
         overrides = _overrides(options.config)
+        if options.data is not None:
+            overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE:
             if base is None or options.out is None:
                 raise UserError("`--checkpoint_dir base` needs --hf_repo_id (which model) and --out (where to write)")

@@ -25,7 +25,7 @@ def score_in_chunks(model: LMModel, codes: torch.Tensor, frames: torch.Tensor, c
         for start in range(0, codes.shape[-1], chunk_frames):
             chunk = model.forward_chunk(codes[..., start : start + chunk_frames], stream)
             stream = chunk.stream
-            known = chunk.targets[:, :scored] >= 0
+            known = torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1)
             part = gather_nll(chunk.output.text_logits, chunk.output.logits, chunk.targets, known)
             delayed[..., start : start + chunk_frames] = part.nll
     mask = valid_tokens(model, codes, frames)
