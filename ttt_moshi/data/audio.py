@@ -121,4 +121,5 @@ def _read_block(path: Path, file: soundfile.SoundFile, info: AudioInfo, size: in
 
 
 def _reason(error: Exception) -> str:
-    return str(error).removeprefix("Error opening ").strip()
+    # libsndfile repeats the path: "Error opening '...': Format not recognised."
+    return str(error).rsplit("': ", 1)[-1].strip()
