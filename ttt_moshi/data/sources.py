@@ -213,10 +213,13 @@ def _open_recording(name: str, line: Line) -> Recording:
             f"{line.where}: the duration is {line.duration:.2f} s but {line.audio} has {info.seconds:.2f} s; "
             "correct the line (`ttt-moshi data check` lists all such lines)"
         )
-    if line.moshi_speaker == "B" and isinstance(info, EncodedInfo):
-        raise DataError(f"{line.where}: the codes of {line.audio} say which streams are Moshi's; drop `moshi_speaker`")
-    if line.moshi_speaker == "B" and info.channels == 1:
-        raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
+    if line.moshi_speaker == "B":
+        if isinstance(info, EncodedInfo):
+            raise DataError(
+                f"{line.where}: the codes of {line.audio} say which streams are Moshi's; drop `moshi_speaker`"
+            )
+        if info.channels == 1:
+            raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
     transcript = transcript_path(line.audio)
     return Recording(
         id=f"{name}:{line.path}",
