@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -81,11 +80,6 @@ def aligned(size: int) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         area.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(area, dtype=torch.uint8).zero_()
-
-
-def hash_ranges(data: memoryview, ranges: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """BLAKE3 of each named byte range."""
-    return {name: blake3(data[begin:end]).hexdigest() for name, (begin, end) in ranges.items()}
 
 
 class Stream:

@@ -7,9 +7,9 @@ coordinator; if any of them fails, no rank commits and every rank learns why.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ttt_moshi.checkpoint.export import ExportFile, header_digest, merge_export,
 from ttt_moshi.checkpoint.files import Files, remove_tree, write_file
 from ttt_moshi.checkpoint.image import Image
 from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
-from ttt_moshi.checkpoint.output import PIECE, Output, hash_ranges
+from ttt_moshi.checkpoint.output import PIECE, Output
 from ttt_moshi.checkpoint.reading import TensorSource
 from ttt_moshi.checkpoint.rows import Rows
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
@@ -119,18 +119,13 @@ class Saver:
         """Write the image and hash it meanwhile, both from memory."""
         plan, memory = job.image.layout, job.image.memory
         path = layout.shard_name(self._rank, self._world)
-        ranges = {"": (0, len(plan.header))} | {name: (e.begin, e.end) for name, e in plan.entries.items()}
-        # "" is the header: no tensor has an empty name.
-        digests: dict[str, str] = {}
-        hashing = threading.Thread(target=lambda: digests.update(hash_ranges(memory, ranges)), name="checkpoint-hash")
-        hashing.start()
-        try:
+        with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as pool:
+            inspecting = pool.submit(inspect, job.image)
             with Output(self._files, folder / path, plan.size, self._direct) as output:
                 end = len(memory) if output.direct else plan.size
                 for offset in range(0, end, PIECE):
                     output.write(memory[offset : min(offset + PIECE, end)], offset)
-        finally:
-            hashing.join()
+            digests, nonfinite = inspecting.result()
         parts = {
             name: {
                 "file": path,
@@ -143,9 +138,9 @@ class Saver:
         return {
             "file": path,
             "size": plan.size,
-            "header_blake3": digests[""],
+            "header_blake3": header_digest(plan),
             "parts": parts,
-            "nonfinite": sorted(name for name, view in job.image.views.items() if not finite(view)),
+            "nonfinite": nonfinite,
             "rank_state": job.rank_state,
         }
 
@@ -257,6 +252,16 @@ def discard(files: Files, root: Path, name: str) -> None:
         files.rename(root / name, trash)
         files.sync_folder(root)
     remove_tree(files, trash)
+
+
+def inspect(image: Image) -> tuple[dict[str, str], list[str]]:
+    """Digest of every tensor in the image, and the names of those that hold NaN or infinity."""
+    digests, nonfinite = {}, []
+    for name, entry in image.layout.entries.items():
+        digests[name] = digest(image.memory[entry.begin : entry.end])
+        if not finite(image.views[name]):
+            nonfinite.append(name)
+    return digests, sorted(nonfinite)
 
 
 def finite(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical, collapse
 from ttt_moshi.checkpoint.output import probe_direct
-from ttt_moshi.checkpoint.reading import TensorSource
+from ttt_moshi.checkpoint.reading import TensorSource, checked_document
 from ttt_moshi.checkpoint.recovery import note, quarantine, sweep, write_latest
 from ttt_moshi.checkpoint.restore import LoadReport, compare, fill
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
@@ -290,24 +290,30 @@ class CheckpointStore:
         """
         self._finish()
         number = self._talk.next_round()
-        steps = self._talk.share(number, "steps", self.steps())
-        if not steps:
-            raise NoCheckpoint(f"no checkpoint yet in {self.root}; start without resuming")
-        if step != -1 and step not in steps:
-            raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
         skipped: list[tuple[Path, str]] = []
-        for candidate in reversed(steps) if step == -1 else [step]:
+        tried: set[int] = set()
+        while True:
+            # Listed anew each time: a reader's candidate may have been retired in favour of a newer one meanwhile.
+            steps = self._talk.share(number, f"steps without {sorted(tried)}", self.steps())
+            if step != -1 and step not in steps:
+                has = ", ".join(map(str, steps)) or "none"
+                raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {has}")
+            untried = [candidate for candidate in steps if candidate not in tried]
+            if not untried:
+                reasons = "; ".join(reason for _, reason in skipped)
+                raise NoCheckpoint(
+                    f"no sound checkpoint in {self.root}: {reasons}" if tried else f"no checkpoint yet in {self.root}"
+                )
+            candidate = untried[-1] if step == -1 else step
             loaded = self._load_one(number, candidate, tensors, strict, skipped)
             if isinstance(loaded, Loaded):
                 self._parent = {"step": loaded.step, "state_id": loaded.state_id}
                 self._resumed_from.add(loaded.step)
                 return loaded
             if step != -1:
-                raise DamagedCheckpoint(
-                    f"step {step} cannot be resumed from: {loaded}. Step -1 takes the newest sound one."
-                )
+                raise DamagedCheckpoint(f"step {step} is damaged: {loaded}. Step -1 takes the newest sound one.")
+            tried.add(candidate)
             skipped.append((self._set_aside(number, candidate, loaded), loaded))
-        raise NoCheckpoint(f"no sound checkpoint in {self.root}: " + "; ".join(reason for _, reason in skipped))
 
     def _load_one(
         self, number: int, step: int, tensors: Mapping[str, Tensor], strict: bool, skipped: list[tuple[Path, str]]
@@ -333,7 +339,9 @@ class CheckpointStore:
     def _loaded(
         self, path: Path, manifest: dict[str, Any], report: LoadReport, skipped: list[tuple[Path, str]]
     ) -> Loaded:
-        content = json.loads(self._files.read(path / layout.STATE))
+        # With its digest again: another save of the same step may have replaced the folder since the quick check.
+        data = checked_document(self._files, path / layout.STATE, manifest["files"][layout.STATE], layout.STATE)
+        content = json.loads(data)
         states = collapse(content["rank_state"])
         mine = states[0] if len(states) == 1 else None
         if len(states) == self.world_size:
