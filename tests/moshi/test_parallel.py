@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,11 @@ def gradients(model: torch.nn.Module, codes: torch.Tensor, prefix: torch.Tensor 
 
 
 def assert_equal_up_to_rounding(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Equal names; values apart by 1e-5 of the tensor's largest magnitude at most."""
+    """Equal names; values apart by 1e-5 of the tensor's largest magnitude, or 1e-4 after AdamW has divided by them."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         worst = float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-12))
-        assert worst <= 1e-5, (name, worst)
+        assert worst <= (1e-4 if name.startswith(("grad1/", "param/")) else 1e-5), (name, worst)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -79,39 +80,32 @@ def test_bfloat16_compute_over_float32_masters(make_model, make_codes, mesh):
     assert found.keys() == {n for n, p in model.named_parameters() if p.requires_grad and "backward_gating" not in n}
 
 
-def run_workers(world: int, base: Path, out: Path) -> dict[str, torch.Tensor]:
-    """Two AdamW steps by `world` processes; everything they end with."""
-    store = out / f"store_{world}_{out.name}"
-    command = [sys.executable, str(WORKER), str(base), str(store), str(world), str(out / "result.safetensors")]
-    workers = [subprocess.Popen([*command, str(rank)]) for rank in range(world)]
-    try:
-        codes = [worker.wait(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert codes == [0] * world
-    return load_file(out / "result.safetensors")
+@pytest.fixture
+def two_steps():
+    """The worker's function, in this process."""
+    spec = importlib.util.spec_from_file_location("shard_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    return worker.two_steps
 
 
-def test_world_size_changes_rounding_only_and_one_rank_repeats_itself(base_folder, tmp_path):
-    results = []
-    for number, world in enumerate((0, 1, 1, 2)):
-        out = tmp_path / str(number)
-        out.mkdir()
-        results.append(run_workers(max(world, 1), base_folder, out) if world else unsharded(base_folder, out))
-    plain, one, again, two = results
-    assert len(plain) > 100
+def test_one_rank_steps_like_none_and_repeats_itself(two_steps, base_folder):
+    plain = two_steps(base_folder)
+    one, again = (two_steps(base_folder, 1, 0, dist.HashStore()) for _ in range(2))
+    assert len(plain) > 100 and any("backward_gating" in name for name in plain)
     assert_equal_up_to_rounding(one, plain)
-    assert_equal_up_to_rounding(two, plain)
     for name, tensor in one.items():
         assert torch.equal(tensor, again[name]), name
 
 
-def unsharded(base: Path, out: Path) -> dict[str, torch.Tensor]:
-    """The same two steps in one process without a process group."""
-    subprocess.run(
-        [sys.executable, str(WORKER), str(base), "-", "0", str(out / "result.safetensors"), "0"],
-        check=True,
-        timeout=120,
-    )
-    return load_file(out / "result.safetensors")
+def test_two_ranks_step_like_none(two_steps, base_folder, tmp_path):
+    out = tmp_path / "result.safetensors"
+    command = [sys.executable, str(WORKER), str(base_folder), str(tmp_path / "store"), "2"]
+    workers = [subprocess.Popen([*command, str(rank), str(out)]) for rank in range(2)]
+    try:
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert_equal_up_to_rounding(load_file(out), two_steps(base_folder))

@@ -1,5 +1,6 @@
 """Test-time training inside Moshi: subclasses of the official classes, loading, sharding, exporting."""
 
+from ttt_moshi.moshi.ablation import ablate
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.export import (
     ExportTensor,
@@ -42,6 +43,7 @@ __all__ = [
     "StreamState",
     "TTTMoshi",
     "TensorCounts",
+    "ablate",
     "build_from_documents",
     "build_model",
     "cast_for_inference",

@@ -120,6 +120,8 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
         streaming = self._streaming_state
         if isinstance(streaming, _RememberingState):
             assert streaming.memory is not None
+            if self.reset_every is not None:
+                raise MoshiError("`reset_every` does not work in streaming mode: reset the stream instead")
             if prefix_lengths is None:
                 return ttt.stream(x, streaming.memory, streaming.exec_mask), None
             x, memory = ttt(x, streaming.memory, prefix_lengths, exec_mask=streaming.exec_mask)

@@ -149,7 +149,7 @@ class TTTMoshi(Plain, LMModel):
         first = 0 if prefix_lengths is None else prefix_lengths[:, None, None]
         mask = (frame >= first) & (frame >= 0) & (targets != self.zero_token_id)
         output = LMOutput(logits, mask[:, self.audio_offset :][:, : self.dep_q], text_logits, mask[:, :1])
-        history = torch.cat([stream.codes, codes], dim=2)[:, :, T:]
+        history = torch.cat([stream.codes, codes], dim=2)[:, :, T:].clone()
         return Chunk(output, targets, StreamState(stream.frames + T, history, passing.outgoing()))
 
     def start_stream(self, batch_size: int, dtype: torch.dtype | None = None) -> StreamState:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from ttt_moshi.moshi.layer import TTTTransformerLayer
 from ttt_moshi.moshi.model import TTTMoshi
@@ -35,8 +37,28 @@ def shard(model: TTTMoshi, mesh: DeviceMesh, param_dtype: torch.dtype) -> TTTMos
                 fully_shard(part, mesh=mesh, mp_policy=exact)
             fully_shard(layer.ttt, mesh=mesh, mp_policy=compute)
         fully_shard(layer, mesh=mesh, mp_policy=compute)
+        if layer.ttt is not None:
+            layer.register_forward_pre_hook(_make_units_whole, with_kwargs=True)
     # Conditions are computed outside of the model's forward, where sharded parameters are not whole.
     outside = set() if model.condition_provider is None else set(model.condition_provider.parameters())
     fully_shard(model, mesh=mesh, mp_policy=compute, ignored_params=outside)
     register_fsdp_forward_method(model, "forward_chunk")
     return model
+
+
+def _make_units_whole(layer: TTTTransformerLayer, args: object, kwargs: dict[str, Any]) -> None:
+    """Gathers the units that a layer is about to run.
+
+    Activation checkpointing runs a layer again in the backward pass. When several clips share one backward pass, a
+    unit that is through with the last clip still believes to be in its backward, and would not gather by itself for
+    the recomputation of the clip before.
+    """
+    ttt = layer.ttt
+    assert ttt is not None
+    units = [ttt, ttt.inner, ttt.forward_gating]
+    # A unit that is gathered and then not run would stay whole.
+    if kwargs.get("prefix_lengths") is not None and ttt.config.bidirectional_prefix:
+        units.append(ttt.backward_gating)
+    for unit in units:
+        assert isinstance(unit, FSDPModule)
+        unit.unshard()

@@ -1,0 +1,55 @@
+"""Switching parts of test-time training off, to see what they contribute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ttt_moshi.moshi.errors import MoshiError
+from ttt_moshi.moshi.model import TTTMoshi
+
+
+@contextmanager
+def ablate(
+    model: TTTMoshi, *, gate: float = 1.0, inner_lr: float = 1.0, reset_every: int | None = None
+) -> Iterator[None]:
+    """While the context is open, every TTT layer of `model` works with
+
+    - its output times `gate`: 0 is the model without TTT layers, bit for bit;
+    - its step sizes times `inner_lr`: at 0 it never writes, and every frame is read with the initial weights;
+    - its memory emptied at every position that is a multiple of `reset_every` (None: never), counted from the start of
+      the recording. This one works in `forward` and `forward_chunk`, not in streaming mode and not with prefixes.
+
+    To swap memories between recordings see `StreamState.with_memory_of`.
+
+    Raises:
+        MoshiError: a value that means nothing, or a model without TTT layers.
+    """
+    if not model.ttt_layers:
+        raise MoshiError("this model has no TTT layers, so there is nothing to ablate")
+    if not inner_lr >= 0:
+        raise MoshiError(f"`inner_lr` multiplies step sizes and cannot be negative, got {inner_lr}")
+    if reset_every is not None and reset_every < 1:
+        raise MoshiError(f"`reset_every` counts frames, got {reset_every}")
+
+    def scale_update(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, update = args
+        return x, gate * update
+
+    with ExitStack() as stack:
+        for index in model.ttt_layers:
+            layer = model.layers[index]
+            ttt = layer.ttt
+            assert ttt is not None
+            if gate != 1.0:
+                for module in (ttt.forward_gating, ttt.backward_gating):
+                    stack.callback(module.register_forward_pre_hook(scale_update).remove)
+            inner = ttt.inner
+            stack.callback(setattr, inner, "config", inner.config)
+            inner.config = replace(inner.config, base_lr=inner.config.base_lr * inner_lr)
+            stack.callback(setattr, layer, "reset_every", layer.reset_every)
+            layer.reset_every = reset_every
+        yield
