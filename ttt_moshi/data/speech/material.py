@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import sentencepiece
-from moshi.models.compression import MimiModel
-
 from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.errors import DataError
@@ -37,9 +34,9 @@ from ttt_moshi.data.speech.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD = "material.json"
-PARTS = ("train", "eval", "base")
+PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {
     "moshi_name": "model.safetensors",
     "mimi_name": "mimi-small.safetensors",
@@ -55,6 +52,8 @@ class MaterialSize:
     train_dialogues: int = 40
     """of about 33 s each"""
     eval_dialogues: int = 8
+    pretraining_dialogues: int = 100
+    """others, on which the base model is trained; they are deleted afterwards"""
     questions: int = 3
     """about earlier facts, per dialogue"""
     stories: int = 1
@@ -71,6 +70,7 @@ DEMO = MaterialSize()
 TINY = MaterialSize(
     train_dialogues=4,
     eval_dialogues=2,
+    pretraining_dialogues=3,
     questions=1,
     stories=0,
     fitting_sentences=45,
@@ -136,17 +136,28 @@ def make_tiny_material(folder: Path, seed: int = 0) -> Material:
 
 
 def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict[str, dict[str, float]]:
-    length = {"questions": size.questions, "stories": size.stories}
-    train_data = make_dialogues(folder / "train", f"{seed}/train", size.train_dialogues, **length, progress=report)
-    eval_data = make_dialogues(folder / "eval", f"{seed}/eval", size.eval_dialogues, **length, progress=report)
+    def speech(part: str, count: int) -> Path:
+        return make_dialogues(folder / part, f"{seed}/{part}", count, size.questions, size.stories, report)
+
+    train_data = speech("train", size.train_dialogues)
+    eval_data = speech("eval", size.eval_dialogues)
+    pretraining_data = speech("pretraining", size.pretraining_dialogues)
     base = folder / "base"
     base.mkdir()
-    tokenizer = train_tokenizer(read_words(train_data), base / FILE_NAMES["tokenizer_name"], size.vocabulary)
+    tokenizer = train_tokenizer(read_words(pretraining_data), base / FILE_NAMES["tokenizer_name"], size.vocabulary)
     report("fitting Mimi", 0, 1)
     mimi = fit_mimi(fitting_speech(seed, size.fitting_sentences), size.mimi, seed)
     save_mimi(mimi, size.mimi, base / FILE_NAMES["mimi_name"], base / FILE_NAMES["mimi_config_name"])
     report("fitting Mimi", 1, 1)
-    return _make_moshi(base, seed, size, mimi, tokenizer, train_data, eval_data, report)
+    codec = Codec(mimi, mimi_config(size.mimi))
+    corpora = []
+    for data in (pretraining_data, eval_data, train_data):
+        corpus = Corpus(str(data), codec, tokenizer, size.pretraining.clip_seconds)
+        corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
+        corpora.append(corpus)
+    results = _make_moshi(base, seed, size, tokenizer.vocab_size(), corpora[0], corpora[1], report)
+    shutil.rmtree(folder / "pretraining")
+    return results
 
 
 def fitting_speech(seed: int, sentences: int) -> list[Utterance]:
@@ -160,33 +171,21 @@ def fitting_speech(seed: int, sentences: int) -> list[Utterance]:
 
 
 def _make_moshi(
-    base: Path,
-    seed: int,
-    size: MaterialSize,
-    mimi: MimiModel,
-    tokenizer: sentencepiece.SentencePieceProcessor,
-    train_data: Path,
-    eval_data: Path,
-    report: Progress,
+    base: Path, seed: int, size: MaterialSize, text_card: int, train: Corpus, evaluation: Corpus, report: Progress
 ) -> dict[str, dict[str, float]]:
-    config = lm_config(size.moshi, tokenizer.vocab_size(), size.mimi.bins)
+    config = lm_config(size.moshi, text_card, size.mimi.bins)
     model = new_lm(config, seed)
-    codec = Codec(mimi, mimi_config(size.mimi))
-    seconds = size.pretraining.clip_seconds
-    corpora = [Corpus(str(data), codec, tokenizer, seconds) for data in (train_data, eval_data)]
-    for corpus in corpora:
-        corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
     pretrain(
         model,
-        ClipLoader(corpora[0], seed=seed, shuffle=True),
+        ClipLoader(train, seed=seed, shuffle=True),
         size.pretraining,
         lambda step, steps, loss: report(f"pre-training Moshi, loss {loss:.2f}", step, steps),
     )
     save_lm(model, base / FILE_NAMES["moshi_name"])
     write_config(base / "config.json", config, FILE_NAMES)
-    text, audio = math.log(tokenizer.vocab_size()), math.log(size.mimi.bins)
+    text, audio = math.log(text_card), math.log(size.mimi.bins)
     uniform = {"text_word": text, "text_padding": text, "semantic": audio, "acoustic": audio}
-    return {"eval_nll": mean_nll(model, EvalSet(corpora[1])), "uniform_nll": uniform}
+    return {"eval_nll": mean_nll(model, EvalSet(evaluation)), "uniform_nll": uniform}
 
 
 def _material(folder: Path, record: dict) -> Material:

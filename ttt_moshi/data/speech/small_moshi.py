@@ -42,8 +42,8 @@ class MoshiSize:
 class Pretraining:
     """A fixed number of AdamW steps with a linear warm-up and a cosine decay."""
 
-    steps: int = 300
-    batch_size: int = 8
+    steps: int = 400
+    batch_size: int = 4
     clip_seconds: float = 12.0
     lr: float = 4e-3
     warmup: float = 0.1

@@ -1,0 +1,107 @@
+"""Pairs of stories with a fitting and an unfitting end, in the file naming of Spoken StoryCloze.
+
+A pair is `<n>_<uuid>_correct.wav` and `<n+1>_<uuid>_incorrect.wav` with n even. Its two files are bit-identical up to
+the sentence that decides.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ttt_moshi.data.minibench import audio
+from ttt_moshi.data.speech import grammar
+from ttt_moshi.data.speech.dialogues import MOSHI_VOICES
+from ttt_moshi.data.speech.espeak import Voice, speak
+from ttt_moshi.data.speech.grammar import Person
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """Sentences and two ways to end them."""
+
+    sentences: tuple[str, ...]
+    fitting: str
+    unfitting: str
+
+
+def spoken_cloze(rng: random.Random) -> Cloze:
+    """The unfitting end is about the same person, with one fact of somebody else's."""
+    person = grammar.random_person(rng)
+    other = grammar.random_person(rng, unlike=person)
+    *told, ending = grammar.story(rng, person)
+    wrong = rng.choice((replace(person, city=other.city), replace(person, animal=other.animal)))
+    return Cloze(tuple(told), ending, _retold(ending, person, wrong))
+
+
+def topic_cloze(rng: random.Random) -> Cloze:
+    """The unfitting end is that of somebody else's story."""
+    person = grammar.random_person(rng)
+    other = grammar.random_person(rng, unlike=person)
+    *told, ending = grammar.story(rng, person)
+    return Cloze(tuple(told), ending, _retold(ending, person, other))
+
+
+def make_cloze(folder: Path, rng: random.Random, count: int, topic: bool) -> int:
+    """Writes `count` pairs, each in one voice. Returns how many."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        cloze = topic_cloze(rng) if topic else spoken_cloze(rng)
+        _write_pair(folder, index, audio.random_uuid(rng), cloze, rng.choice(MOSHI_VOICES))
+    return count
+
+
+def make_needles(folder: Path, rng: random.Random, count: int, seconds: int) -> int:
+    """Writes `count` pairs of pairs: a fact, about `seconds` of other speech, then the fact again, true or false.
+
+    Two pairs share everything but the fact, and what is true in one is false in the other, so a preference for one
+    value cancels out. `needles.json` tells which pairs are twins. Returns the pairs written.
+    """
+    folder.mkdir(parents=True)
+    twins = []
+    for index in range(count):
+        voice = rng.choice(MOSHI_VOICES)
+        person = grammar.random_person(rng)
+        other = grammar.random_person(rng, unlike=person)
+        filler = _filler(rng, other, voice, seconds)
+        names = [audio.random_uuid(rng) for _ in range(2)]
+        for k, (true, false) in enumerate(((person.city, other.city), (other.city, person.city))):
+            said = (f"{person.name} lives in {true}.", *filler)
+            cloze = Cloze(said, f"{person.name} lives in {true}.", f"{person.name} lives in {false}.")
+            _write_pair(folder, 2 * index + k, names[k], cloze, voice)
+        twins.append({"pairs": names, "values": [person.city, other.city]})
+    (folder / "needles.json").write_text(json.dumps(twins, indent=2) + "\n")
+    return 2 * count
+
+
+def _retold(text: str, person: Person, other: Person) -> str:
+    """The text with one person's facts in the place of another's."""
+    for old, new in (
+        (person.name, other.name),
+        (person.city, other.city),
+        (person.animal, other.animal),
+        (person.number, other.number),
+    ):
+        text = text.replace(old, new)
+    return text
+
+
+def _filler(rng: random.Random, other: Person, voice: Voice, seconds: float) -> list[str]:
+    """Sentences about animals, which say nothing about where somebody lives."""
+    sentences: list[str] = []
+    length = 0.0
+    while length < seconds:
+        sentences.append(grammar.agreement_sentence(rng, other))
+        length += speak(sentences[-1], voice).duration + audio.SENTENCE_GAP
+    return sentences
+
+
+def _write_pair(folder: Path, index: int, name: str, cloze: Cloze, voice: Voice) -> None:
+    start = np.concatenate([audio.sentences(cloze.sentences, voice), audio.silence(audio.SENTENCE_GAP)])
+    for offset, (ending, label) in enumerate(((cloze.fitting, "correct"), (cloze.unfitting, "incorrect"))):
+        samples = np.concatenate([start, audio.sentences([ending], voice)])
+        audio.write(folder / f"{2 * index + offset}_{name}_{label}.wav", audio.padded(samples))
