@@ -1,5 +1,6 @@
 """Small official models and recordings made of random tokens."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 os.environ["NO_TORCH_COMPILE"] = "1"
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +100,10 @@ class Clips:
             mine = self.rows(first + rank * batch_size, batch_size)
             nothing = torch.zeros(1, dtype=torch.long)
             yield mine if len(mine) else Clips(torch.full_like(self.codes[:1], -1), nothing, nothing)
+
+    @property
+    def clips(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=name) for name in self.sample_ids]
 
     @property
     def sample_ids(self) -> list[str]:
@@ -205,3 +211,12 @@ def oracle():
         return Engine(scorer, ToyTokens(), NLLCache(folder, scorer.identity), BatchPolicy(**policy))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Path:
+    """Spoken benchmarks in the official layouts; read-only."""
+    spec = importlib.util.spec_from_file_location("speech_benchmarks", Path(__file__).with_name("speech_benchmarks.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make(tmp_path_factory.mktemp("bench"))

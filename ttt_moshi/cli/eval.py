@@ -59,7 +59,7 @@ def _parser() -> Parser:
     add("--data", help="recordings for the perplexity, instead of the checkpoint's `data.eval_data`")
     add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
     add("--tasks", help=f"comma-separated, or all; default: {','.join(PAPER_METRICS)}; there are: {', '.join(TASKS)}")
-    add("--split", choices=("dev", "test"), help="part of sLM21 (default: test)")
+    add("--split", choices=("dev", "test"), default="test", help="part of sLM21 (default: %(default)s)")
     add("--max_items", type=int, help="at most so many items a task, a seeded sample from every stratum")
     add("--seed", type=int, default=0, help="seed of samples (default: %(default)s)")
     add("--text", choices=TEXT_MODES, default="absent", help="text stream of benchmarks (default: %(default)s)")
@@ -159,6 +159,7 @@ class _Run:
 
     def _standard(self, bars: Bars) -> None:
         from ttt_moshi.data import Corpus, EvalSet
+        from ttt_moshi.evaluation.outcome import Outcome
         from ttt_moshi.evaluation.perplexity import as_task, evaluate_perplexity
         from ttt_moshi.evaluation.results import skipped
 
@@ -184,6 +185,7 @@ class _Run:
             self.results.tasks["perplexity"] = skipped(str(reason))
             return
         self.results.tasks["perplexity"] = as_task(result)
+        self.outcomes["perplexity"] = Outcome(as_task(result), result.samples)
         self.results.data["perplexity"] = {"digest": result.data_digest, "clips": result.clips}
 
     def _paper_metrics(self, names: list[str], bars: Bars) -> None:
@@ -209,11 +211,10 @@ class _Run:
         root = options.data_root or (Path(p) if (p := self.args.paper_metrics.data_root) else None)
         benchmarks = None
         if root is not None:
-            split = options.split or "test"
-            benchmarks = Benchmarks(root, recordings.frames, split, options.max_items, options.seed)
+            benchmarks = Benchmarks(root, recordings.frames, options.split, options.max_items, options.seed)
         found = run_suite(names, benchmarks, engine)
         self.results.tasks |= found.tasks
-        self.outcomes = found.outcomes
+        self.outcomes |= found.outcomes
         for name, outcome in found.outcomes.items():
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.data["codec"] = {"fingerprint": subject.codec.fingerprint}

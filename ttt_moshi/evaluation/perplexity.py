@@ -7,7 +7,7 @@ on text padding) play no part, so runs with different weights can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ class ClipSet(Protocol):
     """A fixed list of clips that gives the same answer whenever it is asked; `ttt_moshi.data.EvalSet` is one."""
 
     fingerprint: str
+
+    @property
+    def clips(self) -> Sequence[Any]:
+        """In order; the `id` of a clip is the same on every machine."""
 
     def __len__(self) -> int: ...
 
@@ -66,6 +70,9 @@ class Perplexity:
     seconds: float
     clips: int
     data_digest: str
+    samples: list[
+        dict[str, Any]
+    ]  # one per clip: `id`, `score` (minus its mean audio NLL), `nll` and `tokens` by component
 
 
 def component_names(dep_q: int) -> list[str]:
@@ -149,10 +156,10 @@ def evaluate_perplexity(
         shared = table.to(model.device)
         torch.distributed.all_reduce(shared)
         table = shared.cpu()
-    return _summarise(component_names(model.dep_q), table.numpy(), clips.fingerprint)
+    return _summarise(component_names(model.dep_q), table.numpy(), clips)
 
 
-def _summarise(names: list[str], table: np.ndarray, digest: str) -> Perplexity:
+def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexity:
     components = {}
     for i, name in enumerate(names):
         sums, counts = table[:, i, 0], table[:, i, 1]
@@ -166,7 +173,15 @@ def _summarise(names: list[str], table: np.ndarray, digest: str) -> Perplexity:
             "the evaluation set holds no audio token of Moshi's own stream, so there is no perplexity"
         )
     audio_nats = math.fsum(table[:, names.index("audio"), 0])
-    return Perplexity(components, audio_nats / math.log(2) / seconds, seconds, len(table), digest)
+    samples = [_sample(name, names, row) for name, row in zip((clip.id for clip in clips.clips), table, strict=True)]
+    bits = audio_nats / math.log(2) / seconds
+    return Perplexity(components, bits, seconds, len(table), clips.fingerprint, samples)
+
+
+def _sample(clip: str, names: list[str], row: np.ndarray) -> dict[str, Any]:
+    nll = {name: row[i, 0] / row[i, 1] for i, name in enumerate(names) if row[i, 1]}
+    tokens = {name: int(row[i, 1]) for i, name in enumerate(names) if row[i, 1]}
+    return {"id": clip, "score": -nll["audio"] if "audio" in nll else None, "nll": nll, "tokens": tokens}
 
 
 def as_task(result: Perplexity) -> dict[str, Any]:
@@ -175,6 +190,7 @@ def as_task(result: Perplexity) -> dict[str, Any]:
     return {
         "status": "ok",
         "metric": "exp(mean NLL in nats) of Moshi's audio tokens, all codebooks alike",
+        "better": "lower",
         "value": audio.ppl,
         "ci95": [math.exp(audio.ci95[0]), math.exp(audio.ci95[1])],
         "n": result.clips,

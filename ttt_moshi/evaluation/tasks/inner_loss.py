@@ -59,6 +59,7 @@ class InnerLoss:
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": "inner loss at the start of the frame's mini-batch minus at the initial weights, mean of layers",
+            "better": "lower",
             "value": float(gains.mean()),
             "ci95": list(bootstrap_mean(gains)),
             "n": len(gains),

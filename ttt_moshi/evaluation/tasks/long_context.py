@@ -47,6 +47,7 @@ class Position:
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": "mean NLL in nats of semantic tokens over whole books",
+            "better": "lower",
             **mean_nll(whole),
             "unit_of_n": "books",
             "window": window,
@@ -100,6 +101,7 @@ class Context:
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": f"NLL in nats of semantic tokens after {longest} frames minus after {reference} frames",
+            "better": "lower",
             **mean_difference(semantic(examples[reference], reference), semantic(examples[longest], longest)),
             "unit_of_n": "books",
             "window": window,
@@ -196,6 +198,7 @@ class Repeat:
         entry = {
             "status": "ok",
             "metric": f"NLL in nats of semantic tokens of a passage heard {last['frames']} frames ago, minus unheard",
+            "better": "lower",
             **last["heard_minus_unheard"],
             "unit_of_n": "books",
             "window": window,

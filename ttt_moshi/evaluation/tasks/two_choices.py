@@ -44,6 +44,7 @@ class TwoChoices:
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": f"accuracy by {self.reduction}, {self.norm}",
+            "better": "higher",
             "chance": 0.5,
             **accuracy(self.pairs, headline),
             "unit_of_n": "items",

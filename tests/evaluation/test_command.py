@@ -1,0 +1,204 @@
+"""`eval_from_checkpoint.py` and `ttt-moshi eval`, on generated speech and a tiny model."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttt_moshi.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def evaluated(bench, tiny_material, tmp_path_factory):
+    """The base model on everything there is; read-only for the tests."""
+    out = tmp_path_factory.mktemp("evaluated")
+    return out, run(tiny_material, out, "--eval_type", "both", "--tasks", ALL, "--data_root", bench)
+
+
+ALL = "swuggy,sblimp,ssc,tsc,salmon,position,context,repeat,needle"
+
+
+def run(material, out, *more) -> int:
+    base = ["--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
+    return main(["eval", *base, "--data", str(material.eval_data), "--out", str(out), *map(str, more)])
+
+
+def results(out) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def test_every_task_runs_and_says_on_how_many_items(evaluated):
+    out, status = evaluated
+    assert status == 0
+    found = results(out)
+    assert list(found["tasks"]) == ["perplexity", *ALL.split(",")]
+    for name, task in found["tasks"].items():
+        assert task["status"] == "ok", name
+        assert task["ci95"][0] <= task["value"] <= task["ci95"][1]
+        assert task["n"] >= 1
+        lines = (out / "samples" / f"{name}.jsonl").read_text().splitlines()
+        assert len({json.loads(line)["id"] for line in lines}) == len(lines)
+    assert found["checkpoint"]["state_id"].startswith("base:")
+    assert found["config"]["text"] == "absent" and found["config"]["user"] == "silence"
+    assert found["tasks"]["swuggy"]["pairs"] == 6 and found["tasks"]["swuggy"]["n"] == 3
+    assert str(ROOT) not in json.dumps(found) and "/tmp" not in json.dumps(found)
+
+
+def test_the_submission_files_score_the_same_by_an_independent_reading(evaluated, bench):
+    out, _ = evaluated
+    for task, kind in (("swuggy", "lexical"), ("sblimp", "syntactic")):
+        lines = (out / "submission" / kind / "test.txt").read_text().splitlines()
+        score = {name: float(value) for name, value in (line.split(" ") for line in lines)}
+        with (bench / "sLM21-dataset" / kind / "test" / "gold.csv").open() as file:
+            gold = list(csv.DictReader(file))
+        assert set(score) == {row["filename"] for row in gold}
+        items: dict[tuple, dict] = {}
+        for row in gold:
+            key = (row.get("type"), row["id"])
+            items.setdefault(key, {}).setdefault(row["voice"], {})[row["correct"]] = score[row["filename"]]
+        pair = [[0.5 * (v["1"] == v["0"]) + (v["1"] > v["0"]) for v in voices.values()] for voices in items.values()]
+        assert results(out)["tasks"][task]["value"] == pytest.approx(np.mean([np.mean(p) for p in pair]))
+
+
+def test_reports_are_self_contained_and_show_what_was_measured(evaluated):
+    out, _ = evaluated
+    page = (out / "report.html").read_text()
+    assert "<script" not in page and "src=" not in page
+    assert page.count("<svg") == 1 + len(ALL.split(","))
+    for name, task in results(out)["tasks"].items():
+        assert f"{task['value']:.4f}" in page, name
+        assert (out / "plots" / f"{name}.png").stat().st_size > 2000
+    assert "attention window, 32 frames" in page
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file() and p.name != "timing.json" and "cache" not in p.parts
+    }
+
+
+def test_two_evaluations_are_byte_equal_and_a_second_one_uses_the_cache(evaluated, bench, tiny_material, tmp_path):
+    out, _ = evaluated
+    again = tmp_path / "again"
+    shutil.copytree(out / "cache" / "codes", again / "cache" / "codes")  # the codec is tested elsewhere; save its time
+    assert run(tiny_material, again, "--eval_type", "both", "--tasks", ALL, "--data_root", bench) == 0
+    assert files(again) == files(out)
+    cached = tmp_path / "cached"
+    options = ("--eval_type", "both", "--tasks", ALL, "--data_root", bench, "--cache_dir", out / "cache")
+    before = {p: p.stat().st_mtime_ns for p in (out / "cache").rglob("*")}
+    assert run(tiny_material, cached, *options) == 0
+    assert files(cached) == files(out)
+    assert {p: p.stat().st_mtime_ns for p in (out / "cache").rglob("*")} == before
+
+
+def test_batch_size_one_is_really_one_and_agrees(evaluated, bench, tiny_material, tmp_path):
+    out, _ = evaluated
+    shutil.copytree(out / "cache" / "codes", tmp_path / "cache" / "codes")
+    assert run(tiny_material, tmp_path, "--batch_size", "1", "--tasks", "swuggy", "--data_root", bench) == 0
+    shards = list((tmp_path / "cache" / "nll").rglob("*.safetensors"))
+    assert len(shards) == 12  # one forward pass per recording
+    one, many = results(tmp_path)["tasks"]["swuggy"], results(out)["tasks"]["swuggy"]
+    assert one["value"] == many["value"] and one["reductions"] == many["reductions"]
+
+
+def test_missing_data_is_not_run_and_the_status_says_so(tiny_material, tmp_path, capsys):
+    (tmp_path / "bench").mkdir()
+    status = run(tiny_material, tmp_path / "out", "--eval_type", "both", "--data_root", tmp_path / "bench")
+    assert status == 1
+    tasks = results(tmp_path / "out")["tasks"]
+    assert tasks["perplexity"]["status"] == "ok"
+    for name in ("swuggy", "sblimp", "ssc", "tsc"):
+        assert tasks[name]["status"] == "skipped" and tasks[name]["value"] is None and tasks[name]["n"] == 0
+        assert tasks[name]["reason"]
+    assert "not run" in capsys.readouterr().out
+
+
+def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, tmp_path):
+    """A whole training configuration may be given; what it says about the model changes nothing."""
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"run_dir: x\nduration_sec: 4\ndata:\n  eval_data: {tiny_material.eval_data}\n"
+        f"paper_metrics:\n  data_root: {bench}\nttt:\n  enable: true\n  layers: all\nlora:\n  enable: true\n"
+    )
+    arguments = [
+        "eval",
+        "--checkpoint_dir",
+        "base",
+        "--hf_repo_id",
+        str(tiny_material.base_model),
+        "--dtype",
+        "float32",
+    ]
+    out = tmp_path / "out"
+    assert main([*arguments, "--config", str(config), "--out", str(out), "--tasks", "ssc"]) == 0
+    found = results(out)
+    assert found["config"]["duration_sec"] == 4.0
+    assert found["tasks"]["ssc"]["status"] == "ok"
+    assert found["checkpoint"]["kind"] == "base"
+
+
+def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):
+    for words, message in (
+        (["--checkpoint_dir", str(tmp_path / "gone")], "is not a checkpoint"),
+        (["--checkpoint_dir", "base"], "needs --hf_repo_id"),
+        (["--checkpoint_dr", "x"], "checkpoint_dir"),
+        (["--checkpoint_dir", "x", "--batch_sise", "1"], "--batch_size"),
+    ):
+        assert main(["eval", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert run(tiny_material, tmp_path, "--tasks", "swugy") == 2
+    assert "there are ppl, swuggy" in capsys.readouterr().err
+
+
+def test_stored_evaluations_are_listed_compared_and_reported_again(evaluated, tmp_path, capsys):
+    out, _ = evaluated
+    other = tmp_path / "other"
+    shutil.copytree(out, other, ignore=shutil.ignore_patterns("cache"))
+    assert main(["eval", "ls", str(tmp_path)]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main(["eval", "compare", str(out), str(other), "--out", str(tmp_path / "cmp")]) == 0
+    comparison = json.loads((tmp_path / "cmp" / "comparison.json").read_text())
+    assert all(t["against_first"][0]["difference"] == 0 for t in comparison["tasks"].values())
+    (other / "report.html").unlink()
+    assert main(["eval", "report", str(other)]) == 0
+    assert (other / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    assert main(["eval", "ls", str(tmp_path / "cmp")]) == 1
+
+
+def test_lists_for_versa(bench, tmp_path):
+    folder = bench / "sSC"
+    (tmp_path / "ref").mkdir()
+    for path in folder.glob("*.wav"):
+        shutil.copy(path, tmp_path / "ref")
+    name = sorted(folder.glob("*.wav"))[0].stem
+    words = [["hello", [0, 1], "SPEAKER_MAIN"], ["no", [1, 2], "SPEAKER_OTHER"], ["there", [1, 2], "SPEAKER_MAIN"]]
+    (tmp_path / "ref" / f"{name}.json").write_text(json.dumps({"alignments": words}))
+    arguments = ["eval", "versa", str(folder), "--references", str(tmp_path / "ref"), "--out", str(tmp_path / "v")]
+    assert main(arguments) == 0
+    for kind in ("pred.scp", "gt.scp"):
+        for line in (tmp_path / "v" / kind).read_text().splitlines():
+            key, path = line.split(" ", 1)
+            assert Path(path).is_file() and Path(path).stem == key
+    assert (tmp_path / "v" / "text").read_text() == f"{name} hello there\n"
+    sorted((tmp_path / "ref").glob("*.wav"))[-1].unlink()
+    assert main(arguments) == 2
+
+
+def test_the_script_at_the_root(tmp_path):
+    environment = os.environ | {"NO_TORCH_COMPILE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval_from_checkpoint.py"), "--checkpoint_dir", str(tmp_path)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "is not a checkpoint" in done.stderr and "Traceback" not in done.stderr

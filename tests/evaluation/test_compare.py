@@ -1,0 +1,102 @@
+"""Comparing checkpoints on shared items."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ttt_moshi.evaluation import EvaluationError, Results, write_results
+from ttt_moshi.evaluation.compare import compare, compare_task, load
+from ttt_moshi.evaluation.report.write import write_comparison
+from ttt_moshi.evaluation.results import skipped
+
+
+def write(folder, step, scores: dict[str, float], digest="d", perplexity=None, **extra):
+    """An evaluation of one task of pairs, and of a perplexity if given."""
+    tasks = {
+        "ssc": {"status": "ok", "value": float(np.mean(list(scores.values()))), "ci95": [0.0, 1.0], "n": len(scores),
+                "better": "higher", "chance": 0.5, "unit_of_n": "items", "metric": "accuracy"} | extra
+    }  # fmt: skip
+    if perplexity is not None:
+        tasks["perplexity"] = {"status": "ok", "value": perplexity, "ci95": [1.0, 9.0], "n": 1, "better": "lower",
+                               "unit_of_n": "clips", "metric": "ppl"}  # fmt: skip
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / "samples" / "perplexity.jsonl").write_text(json.dumps({"id": "c", "score": -perplexity}) + "\n")
+    data = {"ssc": {"digest": digest}, "perplexity": {"digest": "p"}}
+    write_results(
+        folder / "results.json", Results({"state_id": f"s{step}", "step": step, "kind": "full"}, tasks, {}, data)
+    )
+    lines = [json.dumps({"id": f"{item}/v", "item": item, "score": score}) + "\n" for item, score in scores.items()]
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "samples" / "ssc.jsonl").write_text("".join(lines))
+    return load(folder)
+
+
+def test_two_points_on_a_thousand_pairs_are_seen_by_a_paired_test_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    base = {f"i{i}": float(rng.random() < 0.6) for i in range(1000)}
+    better = dict(base)
+    gained = [item for item, score in base.items() if score == 0.0][:20]
+    better |= dict.fromkeys(gained, 1.0)
+    found = compare_task("ssc", write(tmp_path / "a", 1, base), write(tmp_path / "b", 2, better))
+    assert found["difference"] == pytest.approx(0.02)
+    assert found["significant"] and found["ci95"][0] > 0.01
+    assert (found["first_only"], found["second_only"]) == (0, 20)
+    assert found["mcnemar"] == pytest.approx(2 * 0.5**20)
+    standard_error = np.sqrt(2 * 0.6 * 0.4 / 1000)
+    assert 1.96 * standard_error > 0.02  # two unpaired intervals would overlap
+
+
+def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
+    a, b = (write(tmp_path / name, 1, {"x": 1.0, "y": 0.0, "z": 0.5}) for name in "ab")
+    found = compare_task("ssc", a, b)
+    assert found["difference"] == 0 and found["ci95"] == [0, 0] and not found["significant"] and found["mcnemar"] == 1.0
+
+
+def test_items_are_matched_by_name_and_other_data_is_refused(tmp_path):
+    a = write(tmp_path / "a", 1, {"x": 1.0, "y": 0.0})
+    b = write(tmp_path / "b", 2, {"y": 1.0, "x": 1.0})
+    assert compare_task("ssc", a, b)["difference"] == 0.5
+    other = write(tmp_path / "c", 3, {"x": 1.0, "y": 0.0}, digest="other")
+    assert "different recordings" in compare_task("ssc", a, other)["reason"]
+    assert "was not asked for" in compare_task("tsc", a, b)["reason"]
+
+
+def test_what_was_skipped_has_no_number_in_a_comparison(tmp_path):
+    a = write(tmp_path / "a", 1, {"x": 1.0})
+    b = write(tmp_path / "b", 2, {"x": 1.0})
+    b.results.tasks["ssc"] = skipped("no folder")
+    found = compare([a, b])["tasks"]["ssc"]
+    assert found["values"][1] == {"status": "skipped", "value": None, "ci95": None}
+    assert found["against_first"][0]["status"] == "skipped" and "no folder" in found["against_first"][0]["reason"]
+
+
+def test_pareto_knows_which_direction_is_better(tmp_path):
+    a = write(tmp_path / "a", 1, {"x": 1.0, "y": 0.0}, perplexity=3.0)
+    b = write(tmp_path / "b", 2, {"x": 1.0, "y": 1.0}, perplexity=4.0)
+    c = write(tmp_path / "c", 3, {"x": 0.0, "y": 0.0}, perplexity=3.5)
+    assert compare([a, b, c])["pareto"] == [True, True, False]
+    with pytest.raises(EvaluationError, match="at least two"):
+        compare([a])
+
+
+def test_the_report_of_many_checkpoints(tmp_path):
+    folders = [
+        write(tmp_path / f"checkpoint_{i}", 10 * i, {f"i{j}": float(j < 3 + i) for j in range(8)}, perplexity=5.0 - i)
+        for i in range(3)
+    ]
+    page = write_comparison(tmp_path / "out", folders)
+    text = page.read_text()
+    assert "★" in text and text.count("<svg") == 2 and "http://" not in text.replace("http://www.w3.org", "")
+    assert "checkpoint_2 (step 20)" in text
+    assert "<script" not in text
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    write_comparison(tmp_path / "out", folders)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == first
+
+
+def test_damaged_samples_are_named(tmp_path):
+    write(tmp_path / "a", 1, {"x": 1.0})
+    (tmp_path / "a" / "samples" / "ssc.jsonl").write_text("{")
+    with pytest.raises(EvaluationError, match=r"ssc\.jsonl"):
+        load(tmp_path / "a")

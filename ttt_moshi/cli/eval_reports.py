@@ -1,0 +1,114 @@
+"""Evaluations that are there already: list them, compare them, write their reports, hand audio to VERSA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ttt_moshi.cli.arguments import Parser
+
+
+def main(argv: list[str]) -> int:
+    """`ttt-moshi eval ls|compare|report|versa ...`; status 1 when a comparison is incomplete or nothing was found."""
+    console = Console(highlight=False)
+    command, rest = argv[0], argv[1:]
+    return {"ls": _ls, "compare": _compare, "report": _report, "versa": _versa}[command](rest, console)
+
+
+def _ls(argv: list[str], console: Console) -> int:
+    parser = Parser(prog="ttt-moshi eval ls", description="Lists the evaluations below a folder.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working folder")
+    folder = parser.parse_args(argv).folder
+    from ttt_moshi.evaluation import read_results
+
+    table = Table()
+    for name in ("folder", "step", "state", "measured", "not run"):
+        table.add_column(name)
+    found = sorted(folder.glob("**/results.json"))
+    for path in found:
+        results = read_results(path)
+        done = [f"{n} {t['value']:.4g}" for n, t in results.tasks.items() if t["status"] == "ok"]
+        checkpoint = results.checkpoint
+        table.add_row(
+            str(path.parent),
+            str(checkpoint["step"]),
+            checkpoint["state_id"][:12],
+            ", ".join(done),
+            ", ".join(results.skipped),
+        )
+    if not found:
+        console.print(f"no evaluation below {folder.absolute()}", soft_wrap=True)
+        return 1
+    console.print(table)
+    return 0
+
+
+def _compare(argv: list[str], console: Console) -> int:
+    parser = Parser(prog="ttt-moshi eval compare", description="Compares evaluations with the first one, item by item.")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders with a results.json; the first is the reference")
+    parser.add_argument(
+        "--out", type=Path, default=Path("comparison"), help="folder for the report (default: %(default)s)"
+    )
+    options = parser.parse_args(argv)
+    from ttt_moshi.evaluation.compare import load
+    from ttt_moshi.evaluation.report.write import write_comparison
+
+    page = write_comparison(options.out, [load(folder) for folder in options.folders])
+    comparison = json.loads((options.out / "comparison.json").read_text())
+    table = Table(title=f"against {comparison['checkpoints'][0]['label']}", title_justify="left")
+    for name in ("task", "checkpoint", "difference", "95 % interval", "items", "McNemar p"):
+        table.add_column(name)
+    complete = True
+    for name, task in comparison["tasks"].items():
+        for checkpoint, found in zip(comparison["checkpoints"][1:], task["against_first"], strict=True):
+            complete &= found["status"] == "ok"
+            table.add_row(name, checkpoint["label"], *_cells(found))
+    console.print(table)
+    console.print(f"report: {page}", soft_wrap=True)
+    return 0 if complete else 1
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    if found["status"] != "ok":
+        return ["not compared", found["reason"], "", ""]
+    low, high = found["ci95"]
+    p = f"{found['mcnemar']:.3g}" if "mcnemar" in found else ""
+    return [f"{found['difference']:+.4f}", f"{low:+.4f} – {high:+.4f}", str(found["n"]), p]
+
+
+def _report(argv: list[str], console: Console) -> int:
+    parser = Parser(
+        prog="ttt-moshi eval report", description="Writes the report of an evaluation again, from its results."
+    )
+    parser.add_argument("folder", type=Path, help="folder with a results.json")
+    folder = parser.parse_args(argv).folder
+    from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation.report.write import write_run_report
+
+    console.print(f"report: {write_run_report(folder, read_results(folder / 'results.json'))}", soft_wrap=True)
+    return 0
+
+
+def _versa(argv: list[str], console: Console) -> int:
+    parser = Parser(
+        prog="ttt-moshi eval versa",
+        description="Writes pred.scp, gt.scp and text for VERSA (quality of generated speech).",
+    )
+    parser.add_argument("predicted", type=Path, help="folder of generated sound files")
+    parser.add_argument("--references", type=Path, help="folder of true sound files with the same names")
+    parser.add_argument("--out", type=Path, default=Path("versa"), help="default: %(default)s")
+    options = parser.parse_args(argv)
+    from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
+    from ttt_moshi.evaluation.interchange import write_versa_lists
+
+    texts = {}
+    for path in sorted((options.references or options.predicted).glob("*.json")):
+        words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]
+        texts[path.stem] = " ".join(words)
+    for path in write_versa_lists(options.out, options.predicted, options.references, texts):
+        console.print(str(path), soft_wrap=True)
+    return 0

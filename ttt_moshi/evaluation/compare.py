@@ -1,0 +1,128 @@
+"""Several checkpoints on the same items: what changed, and is it more than chance?
+
+Differences are paired: both checkpoints answered the same items, so what the items have in common cancels. An unpaired
+comparison of two accuracies over a thousand pairs cannot see two points; a paired one often can.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.results import OK, Results, read_results
+from ttt_moshi.evaluation.statistics import mcnemar, paired_difference
+
+
+@dataclass
+class Evaluation:
+    """One evaluation as it lies in its folder."""
+
+    folder: Path
+    results: Results
+    items: dict[str, dict[str, float]]  # task -> item -> score, higher = better
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: the folder's, and the step."""
+        return f"{self.folder.name} (step {self.results.checkpoint['step']})"
+
+
+def load(folder: Path) -> Evaluation:
+    """Reads an evaluation. Raises `EvaluationError` when its files are missing or damaged."""
+    results = read_results(folder / "results.json")
+    measured = [name for name, task in results.tasks.items() if task["status"] == OK]
+    items = {name: _items(folder / "samples" / f"{name}.jsonl") for name in measured}
+    return Evaluation(folder, results, items)
+
+
+def _items(path: Path) -> dict[str, float]:
+    """Mean score of every item; a pair's samples name their item, other samples are items themselves."""
+    scores: dict[str, list[float]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            if sample["score"] is not None:
+                scores.setdefault(sample.get("item", sample["id"]), []).append(sample["score"])
+    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+        raise EvaluationError(f"{path} is missing or not what an evaluation writes ({error!r})") from None
+    return {item: float(np.mean(values)) for item, values in scores.items()}
+
+
+def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """How `second` differs from `first` in one task, over the items that both answered.
+
+    {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}; tasks of pairs add "mcnemar" (p
+    value) and the counts "first_only", "second_only" of items that one of the two got right. Differences of scores are
+    positive when `second` is better.
+    """
+    for evaluation in (first, second):
+        task = evaluation.results.tasks.get(name)
+        if task is None or task["status"] != OK:
+            reason = "was not asked for" if task is None else task["reason"]
+            return {"status": "skipped", "reason": f"{evaluation.label}: {reason}"}
+    digests = [e.results.data[name]["digest"] for e in (first, second)]
+    if digests[0] != digests[1]:
+        return {"status": "skipped", "reason": "the two were evaluated on different recordings"}
+    shared = sorted(first.items[name].keys() & second.items[name].keys())
+    a = np.array([first.items[name][item] for item in shared])
+    b = np.array([second.items[name][item] for item in shared])
+    low, high = paired_difference(a, b)
+    found: dict[str, Any] = {
+        "status": OK,
+        "first": first.results.tasks[name]["value"],
+        "second": second.results.tasks[name]["value"],
+        "difference": float((b - a).mean()),
+        "ci95": [low, high],
+        "n": len(shared),
+        "significant": low > 0 or high < 0,
+    }
+    if "chance" in first.results.tasks[name]:
+        right_a, right_b = a > 0.5, b > 0.5
+        wrong_a, wrong_b = a < 0.5, b < 0.5
+        found["first_only"] = int((right_a & wrong_b).sum())
+        found["second_only"] = int((wrong_a & right_b).sum())
+        found["mcnemar"] = mcnemar(found["first_only"], found["second_only"])
+    return found
+
+
+def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Every later evaluation against the first, and which of all are not beaten in everything (Pareto).
+
+    Raises `EvaluationError` for fewer than two.
+    """
+    if len(evaluations) < 2:
+        raise EvaluationError("a comparison needs at least two evaluations")
+    names = list(dict.fromkeys(name for e in evaluations for name in e.results.tasks))
+    first = evaluations[0]
+    return {
+        "schema": 1,
+        "checkpoints": [{"label": e.label, **e.results.checkpoint} for e in evaluations],
+        "tasks": {
+            name: {
+                "values": [_value(e, name) for e in evaluations],
+                "against_first": [compare_task(name, first, e) for e in evaluations[1:]],
+            }
+            for name in names
+        },
+        "pareto": pareto(evaluations, names),
+    }
+
+
+def _value(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    task = evaluation.results.tasks.get(name)
+    if task is None or task["status"] != OK:
+        return {"status": "skipped", "value": None, "ci95": None}
+    return {"status": OK, "value": task["value"], "ci95": task["ci95"]}
+
+
+def pareto(evaluations: list[Evaluation], names: list[str]) -> list[bool]:
+    """For each evaluation whether no other one is at least as good in every task that all have, and better in one."""
+    common = [n for n in names if all(e.results.tasks.get(n, {}).get("status") == OK for e in evaluations)]
+    sign = {n: 1.0 if evaluations[0].results.tasks[n]["better"] == "higher" else -1.0 for n in common}
+    points = [np.array([sign[n] * e.results.tasks[n]["value"] for n in common]) for e in evaluations]
+    return [not any((q >= p).all() and (q > p).any() for q in points) for p in points]

@@ -1,0 +1,131 @@
+"""An evaluation, and a comparison of several, as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ttt_moshi.evaluation.results import OK, Results
+
+
+def interval(entry: dict[str, Any], digits: int = 4) -> str:
+    """`0.7123 (0.69 - 0.73)` with as many digits as asked for."""
+    low, high = entry["ci95"]
+    return f"{entry['value']:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def run_report(results: Results) -> str:
+    """All values of one evaluation, the counts beside them, and what was skipped and why."""
+    checkpoint = results.checkpoint
+    parts = [
+        "# Evaluation\n",
+        f"Checkpoint state `{checkpoint['state_id']}`, step {checkpoint['step']}, {checkpoint['kind']}.\n",
+        "Intervals are 95 % bootstrap intervals over items.\n",
+        table(
+            ["task", "value", "n", "what"],
+            [
+                [name, interval(task), f"{task['n']} {task['unit_of_n']}", task["metric"]]
+                if task["status"] == OK
+                else [name, "not run", "", task["reason"]]
+                for name, task in results.tasks.items()
+            ],
+        ),
+    ]
+    for name, task in results.tasks.items():
+        if task["status"] == OK:
+            parts += [f"## {name}\n", *_details(task)]
+    settings = [[key, str(value)] for key, value in results.config.items() if value is not None]
+    parts += ["## Settings\n", table(["setting", "value"], [*settings, ["seed", str(results.seed)]])]
+    return "\n".join(parts)
+
+
+def _details(task: dict[str, Any]) -> list[str]:
+    parts = []
+    if "components" in task:
+        rows = [
+            [n, f"{c['tokens']}", interval({"value": c["nll"], "ci95": c["ci95"]}), f"{c['ppl']:.3f}"]
+            for n, c in task["components"].items()
+        ]
+        parts.append(table(["tokens", "count", "NLL (nats)", "perplexity"], rows))
+        parts.append(f"{task['bits_per_second']:.1f} bits per second of audio over {task['seconds']:.1f} s.\n")
+    if "reductions" in task:
+        parts.append(f"{task['pairs']} pairs, {task['voices']} voices, chance {task['chance']}.\n")
+        parts.append(table(["reduction", "accuracy"], [[n, interval(e)] for n, e in task["reductions"].items()]))
+    if "macro" in task:
+        parts.append(f"Unweighted mean over groups: {task['macro']:.4f}.\n")
+    for kind, groups in task.get("groups", {}).items():
+        rows = [[n, interval(e), str(e["n"])] for n, e in groups.items()]
+        parts.append(table([kind, "accuracy", "items"], rows))
+    if "variants" in task:
+        parts.append(table(["variant", "accuracy"], [[n, interval(e)] for n, e in task["variants"].items()]))
+    for key, label in (("bins", "position"), ("contexts", "context")):
+        if key in task:
+            parts.append(_curve(task[key], label))
+    if "distances" in task:
+        rows = [
+            [str(d["frames"]), interval(d["heard_minus_unheard"]), interval(d["second_minus_first"])]
+            for d in task["distances"]
+        ]
+        parts.append(table(["distance (frames)", "heard - never heard", "second - first"], rows))
+    for name, control in task.get("controls", {}).items():
+        parts.append(f"Control `{name}` ({control['metric']}): {interval(control)}.\n")
+    if "beyond_window" in task:
+        beyond = task["beyond_window"]
+        text = interval(beyond) if beyond["status"] == OK else f"not measured, {beyond['reason']}"
+        parts.append(f"Beyond the window minus its second half: {text}.\n")
+    if "layers" in task:
+        rows = [
+            [n, *(f"{curves['mean'][c]:.4f}" for c in ("start", "before", "after"))]
+            for n, curves in task["layers"].items()
+        ]
+        parts.append(table(["layer", "W0", "before the write", "after"], rows))
+    return parts
+
+
+def _curve(points: list[dict[str, Any]], label: str) -> str:
+    groups = [g for g in ("text", "semantic", "acoustic") if any(g in p for p in points)]
+    rows = [
+        [f"{p['start']} - {p['stop']}" if "stop" in p else str(p["frames"])]
+        + [interval(p[g]) if g in p else "" for g in groups]
+        for p in points
+    ]
+    return table([f"{label} (frames)", *groups], rows)
+
+
+def comparison_report(comparison: dict[str, Any]) -> str:
+    """A table of all checkpoints, then the paired differences from the first."""
+    labels = [c["label"] for c in comparison["checkpoints"]]
+    names = list(comparison["tasks"])
+    rows = []
+    for i, label in enumerate(labels):
+        values = [comparison["tasks"][n]["values"][i] for n in names]
+        cells = [interval(v) if v["status"] == OK else "not run" for v in values]
+        rows.append([label + (" ★" if comparison["pareto"][i] else ""), *cells])
+    parts = [
+        "# Comparison\n",
+        "★: no other checkpoint is at least as good everywhere and better somewhere.\n",
+        table(["checkpoint", *names], rows),
+        f"## Paired differences from {labels[0]}\n",
+        "Positive means better than the first; same items, so what they have in common cancels.\n",
+    ]
+    rows = []
+    for name in names:
+        for label, found in zip(labels[1:], comparison["tasks"][name]["against_first"], strict=True):
+            if found["status"] != OK:
+                rows.append([name, label, "not compared", "", "", found["reason"]])
+                continue
+            low, high = found["ci95"]
+            p = f"{found['mcnemar']:.3g}" if "mcnemar" in found else ""
+            verdict = "yes" if found["significant"] else "no"
+            rows.append(
+                [name, label, f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f})", str(found["n"]), p, verdict]
+            )
+    parts.append(
+        table(["task", "checkpoint", "difference of score", "items", "McNemar p", "interval excludes 0"], rows)
+    )
+    return "\n".join(parts)

@@ -1,0 +1,201 @@
+"""Pictures of measured points: values with their intervals, curves, and marks for the window and the training length.
+
+Every function takes entries of `results.json` and returns a figure; nothing is drawn that is not in them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("agg")
+
+# Middle tones, readable on white and on black.
+BLUE, ORANGE, GREEN, VIOLET, GREY = "#3b82f6", "#ea7317", "#16a34a", "#8b5cf6", "#888888"
+COLOURS = {"semantic": ORANGE, "acoustic": BLUE, "text": GREEN}
+
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # equal figures are equal bytes
+
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "ttt-moshi",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "text.color": GREY,
+}
+
+
+def render(figure: Figure) -> tuple[str, bytes]:
+    """SVG text and PNG bytes."""
+    with matplotlib.rc_context(STYLE):
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata=NO_METADATA)
+        figure.savefig(png, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return svg.getvalue(), png.getvalue()
+
+
+def figure_for(name: str, task: dict[str, Any], training_frames: int | None) -> Figure | None:
+    """The picture of one task's entry, None for a task without one. `training_frames`: length of a training clip."""
+    with matplotlib.rc_context(STYLE):
+        if name == "perplexity":
+            return components(task)
+        if "reductions" in task:
+            return two_choices(task)
+        if "bins" in task:
+            return by_position(task, training_frames)
+        if "contexts" in task:
+            return by_context(task, training_frames)
+        if "distances" in task:
+            return by_distance(task)
+        if "layers" in task:
+            return inner_loss(task)
+    return None
+
+
+def _axes(height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8.6, height), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _bars(axes: Axes, labels: Sequence[str], entries: Sequence[dict[str, Any]], colours: Sequence[str]) -> None:
+    values = [entry["value"] for entry in entries]
+    low = [v - e["ci95"][0] for v, e in zip(values, entries, strict=True)]
+    high = [e["ci95"][1] - v for v, e in zip(values, entries, strict=True)]
+    errors = [[max(0.0, x) for x in low], [max(0.0, x) for x in high]]
+    axes.bar(labels, values, color=colours, yerr=errors, ecolor=GREY, capsize=3)
+    axes.tick_params(axis="x", rotation=40)
+
+
+def components(task: dict[str, Any]) -> Figure:
+    """NLL of every kind of token."""
+    figure, (axes,) = _axes()
+    entries = {n: c for n, c in task["components"].items() if n not in ("text", "acoustic", "audio")}
+    colours = [GREEN if n.startswith("text") else ORANGE if n == "semantic" else BLUE for n in entries]
+    _bars(
+        axes,
+        [n.replace("_", " ") for n in entries],
+        [{"value": c["nll"], "ci95": c["ci95"]} for c in entries.values()],
+        colours,
+    )
+    axes.set_ylabel("NLL (nats per token)")
+    return figure
+
+
+def two_choices(task: dict[str, Any]) -> Figure:
+    """Accuracy by reduction, and by group, with the line of chance."""
+    kinds = [kind for kind in task["groups"] if kind not in ("subtype", "length")]
+    figure, axes = _axes(3.8, 1 + len(kinds[:1]))
+    means = {n.split(".")[0]: e for n, e in task["reductions"].items() if n.endswith(".mean")}
+    _bars(axes[0], list(means), list(means.values()), [ORANGE] * len(means))
+    axes[0].set_ylabel("accuracy")
+    axes[0].set_title("by reduction (mean)", color=GREY)
+    for one, kind in zip(axes[1:], kinds, strict=False):
+        groups = task["groups"][kind]
+        if kind == "distance":
+            groups = dict(sorted(groups.items(), key=lambda item: float(item[0])))
+        _bars(one, [f"{n}\nn={e['n']}" for n, e in groups.items()], list(groups.values()), [BLUE] * len(groups))
+        one.set_title(f"by {kind}", color=GREY)
+    for one in axes:
+        one.axhline(task["chance"], color=VIOLET, linestyle="--", linewidth=1.2)
+        one.set_ylim(0, 1.05)
+    return figure
+
+
+def _curve(axes: Axes, x: Sequence[float], points: Sequence[dict[str, Any]], label: str, colour: str) -> None:
+    axes.plot(x, [p["value"] for p in points], marker="o", markersize=3.5, color=colour, label=label)
+    axes.fill_between(
+        x, [p["ci95"][0] for p in points], [p["ci95"][1] for p in points], color=colour, alpha=0.18, linewidth=0
+    )
+
+
+def _mark(axes: Axes, window: int, training_frames: int | None) -> None:
+    axes.axvline(window, color=VIOLET, linestyle="--", linewidth=1.2, label=f"attention window, {window} frames")
+    if training_frames is not None:
+        axes.axvline(
+            training_frames, color=GREY, linestyle=":", linewidth=1.4, label=f"training clip, {training_frames} frames"
+        )
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def by_position(task: dict[str, Any], training_frames: int | None) -> Figure:
+    """NLL in bins of the position; a point stands at the bin's middle."""
+    figure, (axes,) = _axes()
+    for group, colour in COLOURS.items():
+        bins = [b for b in task["bins"] if group in b]
+        if bins:
+            _curve(axes, [(b["start"] + b["stop"]) / 2 for b in bins], [b[group] for b in bins], group, colour)
+    axes.set_xlabel("frames since the start of the recording (12.5 per second)")
+    axes.set_ylabel("NLL (nats per token)")
+    _mark(axes, task["window"], training_frames)
+    return figure
+
+
+def by_context(task: dict[str, Any], training_frames: int | None) -> Figure:
+    """NLL of the same targets after ever more context."""
+    figure, (axes,) = _axes()
+    for group, colour in COLOURS.items():
+        points = [c for c in task["contexts"] if group in c]
+        if points:
+            _curve(axes, [c["frames"] for c in points], [c[group] for c in points], group, colour)
+    axes.set_xlabel("frames of context before the same targets")
+    axes.set_ylabel("NLL (nats per token)")
+    _mark(axes, task["window"], training_frames)
+    return figure
+
+
+def by_distance(task: dict[str, Any]) -> Figure:
+    """What a second hearing gains, by how long ago the first was."""
+    figure, (axes,) = _axes()
+    x = [d["frames"] for d in task["distances"]]
+    _curve(axes, x, [d["heard_minus_unheard"] for d in task["distances"]], "heard - never heard", ORANGE)
+    _curve(axes, x, [d["second_minus_first"] for d in task["distances"]], "second - first hearing", BLUE)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("frames between the two hearings")
+    axes.set_ylabel("difference of NLL (nats)")
+    _mark(axes, task["window"], None)
+    return figure
+
+
+def inner_loss(task: dict[str, Any]) -> Figure:
+    """The inner loss of each layer under the initial, the previous and the updated weights."""
+    layers = task["layers"]
+    figure, axes = _axes(3.6, min(4, len(layers)))
+    for one, (layer, curves) in zip(axes, layers.items(), strict=False):
+        for name, colour in (("start", GREY), ("before", BLUE), ("after", ORANGE)):
+            step = task["smoothing"]
+            x = [(i + 0.5) * step for i in range(len(curves[name]))]
+            one.plot(x, curves[name], color=colour, label={"start": "W0", "before": "before", "after": "after"}[name])
+        one.set_title(f"layer {layer}", color=GREY)
+        one.set_xlabel("frame")
+    axes[0].set_ylabel("inner loss")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def over_steps(steps: Sequence[int], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
+    """One task's value at several training steps; evaluations that lack it leave a gap."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = _axes(3.0)
+        known = [(s, v) for s, v in sorted(zip(steps, values, strict=True), key=lambda p: p[0]) if v["status"] == "ok"]
+        x = [s for s, _ in known]
+        y = [v["value"] for _, v in known]
+        low = [v["value"] - v["ci95"][0] for _, v in known]
+        high = [v["ci95"][1] - v["value"] for _, v in known]
+        axes.errorbar(x, y, [low, high], marker="o", capsize=3, color=ORANGE)
+        if chance is not None:
+            axes.axhline(chance, color=VIOLET, linestyle="--", linewidth=1.2)
+        axes.set_xlabel("training step")
+    return figure

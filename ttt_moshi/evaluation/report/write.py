@@ -1,0 +1,70 @@
+"""Writes reports: Markdown, pictures and one HTML page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ttt_moshi.evaluation.compare import Evaluation, compare
+from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
+from ttt_moshi.evaluation.report.page import page
+from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
+from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
+
+FRAME_RATE = 12.5
+
+
+def write_run_report(out: Path, results: Results) -> Path:
+    """`report.md`, `report.html` and `plots/*.{svg,png}` of one evaluation; returns the page."""
+    clip = results.config.get("duration_sec")
+    training_frames = None if clip is None else round(clip * FRAME_RATE)
+    figures: dict[str, Figure] = {}
+    for name, task in results.tasks.items():
+        if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
+            figures[name] = figure
+    return _write(out, "Evaluation", run_report(results), figures)
+
+
+def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
+    """`comparison.json` and a report of several evaluations; returns the page."""
+    comparison = compare(evaluations)
+    write_json(out / "comparison.json", comparison)
+    text = comparison_report(comparison)
+    figures = {}
+    steps = [c["step"] for c in comparison["checkpoints"]]
+    for name, task in comparison["tasks"].items():
+        if sum(v["status"] == OK for v in task["values"]) > 1:
+            chance = next((e.results.tasks[name].get("chance") for e in evaluations if name in e.results.tasks), None)
+            figures[f"{name} over steps"] = over_steps(steps, task["values"], chance)
+            text += f"\n## {name} over steps\n\n{task_caption(evaluations, name)}\n"
+    return _write(out, "Comparison", text, figures)
+
+
+def task_caption(evaluations: list[Evaluation], name: str) -> str:
+    """What the values of a task are."""
+    for evaluation in evaluations:
+        task = evaluation.results.tasks.get(name, {})
+        if task.get("status") == OK:
+            return task["metric"]
+    return ""
+
+
+def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> Path:
+    svgs = {}
+    for name, figure in figures.items():
+        svg, png = render(figure)
+        svgs[name] = svg
+        stem = name.replace(" ", "_")
+        write_text(out / "plots" / f"{stem}.svg", svg)
+        _write_bytes(out / "plots" / f"{stem}.png", png)
+    write_text(out / "report.md", markdown)
+    write_text(out / "report.html", page(f"TTT-Moshi {title.lower()}", markdown, svgs))
+    return out / "report.html"
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
