@@ -91,6 +91,16 @@ def test_merged_weights_load_in_the_official_loader(make_model, make_codes, expo
         torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-4)
 
 
+def test_merged_folders_of_moshi_finetune_load(make_model, make_codes, export):
+    """It leaves `lora: true` in config.json, and records no base model."""
+    folder = export(make_model(layers="none", lora=True), kind="full") / "consolidated"
+    ours = logits(load_trained(folder, dtype=torch.float32), make_codes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "lora": True, "lora_rank": 2, "lora_scaling": 2.0}))
+    (folder / "base_model.json").unlink()
+    assert_same(logits(load_trained(folder, dtype=torch.float32), make_codes()), ours)
+
+
 def test_ft_embed_tables_travel_with_the_adapters(make_model, export):
     model = make_model(lora=True)
     with torch.no_grad():

@@ -218,7 +218,7 @@ def test_clips_shard(make_model, make_codes):
     codes = make_codes(T=20)
 
     def gradients(model) -> dict[str, torch.Tensor]:
-        first = model.forward_chunk(codes[:, :, :9], model.start_stream(2, torch.float32))
+        first = model.forward_chunk(codes[:, :, :9], model.start_stream(2))
         second = model.forward_chunk(codes[:, :, 9:], first.stream)
         (nll(first.output, first.targets).sum() + nll(second.output, second.targets).sum()).backward()
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -238,8 +238,11 @@ def test_clips_shard(make_model, make_codes):
 
 def test_recordings_need_a_window_and_no_streaming_mode(make_model, make_codes):
     model = make_model()
-    with model.streaming(2), pytest.raises(MoshiError, match="streaming mode"):
-        model.forward_chunk(make_codes(), model.start_stream(2))
+    with model.streaming(2):
+        with pytest.raises(MoshiError, match="streaming mode"):
+            model.forward_chunk(make_codes(), model.start_stream(2))
+        with pytest.raises(MoshiError, match="streaming mode"):
+            model(make_codes())
     model.context = None
     with pytest.raises(MoshiError, match="window"):
         model.start_stream(2)

@@ -10,7 +10,7 @@ from ttt_moshi.moshi.export import (
     export_plan,
     materialise,
 )
-from ttt_moshi.moshi.loading import build_model, cast_for_inference
+from ttt_moshi.moshi.loading import build_model, cast_for_inference, geometry
 from ttt_moshi.moshi.model import Chunk, TTTMoshi, set_context
 from ttt_moshi.moshi.naming import (
     Count,
@@ -54,6 +54,7 @@ __all__ = [
     "export_file_name",
     "export_name",
     "export_plan",
+    "geometry",
     "is_fp32",
     "load_initial_weights",
     "load_trained",

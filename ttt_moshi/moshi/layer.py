@@ -67,7 +67,7 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
         if self.ttt is None:
             return state
         with torch.no_grad():
-            memory = self.ttt.init_state(batch_size, state.device).clone()
+            memory = self.ttt.init_state(batch_size, state.device)
         return _RememberingState(batch_size, state.device, offset_cpu=0, ttt=self.ttt, memory=memory)
 
     def forward(

@@ -51,6 +51,7 @@ class TTTMoshi(Plain, LMModel):
         ttt_layers: indices of the temporal layers with a TTT layer, ascending.
         ttt_config: their configuration, None if there are none.
         mode: what is trained: frozen, lora, ttt, lora+ttt or full.
+        compute_dtype: type of the forward pass where it is not that of the weights, in a sharded model.
     """
 
     def __init__(self, ttt_layers: list[int] | None = None, ttt_config: TTTConfig | None = None, **kwargs) -> None:
@@ -58,6 +59,7 @@ class TTTMoshi(Plain, LMModel):
         self.ttt_layers: list[int] = []
         self.ttt_config: TTTConfig | None = None
         self.mode: Mode = "frozen"
+        self.compute_dtype: torch.dtype | None = None
         for index, layer in enumerate(self.layers):
             layer.index = index
         if ttt_layers:
@@ -101,6 +103,7 @@ class TTTMoshi(Plain, LMModel):
             The official output, aligned with `codes`: logits [B, dep_q, T, card], mask [B, dep_q, T], text_logits
             [B, 1, T, text_card], text_mask [B, 1, T]. Logits outside the masks are NaN or mean nothing.
         """
+        self._refuse_streaming_mode()
         history = self._no_history(codes.shape[0], codes.device)
         start = codes.new_zeros(codes.shape[0])
         inputs, targets = delayed(codes, history, start, self.delays, self._get_initial_token())
@@ -130,8 +133,7 @@ class TTTMoshi(Plain, LMModel):
             prefix_lengths: int64 [B], given frames at the start of each row's recording. TTT layers read them backwards
                 as far as they are in the recording's first clip.
         """
-        if self.is_streaming:
-            raise MoshiError("the model is in streaming mode, which has a state of its own; leave it first")
+        self._refuse_streaming_mode()
         inputs, targets = delayed(codes, stream.codes, stream.frames, self.delays, self._get_initial_token())
         T = codes.shape[2]
         given = _given_positions(prefix_lengths, T)
@@ -144,19 +146,34 @@ class TTTMoshi(Plain, LMModel):
             text_logits, logits = self._predict(inputs, targets, condition_tensors, given, passing)
         finally:
             self.transformer._streaming_state = None
-        delays = torch.tensor(self.delays, device=codes.device)[:, None]
-        frame = stream.frames[:, None, None] + torch.arange(T, device=codes.device) - delays  # [B, K, T]
+        mask = self._chunk_mask(targets, stream.frames, prefix_lengths)
+        output = LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1])
+        following = stream.after(codes)
+        return Chunk(output, targets, StreamState(following.frames, following.codes, passing.outgoing()))
+
+    def chunk_targets(
+        self, codes: Tensor, stream: StreamState, prefix_lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward_chunk` would predict, without running the model.
+
+        Returns:
+            targets int64 [B, K, T], and bool [B, 1 + dep_q, T] where they count, text first.
+        """
+        _, targets = delayed(codes, stream.codes, stream.frames, self.delays, self._get_initial_token())
+        return targets, self._chunk_mask(targets, stream.frames, prefix_lengths)
+
+    def _chunk_mask(self, targets: Tensor, frames: Tensor, prefix_lengths: Tensor | None) -> Tensor:
+        predicted = self.audio_offset + self.dep_q
+        delays = torch.tensor(self.delays[:predicted], device=targets.device)[:, None]
+        frame = frames[:, None, None] + torch.arange(targets.shape[2], device=targets.device) - delays
         first = 0 if prefix_lengths is None else prefix_lengths[:, None, None]
-        mask = (frame >= first) & (frame >= 0) & (targets != self.zero_token_id)
-        output = LMOutput(logits, mask[:, self.audio_offset :][:, : self.dep_q], text_logits, mask[:, :1])
-        history = torch.cat([stream.codes, codes], dim=2)[:, :, T:].clone()
-        return Chunk(output, targets, StreamState(stream.frames + T, history, passing.outgoing()))
+        return (frame >= first) & (frame >= 0) & (targets[:, :predicted] != self.zero_token_id)
 
     def start_stream(self, batch_size: int, dtype: torch.dtype | None = None) -> StreamState:
         """The state of `batch_size` rows at the start of their recordings.
 
         Args:
-            dtype: of the carried keys and values: what the model computes in; None takes the type of its weights.
+            dtype: of the carried keys and values; None takes what the model computes in.
         """
         if self.context is None:
             raise MoshiError("recordings need an attention window of fixed length: set the context")
@@ -166,7 +183,7 @@ class TTTMoshi(Plain, LMModel):
         shape = (batch_size, heads, self.context - 1, width)
         layers = []
         for layer in self.layers:
-            keys = torch.zeros(shape, device=device, dtype=dtype or self.dtype)
+            keys = torch.zeros(shape, device=device, dtype=dtype or self.compute_dtype or self.dtype)
             memory = None if layer.ttt is None else empty_memory(layer.ttt.config, batch_size, device)
             layers.append(LayerCarry(keys, torch.zeros_like(keys), memory))
         frames = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -221,6 +238,11 @@ class TTTMoshi(Plain, LMModel):
             assert self.fuser is None, "this model needs condition tensors"
         out, text_logits = self.forward_text(inputs, *conditions, prefix_lengths=given, chunk=chunk)
         return text_logits, self.forward_depformer_training(targets, out)
+
+    def _refuse_streaming_mode(self) -> None:
+        """Whole clips would put initial tokens into the middle of a stream and leave their trace in its state."""
+        if self.is_streaming:
+            raise MoshiError("the model is in streaming mode, which has a state of its own: leave it first")
 
     def _no_history(self, batch_size: int, device: torch.device) -> Tensor:
         shape = (batch_size, self.num_codebooks, max(self.delays) + 1)

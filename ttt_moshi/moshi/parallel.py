@@ -43,6 +43,7 @@ def shard(model: TTTMoshi, mesh: DeviceMesh, param_dtype: torch.dtype) -> TTTMos
     outside = set() if model.condition_provider is None else set(model.condition_provider.parameters())
     fully_shard(model, mesh=mesh, mp_policy=compute, ignored_params=outside)
     register_fsdp_forward_method(model, "forward_chunk")
+    model.compute_dtype = param_dtype
     return model
 
 

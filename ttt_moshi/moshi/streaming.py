@@ -82,6 +82,11 @@ class StreamState:
 
         return self.map(zero)
 
+    def after(self, codes: Tensor) -> StreamState:
+        """The state moved on by `codes` (int64 [B, K, T]) without reading them: what the layers carry stays as it is."""
+        T = codes.shape[2]
+        return replace(self, frames=self.frames + T, codes=torch.cat([self.codes, codes], dim=2)[:, :, T:].clone())
+
     def with_memory_of(self, donor: StreamState) -> StreamState:
         """This state with the TTT memories of another one: what each row remembers is then somebody else's."""
         pairs = zip(self.layers, donor.layers, strict=True)

@@ -89,7 +89,9 @@ def build_from_documents(
         MoshiError: the tensors are not exactly those that the documents describe.
     """
     lora = None
-    if config.get("lora"):
+    # moshi-finetune says `lora: true` beside merged weights too.
+    merged = base_tensors is None and all(tensor_group(name) != "lora" for name in tensors)
+    if config.get("lora") and not merged:
         lora = LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"])
     layers, ttt_config = (None, None) if ttt is None else _parse_ttt(ttt)
     geometry = {key: value for key, value in config.items() if key not in _REPOSITORY_KEYS}
