@@ -59,6 +59,7 @@ def test_every_fsync_that_fails_surfaces(faults, quick_disk):
             for step, version in faults.SAVES:
                 faults.save_one(store, step, version, "adapters", faults.contents(step, version))
                 acknowledged.append((step, version))
+            store.close()
             assert said, f"fsync {at} failed in silence"  # after a commit: pointers and pruning only
         except CheckpointError as error:
             assert "Input/output error" in str(error)

@@ -374,7 +374,7 @@ def test_a_linked_run_folder_works_and_links_are_never_followed_when_deleting(tm
         save(store, 1)
         (store.path(1) / "extra").symlink_to(tmp_path / "precious")
         save(store, 2)
-        assert store.steps() == [2]
+    assert store.steps() == [2]
     assert (tmp_path / "precious" / "file").read_text() == "x"
     assert (tmp_path / "real/checkpoints/checkpoint_000002").is_dir()
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.output import PIECE
 from ttt_moshi.checkpoint.rows import as_bytes, local_shape, row_count
 from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
+
+READ_PIECE = 1 << 20  # bytes read and then hashed while they are still in the processor's cache
+READERS = 4  # threads that read and hash tensors at once
 
 
 def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str) -> None:
@@ -88,8 +90,8 @@ class TensorSource:
         hasher, begin = blake3(), part["bytes"][0]
         fd = self._open(part["file"])
         try:
-            for offset in range(0, len(target), PIECE):
-                piece = target[offset : offset + PIECE]
+            for offset in range(0, len(target), READ_PIECE):
+                piece = target[offset : offset + READ_PIECE]
                 read_exactly(self._files, fd, piece, begin + offset, where)
                 hasher.update(piece)
         finally:
@@ -110,11 +112,11 @@ class TensorSource:
         """Hand out a part's bytes as (piece, offset in the part), and check them at the end."""
         where = f"{part['file']}: tensor {name!r}"
         begin, end = part["bytes"]
-        hasher, buffer = blake3(), memoryview(bytearray(min(PIECE, end - begin)))
+        hasher, buffer = blake3(), memoryview(bytearray(min(READ_PIECE, end - begin)))
         fd = self._open(part["file"])
         try:
-            for offset in range(0, end - begin, PIECE):
-                piece = buffer[: min(PIECE, end - begin - offset)]
+            for offset in range(0, end - begin, READ_PIECE):
+                piece = buffer[: min(READ_PIECE, end - begin - offset)]
                 read_exactly(self._files, fd, piece, begin + offset, where)
                 hasher.update(piece)
                 sink(piece, offset)

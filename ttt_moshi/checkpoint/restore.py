@@ -14,11 +14,9 @@ from torch import Tensor
 from ttt_moshi.checkpoint.errors import CheckpointError, Mismatch
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import read_manifest
-from ttt_moshi.checkpoint.reading import TensorSource
+from ttt_moshi.checkpoint.reading import READERS, TensorSource
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPES
-
-READERS = 4  # threads; each reads into its own tensor and hashes it
 
 
 @dataclass

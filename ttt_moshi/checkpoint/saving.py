@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
@@ -26,8 +27,10 @@ from ttt_moshi.checkpoint.image import Image
 from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
 from ttt_moshi.checkpoint.output import PIECE, Output
 from ttt_moshi.checkpoint.reading import TensorSource
-from ttt_moshi.checkpoint.rows import Rows
+from ttt_moshi.checkpoint.rows import Rows, as_bytes
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
+
+CACHED = 1 << 20  # bytes that are hashed and checked for NaN while they are in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -257,16 +260,13 @@ def discard(files: Files, root: Path, name: str) -> None:
 def inspect(image: Image) -> tuple[dict[str, str], list[str]]:
     """Digest of every tensor in the image, and the names of those that hold NaN or infinity."""
     digests, nonfinite = {}, []
-    for name, entry in image.layout.entries.items():
-        digests[name] = digest(image.memory[entry.begin : entry.end])
-        if not finite(image.views[name]):
+    for name, view in image.views.items():
+        hasher, finite = blake3(), True
+        for piece in view.reshape(-1).split(CACHED // view.element_size()):
+            hasher.update(as_bytes(piece))
+            if finite and view.is_floating_point():
+                finite = bool(torch.isfinite(torch.stack(torch.aminmax(piece))).all())
+        digests[name] = hasher.hexdigest()
+        if not finite:
             nonfinite.append(name)
     return digests, sorted(nonfinite)
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether a floating-point tensor has neither NaN nor infinity."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    flat = tensor.reshape(-1)
-    return all(bool(torch.isfinite(torch.stack(torch.aminmax(piece))).all()) for piece in flat.split(1 << 20))

@@ -84,6 +84,7 @@ class CheckpointStore:
         self._image: tuple[object, Image] | None = None
         self._background: ThreadPoolExecutor | None = None
         self._pending: Future[Saved] | None = None
+        self._tidied: Future[None] | None = None
         self._parent: dict[str, Any] | None = None
         self._resumed_from: set[int] = set()
 
@@ -181,6 +182,8 @@ class CheckpointStore:
         self.open()
         assert self._saver is not None and self._background is not None
         self._finish()
+        if self._tidied is not None and self._tidied.done():
+            self._tidied.result()
         if step < 0 or kind not in KINDS:
             raise CheckpointError(
                 f"a checkpoint needs a step of at least 0 and a kind of {KINDS}, not {step} and {kind!r}"
@@ -207,16 +210,15 @@ class CheckpointStore:
         )
         number = self._talk.next_round()
         job.seconds["blocked"] = seconds_since(begin)
-        self._pending = self._background.submit(self._persist, self._saver, job, number)
-
-    def _persist(self, saver: Saver, job: Job, number: int) -> Saved:
-        saved = saver.run(job, number)
+        self._pending = self._background.submit(self._saver.run, job, number)
         if self.rank == 0:
-            self._tidy(saved)
-        return saved
+            self._tidied = self._background.submit(self._tidy, self._pending)
 
-    def _tidy(self, saved: Saved) -> None:
-        """Pointers, journal and retention: after the commit, and never able to spoil it."""
+    def _tidy(self, finished: Future[Saved]) -> None:
+        """Pointer, journal and retention: after a commit, in the background, and never able to spoil it."""
+        if finished.exception() is not None:
+            return
+        saved = finished.result()
         try:
             write_latest(self._files, self.root, saved.path.name)
             note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id, time=time.time())
@@ -237,7 +239,7 @@ class CheckpointStore:
         return self._finish() if self._pending is not None and self._pending.done() else None
 
     def wait(self) -> Saved | None:
-        """Block until the last save is committed. Returns and raises as `poll`."""
+        """Block until the last save is committed; retention may still be deleting. Returns and raises as `poll`."""
         return self._finish()
 
     def _finish(self) -> Saved | None:
@@ -252,9 +254,11 @@ class CheckpointStore:
         return saved
 
     def close(self) -> None:
-        """Wait for the last save and let others write. Raises as `wait`."""
+        """Wait for the last save and for retention, then let others write. Raises as `wait`."""
         try:
             self._finish()
+            if self._tidied is not None:
+                self._tidied.result()
         finally:
             if self._background is not None:
                 self._background.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import digest, read_manifest, state_id
-from ttt_moshi.checkpoint.reading import TensorSource, checked_document, read_exactly
+from ttt_moshi.checkpoint.reading import READERS, TensorSource, checked_document, read_exactly
 from ttt_moshi.checkpoint.rows import local_shape, row_count
 from ttt_moshi.checkpoint.tensorfile import nbytes, parse_header
 
@@ -111,27 +112,32 @@ def _check_data(
 ) -> None:
     total = sum(record["size"] for record in manifest["files"].values())
     report.bytes = sum(record["size"] for file, record in manifest["files"].items() if "blake3" in record)
-    whole: dict[str, Any] = {}
-    for name, entry in _all_tensors(manifest):
-        source = TensorSource(files, report.path, {name: entry})
+
+    def check(item: tuple[str, Mapping[str, Any]]) -> Problem | None:
+        name, entry = item
         try:
             _check_parts(name, entry)
-            blake = source.digest(name)
+            blake = TensorSource(files, report.path, {name: entry}).digest(name)
             if entry.get("blake3", blake) != blake:
                 raise DamagedCheckpoint(f"tensor {name!r}: its parts do not add up to its digest")
-            if "blake3" in entry:
-                whole[name] = {**entry, "blake3": blake}
         except DamagedCheckpoint as error:
             file = str(error).partition(":")[0] if entry["parts"] else layout.MANIFEST
-            if file not in broken:
-                report.problems.append(Problem(file, name, str(error)))
-        report.bytes += sum(part["bytes"][1] - part["bytes"][0] for part in entry["parts"])
-        if progress:
-            progress(report.bytes, total)
+            return Problem(file, name, str(error))
+        return None
+
+    tensors = _all_tensors(manifest)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="checkpoint-verify") as pool:
+        for (_, entry), problem in zip(tensors, pool.map(check, tensors), strict=True):
+            if problem is not None and problem.file not in broken:
+                report.problems.append(problem)
+            report.bytes += sum(part["bytes"][1] - part["bytes"][0] for part in entry["parts"])
+            if progress:
+                progress(report.bytes, total)
     if report.problems:
         return
     content = json.loads(files.read(report.path / layout.STATE))
-    report.state_id = state_id(content["step"], whole, content["state"], content["rank_state"])
+    # Every tensor's bytes were just found to have the digest that the manifest names.
+    report.state_id = state_id(content["step"], manifest["tensors"], content["state"], content["rank_state"])
     if report.state_id != manifest["state_id"]:
         report.problems.append(Problem(layout.MANIFEST, "", "the state does not have the manifest's state_id"))
 

@@ -1,0 +1,332 @@
+"""How fast checkpoints are saved, loaded and verified, beside the bare disk and other writers, all in one run.
+
+    python benchmarks/checkpoint/bench.py --folder /data/scratch --gigabytes 2 --rounds 5 --json result.json
+
+Rounds are interleaved, so that a slow minute of the disk hits everybody; figures are medians, and what matters is the
+ratios. Every writer ends durable (fsync of files and folder). Reads begin with the page cache dropped for their files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from ttt_moshi.checkpoint import CheckpointStore, Retention, verify
+from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.output import PIECE, Output, aligned
+from ttt_moshi.checkpoint.rows import as_bytes
+
+
+def make_tensors(gigabytes: float) -> dict[str, Tensor]:
+    """Masters and moments as in training: tensors of 16.8 MB and 8 KB, float32."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"param/large{i}": torch.empty(1024, 4096) for i in range(max(1, round(gigabytes * 1e9 / (4 << 22))))}
+    tensors |= {f"exp_avg/small{i}": torch.empty(2048) for i in range(200)}
+    for tensor in tensors.values():
+        tensor.normal_(generator=generator)
+    return tensors
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def sync_tree(folder: Path) -> None:
+    """Make everything below a folder durable."""
+    for path in [folder, *folder.rglob("*")]:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def raw_write(path: Path, memory: memoryview) -> None:
+    """The disk's own speed: one buffer, direct writes, fsync."""
+    with Output(Files(), path, len(memory), direct=True) as output:
+        for offset in range(0, len(memory), PIECE):
+            output.write(memory[offset : offset + PIECE], offset)
+
+
+def raw_read(path: Path, memory: memoryview) -> None:
+    """The disk's own reading speed: direct reads into one buffer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        fd = os.open(path, os.O_RDONLY)
+    for offset in range(0, len(memory), PIECE):
+        os.preadv(fd, [memory[offset : offset + PIECE]], offset)
+    os.close(fd)
+
+
+class Writers:
+    """One durable save by each writer; each overwrites what it wrote in the round before."""
+
+    def __init__(self, folder: Path, tensors: dict[str, Tensor], store: CheckpointStore):
+        self.folder, self.tensors, self.store, self.step = folder, tensors, store, 0
+        self.total = sum(tensor.nbytes for tensor in tensors.values())
+        self.flat = aligned(self.total).random_(generator=torch.Generator().manual_seed(1))
+        self.copy = aligned(self.total)
+        self.image = as_bytes(self.flat)
+
+    def memcpy(self) -> None:
+        self.copy.copy_(self.flat)
+
+    def raw(self) -> None:
+        raw_write(self.folder / "raw", self.image)
+
+    def ours(self) -> dict[str, float]:
+        self.step += 1
+        self.store.save(self.step, kind="full", tensors=self.tensors, state={"step": self.step})
+        saved = self.store.wait()
+        assert saved is not None
+        return saved.seconds
+
+    def dcp(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.save(dict(self.tensors), checkpoint_id=str(self.folder / "dcp"), no_dist=True)
+        sync_tree(self.folder / "dcp")
+
+    def torch_save(self) -> None:
+        torch.save(self.tensors, self.folder / "torch.pt")
+        sync_tree(self.folder / "torch.pt")
+
+    def safetensors(self) -> None:
+        safetensors.torch.save_file(self.tensors, self.folder / "all.safetensors")
+        sync_tree(self.folder / "all.safetensors")
+
+
+def measure_saves(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Median seconds of each writer, and of the part of our save for which training waits."""
+    others = {
+        "memcpy": writers.memcpy,
+        "raw_direct_write": writers.raw,
+        "dcp_save": writers.dcp,
+        "torch_save": writers.torch_save,
+        "safetensors_save": writers.safetensors,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ("ours_durable", "ours_blocked", *others)}
+    for number in range(rounds + 1):
+        current = {name: seconds(work) for name, work in others.items()}
+        begin = time.perf_counter()
+        parts = writers.ours()
+        current |= {"ours_durable": time.perf_counter() - begin, "ours_blocked": parts["blocked"]}
+        for name, value in current.items():
+            if number:  # the first round warms up buffers and files
+                times[name].append(value)
+        say(f"save round {number} of {rounds}: " + ", ".join(f"{n} {v:.2f} s" for n, v in sorted(current.items())))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
+    """Median seconds of reading the same bytes from a cold page cache."""
+    targets = {name: torch.zeros_like(tensor) for name, tensor in writers.tensors.items()}
+    newest = writers.store.path(writers.step)
+    buffer = as_bytes(writers.copy)
+
+    def load_dcp() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(dict(targets), checkpoint_id=str(writers.folder / "dcp"), no_dist=True)
+
+    works = {
+        "raw_direct_read": lambda: raw_read(writers.folder / "raw", buffer),
+        "ours_verified_load": lambda: writers.store.load(writers.step, tensors=targets),
+        "ours_deep_verify": lambda: verify(newest),
+        "dcp_load": load_dcp,
+        "safetensors_load": lambda: safetensors.torch.load_file(writers.folder / "all.safetensors"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds):
+        for name, work in works.items():
+            forget(writers.folder)
+            times[name].append(seconds(work))
+        say(f"load round {number + 1} of {rounds}: " + ", ".join(f"{n} {v[-1]:.2f} s" for n, v in times.items()))
+    for name, tensor in writers.tensors.items():
+        assert torch.equal(tensor, targets[name])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training_steps(until: Callable[[], bool]) -> list[float]:
+    """Seconds of small steps, as a training thread would take them, until told to stop."""
+    weight, x, result = torch.randn(64, 64), torch.randn(8, 64), []
+    while not until():
+        begin = time.perf_counter()
+        for _ in range(20):
+            x = torch.tanh(x @ weight)
+        result.append(time.perf_counter() - begin)
+    return result
+
+
+def measure_stall(writers: Writers) -> dict[str, float]:
+    """The longest and the median training step with the disk idle and while a save is written."""
+    deadline = time.perf_counter() + 2.0
+    idle = training_steps(lambda: time.perf_counter() > deadline)
+    writers.step += 1
+    writers.store.save(writers.step, kind="full", tensors=writers.tensors, state={"step": writers.step})
+    finished: list[object] = []
+
+    def done() -> bool:
+        saved = writers.store.poll()
+        if saved is not None:
+            finished.append(saved)
+        return bool(finished)
+
+    busy = training_steps(done)
+    return {
+        "idle_longest_step_ms": 1e3 * max(idle),
+        "busy_longest_step_ms": 1e3 * max(busy),
+        "idle_median_step_ms": 1e3 * statistics.median(idle),
+        "busy_median_step_ms": 1e3 * statistics.median(busy),
+        "steps_while_saving": len(busy),
+    }
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_during(work: Callable[[], object]) -> int:
+    """Most resident bytes above the start while `work` runs."""
+    start, top, stop = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            top[0] = max(top[0], resident() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    stop.set()
+    watcher.join()
+    return top[0]
+
+
+def measure_memory(writers: Writers, saves: int) -> dict[str, float]:
+    """Extra memory of a steady-state save, and growth over many."""
+    peak = peak_during(writers.ours)
+    before = resident()
+    small = {name: tensor for name, tensor in writers.tensors.items() if "small" in name}
+    with CheckpointStore(writers.folder / "many", retention=Retention(last=1)) as store:
+        for step in range(saves):
+            store.save(step, kind="full", tensors=small, state={})
+            store.wait()
+            if step == saves // 4:
+                before = resident()
+    return {
+        "extra_mib_of_one_save": peak / 2**20,
+        "growth_mib_over_saves": (resident() - before) / 2**20,
+        "saves": saves,
+    }
+
+
+def measure_choosing(folder: Path, count: int) -> dict[str, float]:
+    """Seconds to find the newest valid of many checkpoints."""
+    root = folder / "thousand"
+    tensors = {"param/w": torch.zeros(4)}
+    with CheckpointStore(root) as store:
+        store.save(0, kind="full", tensors=tensors, state={})
+        store.wait()
+        for step in range(1, count):
+            shutil.copytree(store.path(0), store.path(step))
+        store.save(count, kind="full", tensors=tensors, state={})
+        store.wait()
+    forget(root)
+    found: list[int | None] = []
+    took = seconds(lambda: found.append(CheckpointStore(root).newest_valid()))
+    assert found == [count]
+    return {"checkpoints": count + 1, "seconds": took}
+
+
+def ratios(save: dict[str, float], load: dict[str, float]) -> dict[str, float]:
+    """What the goals are stated in."""
+    return {
+        "blocked / memcpy (goal <= 1.25)": save["ours_blocked"] / save["memcpy"],
+        "raw direct write / durable save (goal >= 0.75)": save["raw_direct_write"] / save["ours_durable"],
+        "dcp.save / durable save (goal >= 2.5)": save["dcp_save"] / save["ours_durable"],
+        "torch.save / durable save": save["torch_save"] / save["ours_durable"],
+        "safetensors / durable save": save["safetensors_save"] / save["ours_durable"],
+        "verified load / raw direct read (goal <= 1.30)": load["ours_verified_load"] / load["raw_direct_read"],
+        "dcp.load / verified load": load["dcp_load"] / load["ours_verified_load"],
+        "raw direct read / deep verify (goal >= 0.9 of disk or hash)": load["raw_direct_read"]
+        / load["ours_deep_verify"],
+    }
+
+
+def run(folder: Path, gigabytes: float, rounds: int, many: int, say: Callable[[str], None]) -> dict[str, object]:
+    """All measurements in a new folder below `folder`, which is removed at the end."""
+    scratch = Path(tempfile.mkdtemp(prefix="checkpoint-bench-", dir=folder))
+    try:
+        with CheckpointStore(scratch / "ours", retention=Retention(last=1)) as store:
+            writers = Writers(scratch, make_tensors(gigabytes), store)
+            store.reserve(writers.tensors)
+            save = measure_saves(writers, rounds, say)
+            load = measure_loads(writers, rounds, say)
+            result: dict[str, object] = {
+                "machine": {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()},
+                "gigabytes": writers.total / 1e9,
+                "rounds": rounds,
+                "save_seconds": save,
+                "load_seconds": load,
+                "ratios": ratios(save, load),
+                "stall": measure_stall(writers),
+                "memory": measure_memory(writers, many),
+                "choosing": measure_choosing(scratch, 10 * many),
+            }
+        return result
+    finally:
+        shutil.rmtree(scratch)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run, print; 0 on success."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where to write; its disk is what is measured")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the state")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each save and load")
+    parser.add_argument(
+        "--many", type=int, default=100, help="saves of the memory test, a tenth of those to choose among"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    args = parser.parse_args(argv)
+    result = run(
+        args.folder, args.gigabytes, args.rounds, args.many, lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
