@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import espeakng_loader
 import numpy as np
@@ -59,6 +60,14 @@ def test_a_number_of_several_spoken_words_is_one_written_word() -> None:
     words = speak("In 1999, two dogs ran", US).words
     assert [word.text for word in words] == ["In", "1999,", "two", "dogs", "ran"]
     assert words[1].end - words[1].start > 0.8
+
+
+def test_words_that_are_spoken_as_one_are_all_there() -> None:
+    text = "I am in the park - of the city, to be happy."
+    words = speak(text, US).words
+    assert [word.text for word in words] == [word for word in text.split() if word != "-"]
+    assert all(before.end <= after.start + 1e-9 for before, after in pairwise(words))
+    assert all(word.end - word.start > 0.02 for word in words)
 
 
 def test_level_is_the_same_for_every_voice() -> None:

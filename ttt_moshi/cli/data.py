@@ -13,14 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.data.check import Finding, Report, check_data
+from ttt_moshi.data.minibench import SIZES, make_bench
 from ttt_moshi.data.prepare import Outcome, prepare
 from ttt_moshi.errors import UserError
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
 
 commands:
-  check    say what is wrong with a data set, file by file
-  prepare  turn a folder of recordings into a data set
+  check       say what is wrong with a data set, file by file
+  prepare     turn a folder of recordings into a data set
+  make-bench  make mini benchmarks in the layouts of the official ones
 
 `ttt-moshi data COMMAND --help` explains one command."""
 
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    commands = {"check": run_check, "prepare": run_prepare}
+    commands = {"check": run_check, "prepare": run_prepare, "make-bench": run_make_bench}
     if argv[0] not in commands:
         raise UserError(f"unknown command `data {argv[0]}`; there are {', '.join(commands)}")
     return commands[argv[0]](argv[1:])
@@ -85,6 +87,28 @@ def run_prepare(argv: list[str]) -> int:
     for name, count in result.lists.items():
         print(f"  {args.out / name}: {_counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
+
+
+def run_make_bench(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data make-bench",
+        description="Make mini benchmarks from generated speech, in the layouts of sLM21 (sWUGGY, sBLIMP), spoken and "
+        "topic StoryCloze, SALMon, Libri-Light and LibriSpeech-Long, with spoken needles and repeats at set distances.",
+    )
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--size", choices=tuple(SIZES), default="mini", help="how much to make (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)")
+    parser.add_argument(
+        "--train_data",
+        type=Path,
+        help="jsonl file of training dialogues, whose words count as known (default: those of `ttt-moshi demo`)",
+    )
+    args = parser.parse_args(argv)
+    with _progress("making") as on_part:
+        items = make_bench(args.out, args.train_data, args.seed, args.size, on_part)
+    for name, count in items.items():
+        print(f"{count:7,}  {args.out / name}")
+    return 0
 
 
 def _outcome_line(outcome: Outcome) -> str:

@@ -30,6 +30,7 @@ from ttt_moshi.data.minibench.slm21 import make_lexical, make_syntactic
 from ttt_moshi.data.minibench.stories import make_cloze, make_needles
 from ttt_moshi.data.minibench.words import count_words
 from ttt_moshi.data.speech.dialogues import MOSHI_VOICES, read_words
+from ttt_moshi.data.speech.material import demo_words
 
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
@@ -93,7 +94,7 @@ SIZES = {
 
 def make_bench(
     folder: Path,
-    train_data: Path,
+    train_data: Path | None = None,
     seed: int = 0,
     size: str = "mini",
     progress: Progress | None = None,
@@ -101,13 +102,14 @@ def make_bench(
     """Makes every benchmark in `folder` and returns how many items each has (pairs, or recordings).
 
     `train_data` is the jsonl file of the training dialogues: its transcripts decide which words are in the vocabulary
-    and how frequent they are. Equal arguments give equal files. A finished folder with the same arguments is left as it
-    is; an unfinished or different one is made again; one that was not made here is refused with `DataError`.
+    and how frequent they are; None takes the dialogues that the demo trains on. Equal arguments give equal files. A
+    finished folder with the same arguments is left as it is; an unfinished or different one is made again; one that was
+    not made here is refused with `DataError`.
     """
     if size not in SIZES:
         raise DataError(f"there is no benchmark size {size!r}; choose one of {', '.join(SIZES)}")
     report = progress or (lambda what, done, total: None)
-    frequency = count_words(read_words(train_data))
+    frequency = count_words(demo_words() if train_data is None else read_words(train_data))
     settings = {
         "format_version": FORMAT_VERSION,
         "seed": seed,

@@ -55,7 +55,7 @@ class Dialogue:
 
 def make_dialogue(rng: random.Random, questions: int = 3, stories: int = 1) -> Dialogue:
     """Writes a conversation, gives each side a voice, and speaks it with gaps, overlaps and backchannels."""
-    turns = dialogue(rng, questions, stories)
+    turns = dialogue(rng, questions, stories)  # the first draws, so that the text can be had without the speech
     voices = {"moshi": rng.choice(MOSHI_VOICES), "user": rng.choice(USER_VOICES)}
     spoken = [(turn, speak(turn.text, voices[turn.speaker])) for turn in turns]
     return mix(spoken, schedule([(turn, utterance.duration) for turn, utterance in spoken], rng))
@@ -127,7 +127,7 @@ def make_dialogues(
     recordings.mkdir(parents=True, exist_ok=True)
     lines = []
     for index in range(count):
-        conversation = make_dialogue(random.Random(f"{seed}/{index}"), questions, stories)
+        conversation = make_dialogue(_generator(seed, index), questions, stories)
         path = recordings / f"dialogue_{index:04d}.wav"
         write_dialogue(conversation, path)
         lines.append(json.dumps({"path": str(path.relative_to(folder)), "duration": conversation.duration}))
@@ -136,6 +136,16 @@ def make_dialogues(
     index_file = folder / "data.jsonl"
     index_file.write_text("".join(line + "\n" for line in lines))
     return index_file
+
+
+def dialogue_words(seed: str, count: int, questions: int = 3, stories: int = 1) -> list[str]:
+    """Every word that `make_dialogues` with the same arguments would have spoken, dialogue by dialogue."""
+    turns = [turn for index in range(count) for turn in dialogue(_generator(seed, index), questions, stories)]
+    return [word for turn in turns for word in turn.text.split()]
+
+
+def _generator(seed: str, index: int) -> random.Random:
+    return random.Random(f"{seed}/{index}")
 
 
 def read_words(index_file: Path) -> list[str]:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import espeakng_loader
@@ -66,7 +67,7 @@ class Utterance:
     samples: np.ndarray
     """float32 [N] at 24 kHz, scaled to the same RMS level whatever the voice; the pause after the last phone is cut"""
     words: tuple[Span, ...]
-    """the whitespace-separated words of the text; empty for phoneme input"""
+    """the whitespace-separated words of the text, lone punctuation left out; empty for phoneme input"""
     phones: tuple[Span, ...]
     """espeak-ng phone names, pauses (`_`, `_:`) included"""
 
@@ -207,27 +208,37 @@ def _phones(events: list[_Event], duration: float) -> tuple[Span, ...]:
 def _words(text: str, events: list[_Event], duration: float) -> tuple[Span, ...]:
     """A word runs from its event to the next word or to the pause that follows it, whichever comes first.
 
-    espeak-ng reports one event per spoken word ("1999" gives three); they are joined to the written word they are from.
+    espeak-ng reports one event per spoken word: "1999" gives three, which are joined to the written word that they are
+    from, and "in the" gives one, whose time is divided between the written words by their letters.
     """
     written = _written_words(text)
     starts = [event for event in events if event.kind == _EVENT_WORD]
     pauses = [event.time for event in events if event.kind == _EVENT_PHONEME and event.phone.startswith("_")]
-    spans: dict[int, tuple[float, float]] = {}
+    spoken: dict[int, tuple[float, float]] = {}  # index of a written word -> start, end
     for index, event in enumerate(starts):
         limit = starts[index + 1].time if index + 1 < len(starts) else duration
         end = min([pause for pause in pauses if event.time < pause < limit], default=limit)
         owner = max((k for k, (offset, _) in enumerate(written) if offset <= event.position), default=0)
-        first, _ = spans.get(owner, (event.time, end))
-        spans[owner] = (first, end)
-    return tuple(Span(written[k][1], start, end) for k, (start, end) in sorted(spans.items()))
+        first, _ = spoken.get(owner, (event.time, end))
+        spoken[owner] = (first, end)
+    spans: list[Span] = []
+    owners = sorted(spoken)
+    for owner, following in zip(owners, [*owners[1:], len(written)], strict=True):
+        start, end = spoken[owner]
+        words = [word for _, word in written[owner:following]]
+        letters = [sum(map(str.isalnum, word)) for word in words]
+        bounds = [start + (end - start) * sum(letters[:k]) / sum(letters) for k in range(len(words) + 1)]
+        spans += [Span(word, *bound) for word, bound in zip(words, pairwise(bounds), strict=True)]
+    return tuple(spans)
 
 
 def _written_words(text: str) -> list[tuple[int, str]]:
-    """The whitespace-separated words with the offset of their first character."""
+    """The whitespace-separated words that have something to say, with the offset of their first character."""
     words, offset = [], 0
     for word in text.split():
         offset = text.index(word, offset)
-        words.append((offset, word))
+        if any(map(str.isalnum, word)):
+            words.append((offset, word))
         offset += len(word)
     return words
 

@@ -15,7 +15,7 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.loader import ClipLoader, EvalSet
-from ttt_moshi.data.speech.dialogues import MOSHI_VOICES, USER_VOICES, make_dialogues, read_words
+from ttt_moshi.data.speech.dialogues import MOSHI_VOICES, USER_VOICES, dialogue_words, make_dialogues, read_words
 from ttt_moshi.data.speech.espeak import Utterance, speak
 from ttt_moshi.data.speech.grammar import dialogue
 from ttt_moshi.data.speech.small_mimi import MimiSize, fit_mimi, mimi_config, save_mimi
@@ -34,7 +34,7 @@ from ttt_moshi.data.speech.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECORD = "material.json"
 PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {
@@ -133,6 +133,11 @@ def make_demo_material(
 def make_tiny_material(folder: Path, seed: int = 0) -> Material:
     """The same in a few seconds, for tests: a minute of speech, and a model that has learned next to nothing."""
     return make_demo_material(folder, seed, TINY)
+
+
+def demo_words(seed: int = 0, size: MaterialSize = DEMO) -> list[str]:
+    """The words of the training dialogues of `make_demo_material`, without making them."""
+    return dialogue_words(f"{seed}/train", size.train_dialogues, size.questions, size.stories)
 
 
 def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict[str, dict[str, float]]:
