@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
@@ -164,6 +164,18 @@ def test_a_saved_state_continues_bit_for_bit(make_model, make_codes):
             StreamState.from_state_dict(broken)
 
 
+def test_what_a_clip_asks_is_known_before_it_is_read(make_model, make_codes):
+    """Loss denominators are summed over all clips of a step before the first one runs."""
+    model, codes, prefix = make_model(), make_codes(T=21), torch.tensor([5, 0])
+    stream = foreseen = model.start_stream(2)
+    for clip in codes.split([4, 1, 16], dim=2):
+        targets, mask = model.chunk_targets(clip, foreseen, prefix)
+        chunk = model.forward_chunk(clip, stream, prefix_lengths=prefix)
+        stream, foreseen = chunk.stream, foreseen.after(clip)
+        assert torch.equal(targets, chunk.targets)
+        assert torch.equal(mask, torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1))
+
+
 def test_size_does_not_depend_on_the_place_in_a_recording(make_model, make_codes):
     model = make_model()
     stream, shapes = model.start_stream(2), set()
@@ -178,12 +190,17 @@ def test_size_does_not_depend_on_the_place_in_a_recording(make_model, make_codes
     assert len(shapes) == 1
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.fixture
+def model(make_model):
+    """One model for all examples of a property; reading changes nothing in it."""
+    return make_model(layers="2")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     splits=st.lists(st.integers(1, 17), min_size=1, max_size=6), resets=st.lists(st.booleans(), min_size=6, max_size=6)
 )
-def test_rows_at_different_places_do_not_disturb_each_other(splits, resets):
-    model = _MODEL[0]
+def test_rows_at_different_places_do_not_disturb_each_other(model, splits, resets):
     total = sum(splits)
     codes = torch.randint(0, 24, (2, 7, total), generator=torch.Generator().manual_seed(total))
     stream, begin, start = model.start_stream(2), 0, 0
@@ -203,17 +220,8 @@ def test_rows_at_different_places_do_not_disturb_each_other(splits, resets):
     close(together, torch.cat([first, second]))
 
 
-_MODEL: list = []
-
-
-@pytest.fixture(autouse=True)
-def shared_model(make_model):
-    """One model for all examples of a property."""
-    if not _MODEL:
-        _MODEL.append(make_model(layers="2"))
-
-
-def test_clips_shard(make_model, make_codes):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_clips_shard(make_model, make_codes, checkpointing):
     """Two clips forward, then one backward through both, in sharding units that are whole only while they run."""
     codes = make_codes(T=20)
 
@@ -227,13 +235,13 @@ def test_clips_shard(make_model, make_codes):
     expected = gradients(make_model(lora=True))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        model = make_model(lora=True, gradient_checkpointing=True)
+        model = make_model(lora=True, gradient_checkpointing=checkpointing)
         found = gradients(shard(model, init_device_mesh("cpu", (1,)), torch.float32))
     finally:
         dist.destroy_process_group()
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert float((found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6)) <= 1e-5, name
+        assert float((found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6)) <= 1e-4, name
 
 
 def test_recordings_need_a_window_and_no_streaming_mode(make_model, make_codes):

@@ -83,7 +83,7 @@ class StreamState:
         return self.map(zero)
 
     def after(self, codes: Tensor) -> StreamState:
-        """The state moved on by `codes` (int64 [B, K, T]) without reading them: what the layers carry stays as it is."""
+        """The state moved on by `codes` (int64 [B, K, T]) without reading them: what layers carry stays as it is."""
         T = codes.shape[2]
         return replace(self, frames=self.frames + T, codes=torch.cat([self.codes, codes], dim=2)[:, :, T:].clone())
 
