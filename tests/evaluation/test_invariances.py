@@ -171,3 +171,29 @@ def test_sampled_texts_depend_on_the_row_and_the_seed_alone(new_ttt_model, new_c
     torch.testing.assert_close(both[1:, :, :9], alone, equal_nan=True, atol=1e-5, rtol=0)
     other = score_with_sampled_text(model, codes, frames, 3, seed=2).nll
     assert not torch.equal(both.nan_to_num(), other.nan_to_num())
+
+
+def test_controls_switch_off_what_they_say_and_are_other_models_to_the_cache(new_ttt_model, new_model, new_codes):
+    model, base = new_ttt_model(), new_model(seed=1)
+    base.load_state_dict({k: v for k, v in model.state_dict().items() if ".ttt." not in k})
+    codes, frames = new_codes(2, 24), torch.tensor([24, 24])
+
+    def scored(**options) -> torch.Tensor:
+        return ModelScorer(model, "s", ScoringOptions(**options)).score(codes, frames).nll.nan_to_num()
+
+    whole = scored()
+    assert torch.equal(scored(gate=0.0), score(base, codes).nll.nan_to_num())
+    silent = scored(inner_lr=0.0)
+    assert not torch.allclose(silent, whole) and not torch.allclose(silent, scored(gate=0.0))
+    reset = scored(reset_every=8)
+    torch.testing.assert_close(reset[..., :7], whole[..., :7])
+    assert not torch.allclose(reset[..., 9:], whole[..., 9:])
+    for options in ({"inner_lr": 0.0}, {"reset_every": 8}, {"gate": 0.0}):
+        torch.testing.assert_close(scored(**options, chunk_frames=5), scored(**options), atol=1e-4, rtol=0)
+    assert torch.equal(scored(), whole)  # nothing stays switched off
+    identities = [
+        ModelScorer(model, "s", ScoringOptions(**o)).identity
+        for o in ({}, {"gate": 0.0}, {"inner_lr": 0.0}, {"reset_every": 8}, {"chunk_frames": 5}, {"sampled_texts": 1})
+    ]
+    identities += [ModelScorer(model, "other").identity, ModelScorer(new_ttt_model(context=8), "s").identity]
+    assert len(set(identities)) == len(identities)

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from ttt_moshi.data.minibench import make_bench
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat, hosts
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
+from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
+from ttt_moshi.evaluation.tasks.spoken_repeat import find_repeats
 from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
 from ttt_moshi.evaluation.tasks.two_choices import common_beginning
 
@@ -211,3 +214,48 @@ def test_every_size_is_measured_on_the_same_books(tmp_path, toy):
     assert sizes == [16, 32, 64] and [b.id for b in able] == ["1/b", "2/b", "3/b"]
     with pytest.raises(EvaluationError, match="too short: 304 frames are needed, the longest has 200"):
         hosts(books, lengths, [300], extra=4)
+
+
+def test_a_needle_asked_both_ways_is_one_item(tmp_path, toy, oracle):
+    """A model that always likes 2 better than 9 gets one way right and the other wrong: no better than chance."""
+    for n, story, good, bad in ((0, "a", 2, 9), (2, "b", 9, 2)):
+        toy(tmp_path / "needle" / "8s" / f"{n}_{story}_correct.wav", [5, good, good])
+        toy(tmp_path / "needle" / "8s" / f"{n + 1}_{story}_incorrect.wav", [5, bad, bad])
+    (tmp_path / "needle" / "8s" / "needles.json").write_text('[{"pairs": ["a", "b"], "values": ["2", "9"]}]')
+    entry = TASKS["needle"](benchmarks(tmp_path)).run(oracle()).entry
+    assert entry["n"] == 1 and entry["pairs"] == 2 and entry["value"] == 0.5
+    (tmp_path / "needle" / "8s" / "needles.json").write_text("[{}]")
+    with pytest.raises(EvaluationError, match=r"needles\.json is not"):
+        needle_pairs(tmp_path)
+
+
+def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
+    """A frame lasts 0.08 s: the first hearing is frames 2 to 4, the second 8 to 10, and partial frames do not count."""
+    for folder, samples in (("1s", [9, 9, 4, 4, 4, 9, 9, 9, 1, 1, 1, 9]), ("2s", [9, 9, 4, 4, 4, 9, 9, 9, 6, 6, 6, 9])):
+        path = toy(tmp_path / "repeat" / folder / "x.wav", samples)
+        path.with_suffix(".json").write_text(json.dumps({"first": [0.15, 0.41], "second": [0.63, 0.89]}))
+    outcome = TASKS["spoken_repeat"](benchmarks(tmp_path)).run(oracle())
+    assert [d["second_minus_first"]["value"] for d in outcome.entry["distances"]] == [-3.0, 2.0]
+    assert outcome.entry["value"] == 2.0
+    assert {s["id"]: s["score"] for s in outcome.samples} == {"1s/x": 3.0, "2s/x": -2.0}
+    path.with_suffix(".json").unlink()
+    with pytest.raises(EvaluationError, match=r"x\.json is not"):
+        TASKS["spoken_repeat"](benchmarks(tmp_path))
+
+
+def test_generated_benchmarks_are_read_by_every_loader(tiny_material, tmp_path):
+    """What `data make-bench` writes is what the loaders of the official layouts expect, item for item."""
+    made = make_bench(tmp_path, tiny_material.train_data, size="tiny")
+    for split in ("dev", "test"):
+        for kind, load in (("lexical", lexical_pairs), ("syntactic", syntactic_pairs)):
+            assert len(load(tmp_path, split)) == made[f"sLM21-dataset/{kind}/{split}"]
+    assert {p.groups["vocabulary"] for p in lexical_pairs(tmp_path, "test")} == {"in", "oov"}
+    assert len({p.groups["type"] for p in syntactic_pairs(tmp_path, "test")}) >= 4
+    for name in ("sSC", "tSC"):
+        assert len(story_pairs(tmp_path, name)) == made[name]
+    assert len(salmon_pairs(tmp_path)) == made["salmon"]
+    needles = needle_pairs(tmp_path)
+    assert len(needles) == made["needle/2s"] + made["needle/4s"]
+    assert len({p.item for p in needles}) == len(needles) / 2
+    assert len(find_repeats(tmp_path)) == made["repeat/2s"] + made["repeat/4s"]
+    assert len(find_books(tmp_path)) == made["librilight/small"] / 2  # two chapters each

@@ -15,7 +15,7 @@ from ttt_moshi.evaluation.chunked import score_in_chunks
 from ttt_moshi.evaluation.quiet import undisturbed
 from ttt_moshi.evaluation.sampled_text import score_with_sampled_text
 from ttt_moshi.evaluation.score import Scores, score
-from ttt_moshi.moshi import TTTMoshi
+from ttt_moshi.moshi import TTTMoshi, ablate
 
 
 class Scorer(Protocol):
@@ -80,8 +80,6 @@ class ModelScorer:
         if not changes:
             yield
             return
-        from ttt_moshi.moshi import ablate
-
         assert isinstance(self.model, TTTMoshi)
         with ablate(self.model, **changes):
             yield

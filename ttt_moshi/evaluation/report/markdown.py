@@ -68,7 +68,10 @@ def _details(task: dict[str, Any]) -> list[str]:
             parts.append(_curve(task[key], label))
     if "distances" in task:
         rows = [
-            [str(d["frames"]), interval(d["heard_minus_unheard"]), interval(d["second_minus_first"])]
+            [
+                str(d["frames"]),
+                *(interval(d[k]) if k in d else "" for k in ("heard_minus_unheard", "second_minus_first")),
+            ]
             for d in task["distances"]
         ]
         parts.append(table(["distance (frames)", "heard - never heard", "second - first"], rows))

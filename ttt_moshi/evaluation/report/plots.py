@@ -160,7 +160,8 @@ def by_distance(task: dict[str, Any]) -> Figure:
     """What a second hearing gains, by how long ago the first was."""
     figure, (axes,) = _axes()
     x = [d["frames"] for d in task["distances"]]
-    _curve(axes, x, [d["heard_minus_unheard"] for d in task["distances"]], "heard - never heard", ORANGE)
+    if "heard_minus_unheard" in task["distances"][0]:
+        _curve(axes, x, [d["heard_minus_unheard"] for d in task["distances"]], "heard - never heard", ORANGE)
     _curve(axes, x, [d["second_minus_first"] for d in task["distances"]], "second - first hearing", BLUE)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xlabel("frames between the two hearings")

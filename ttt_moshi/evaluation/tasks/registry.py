@@ -16,6 +16,7 @@ from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
 from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
+from ttt_moshi.evaluation.tasks.spoken_repeat import SpokenRepeat, find_repeats
 from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
 
@@ -89,6 +90,7 @@ TASKS: dict[str, Callable[[Benchmarks], Task]] = {
     "position": lambda b: Position(b.books()[0]),
     "context": lambda b: Context(*b.books()),
     "repeat": lambda b: Repeat(*b.books()),
+    "spoken_repeat": lambda b: SpokenRepeat(find_repeats(b.data_root)),
     "needle": _needle,
     "inner": _inner,
 }

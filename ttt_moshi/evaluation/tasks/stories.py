@@ -3,11 +3,13 @@
 sSC/*.wav, tSC/*.wav         <n>_<uuid>_correct.wav and <n + 1>_<uuid>_incorrect.wav, or
                              <base>_mutual.wav with <base>_correct.wav and <base>_incorrect.wav
 salmon/<part>/*.wav          sample_<i>_0.wav (consistent) and sample_<i>_1.wav
-needle/<distance>/*.wav      as StoryCloze; <distance> is the seconds between the fact and the question
+needle/<distance>/*.wav      as StoryCloze; <distance> is the seconds between the fact and the question, as in 60 or
+                             60s; `needles.json` there lists stories that are one item: [{"pairs": [uuid, uuid]}, ...]
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,16 +29,23 @@ def story_pairs(data_root: Path, name: str) -> list[Pair]:
 
 
 def needle_pairs(data_root: Path) -> list[Pair]:
-    """Pairs of every distance; the group `distance` is in seconds."""
+    """Pairs of every distance; the group `distance` is in seconds.
+
+    A needle is asked both ways (the fact of one story is the wrong answer of the other), so that a liking for one of
+    the values cancels: both stories together are the item.
+    """
     root = data_root / "needle"
-    folders = sorted((f for f in root.glob("*") if f.is_dir()), key=lambda f: (_distance(f), f.name))
+    folders = sorted((f for f in root.glob("*") if f.is_dir()), key=lambda f: (distance_of(f), f.name))
     if not folders:
         raise EvaluationError(f"no needle data: expected folders named by seconds, such as {root / '60'}")
     pairs = []
     for folder in folders:
-        distance = f"{_distance(folder):g}"
+        distance = f"{distance_of(folder):g}"
+        items = _needles(folder)
         for pair in _story_folder(folder, f"{folder.name}/"):
-            pairs.append(Pair(pair.item, pair.voice, pair.correct, pair.incorrect, {"distance": distance}))
+            story = pair.item.removeprefix(f"{folder.name}/")
+            item = f"{folder.name}/{items.get(story, story)}"
+            pairs.append(Pair(item, story, pair.correct, pair.incorrect, {"distance": distance}))
     return pairs
 
 
@@ -60,6 +69,18 @@ def salmon_pairs(data_root: Path) -> list[Pair]:
     if not pairs:
         raise EvaluationError(f"{root} holds no sample_<i>_0.wav with its sample_<i>_1.wav")
     return pairs
+
+
+def _needles(folder: Path) -> dict[str, str]:
+    """For every story of `needles.json` the name of its item: that of the first story."""
+    path = folder / "needles.json"
+    if not path.is_file():
+        return {}
+    try:
+        needles = json.loads(path.read_text(encoding="utf-8"))
+        return {story: needle["pairs"][0] for needle in needles for story in needle["pairs"]}
+    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise EvaluationError(f'{path} is not [{{"pairs": [uuid, uuid]}}, ...] ({error!r})') from None
 
 
 def _story_folder(folder: Path, prefix: str) -> list[Pair]:
@@ -91,7 +112,7 @@ def _story(id: str, mutual: Path | None, ending: Path) -> Example:
     return Example(id, (Piece(Source((Segment(mutual), Segment(ending)))),))
 
 
-def _distance(folder: Path) -> float:
+def distance_of(folder: Path) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:s|_?sec)?", folder.name)
     if match is None:
         raise EvaluationError(f"{folder}: the folder's name must be a number of seconds")
