@@ -11,81 +11,77 @@ from torch import Tensor
 
 from ttt_moshi.ttt.functional import gelu, gelu_backward, gelu_slopes, inner_gradient, norm_backward, norm_forward
 from ttt_moshi.ttt.norm_step import inner_gradient_backward
-from ttt_moshi.ttt.scan_types import Batch, Gradients, add_bias_gradient, update
+from ttt_moshi.ttt.scan_types import Batch, Gradients, add_bias_gradient, reach, update
 
 
-def widths(weights: list[Tensor]) -> tuple[int, ...]:
-    """Widths of the factors that `forward` returns."""
+def kept(weights: list[Tensor]) -> list[tuple[int, int]]:
+    """What `forward` leaves for `backward`: mini-batches of rows, and their width, of each tensor."""
     f, h = weights[0].shape[1:]
-    return h, h, f
+    return [(2, h), (3, f)]
 
 
-def forward(weights: list[Tensor], batch: Batch, with_output: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Outputs [G, K, f] (None unless wanted) and the factors z1, g1, g2; `weights` become those after the batch."""
+def forward(weights: list[Tensor], batch: Batch, keep: list[Tensor]) -> Tensor:
+    """Outputs [G, K, f]; `weights` become those after the mini-batch.
+
+    `keep` is filled with [z1, z1_bar] (G, 2K, h) and [z2, z2_bar, g2] (G, 3K, f).
+    """
     W1, b1, W2, b2 = weights
-    q, k, E = batch.q, batch.k, batch.E
-    K = k.shape[1]
-    # Keys and queries share one pass over W1.
-    z1 = torch.baddbmm(b1, batch.kq if with_output else k, W1)
-    z1, z1_query = (z1[:, :K], z1[:, K:])
+    K = batch.k.shape[1]
+    z1, z1_bar = keep[0].split(K, dim=1)
+    z2, z2_bar, g2 = keep[1].split(K, dim=1)
+    torch.baddbmm(b1, batch.kq, W1, out=keep[0])  # keys and queries share one pass over W1
     a1 = gelu(z1)
-    z2 = torch.baddbmm(b2, a1, W2)
-    g2 = inner_gradient(z2, batch.target, batch.gamma, batch.beta)
+    z2.copy_(torch.baddbmm(b2, a1, W2))
+    g2.copy_(inner_gradient(z2, batch.target, batch.gamma, batch.beta))
     g1 = gelu_backward(torch.bmm(g2, W2.mT), z1)
-    out = None
-    if with_output:
-        z1_bar = torch.baddbmm(z1_query, E * (torch.bmm(q, k.mT) + batch.bias), g1, alpha=-1.0)
-        a1_bar = gelu(z1_bar)
-        z2_bar = torch.baddbmm(b2, a1_bar, W2)
-        z2_bar.baddbmm_(E * (torch.bmm(a1_bar, a1.mT) + batch.bias), g2, alpha=-1.0)
-        out = norm_forward(z2_bar)[0].mul_(batch.gamma).add_(batch.beta).add_(q)
-    update([W1, b1], batch, k, g1, -1.0)
+    z1_bar.baddbmm_(batch.E * reach(batch.q, batch.k, batch), g1, alpha=-1.0)
+    a1_bar = gelu(z1_bar)
+    z2_bar.copy_(torch.baddbmm(b2, a1_bar, W2).baddbmm_(batch.E * reach(a1_bar, a1, batch), g2, alpha=-1.0))
+    update([W1, b1], batch, batch.k, g1, -1.0)
     update([W2, b2], batch, a1, g2, -1.0)
-    return out, (z1, g1, g2)
-
-
-def rebuild(weights: list[Tensor], batch: Batch, factors: tuple[Tensor, ...]) -> None:
-    """Undo the update of `forward`: `weights` after the mini-batch become those before it."""
-    W1, b1, W2, b2 = weights
-    z1, g1, g2 = factors
-    update([W1, b1], batch, batch.k, g1, 1.0)
-    update([W2, b2], batch, gelu(z1), g2, 1.0)
+    return norm_forward(z2_bar)[0].mul_(batch.gamma).add_(batch.beta).add_(batch.q)
 
 
 def backward(
-    weights: list[Tensor], batch: Batch, factors: tuple[Tensor, ...], d_out: Tensor, d_weights: list[Tensor]
+    weights: list[Tensor], batch: Batch, keep: list[Tensor], d_out: Tensor, d_weights: list[Tensor]
 ) -> Gradients:
     """Gradients of the mini-batch's inputs.
 
-    `weights` are those before it; `d_weights`, gradients of those after it, become gradients of those before it.
+    `weights` are those after it and become those before it (the updates are added back); so do their gradients,
+    `d_weights`.
     """
     W1, b1, W2, b2 = weights
     dW1, db1, dW2, db2 = d_weights
-    z1, g1, g2 = factors
     q, k, E, e, gamma = batch.q, batch.k, batch.E, batch.e, batch.gamma
-    K = k.shape[1]
+    G, K, f = k.shape
+    z1, z1_bar = keep[0].split(K, dim=1)
+    z2, z2_bar, g2 = keep[1].split(K, dim=1)
+    # dW2 is one product of three blocks of rows: [a1, a1_bar, du]^T [dz2, dz2_bar, g2], each computed in its place.
+    left, right = W2.new_empty(G, 3 * K, W2.shape[1]), W2.new_empty(G, 3 * K, f)
+    a1, a1_bar, du = left.split(K, dim=1)
+    right[:, 2 * K :] = g2
 
-    # Forward quantities that were not kept.
-    a1, slope, curvature = gelu_slopes(z1)
-    reach1 = torch.bmm(q, k.mT) + batch.bias
-    S1 = E * reach1
-    z1_bar = torch.baddbmm(b1, q, W1).baddbmm_(S1, g1, alpha=-1.0)
-    both_a = torch.cat([a1, gelu(z1_bar)], dim=1)
-    a1_bar = both_a[:, K:]
-    reach2 = torch.bmm(a1_bar, a1.mT) + batch.bias
-    S2 = E * reach2
-    both_z2 = torch.baddbmm(b2, both_a, W2)
-    z2, z2_bar = both_z2[:, :K], both_z2[:, K:].baddbmm_(S2, g2, alpha=-1.0)
-
-    # Through the reading.
+    # Forward quantities again, and the weights before the mini-batch: W2 first, since g1 is found through it.
+    slope, curvature = gelu_slopes(z1, value=a1)
+    torch.ops.aten.gelu.out(z1_bar, approximate="tanh", out=a1_bar)
+    update([W2, b2], batch, a1, g2, 1.0)
     normed_bar, mean, inverse_std = norm_forward(z2_bar)
     dz2_bar = norm_backward(d_out * gamma, z2_bar, mean, inverse_std)
+    right[:, K : 2 * K] = dz2_bar
+    back = torch.bmm(right[:, K:], W2.mT)
+    da1_bar, u = back.split(K, dim=1)
+    g1 = u * slope
+    update([W1, b1], batch, k, g1, 1.0)
+    reach1, reach2 = reach(q, k, batch), reach(a1_bar, a1, batch)
+    S1, S2 = E * reach1, E * reach2
+
+    # Through the reading.
     d_gamma, d_beta = (d_out * normed_bar).sum(1, keepdim=True), d_out.sum(1, keepdim=True)
     dS2 = torch.bmm(dz2_bar, g2.mT).neg_()
     M2, dE = dS2 * E, dS2 * reach2
-    back = torch.bmm(torch.cat([g2, dz2_bar], dim=1), W2.mT)
-    u, da1_bar = back[:, :K], back[:, K:].baddbmm_(M2, a1)
-    dz1_bar = gelu_backward(da1_bar, z1_bar)
+    both_dz1 = torch.empty_like(back)
+    dz1, dz1_bar = both_dz1.split(K, dim=1)
+    torch.ops.aten.gelu_backward.grad_input(da1_bar.baddbmm_(M2, a1), z1_bar, approximate="tanh", grad_input=dz1_bar)
     dS1 = torch.bmm(dz1_bar, g1.mT).neg_()
     M1 = dS1 * E
     dE.addcmul_(dS1, reach1)
@@ -96,24 +92,24 @@ def backward(
         p1 += db1
         p2 += db2
     de = -((p1 * g1).sum(-1) + (p2 * g2).sum(-1))
-    dk = torch.baddbmm(torch.bmm(g1, dW1.mT).mul_(-e), M1.mT, q)
-    da1 = torch.baddbmm(torch.bmm(g2, dW2.mT).mul_(-e), M2.mT, a1_bar)
+    dk = torch.bmm(g1, dW1.mT).mul_(-e).baddbmm_(M1.mT, q)
+    da1 = torch.bmm(g2, dW2.mT).mul_(-e).baddbmm_(M2.mT, a1_bar)
     dg1 = p1.mul_(-e).baddbmm_(S1.mT, dz1_bar, alpha=-1.0)
     dg2 = p2.mul_(-e).baddbmm_(S2.mT, dz2_bar, alpha=-1.0)
 
     # Through the inner gradients.
-    du = dg1 * slope
+    torch.mul(dg1, slope, out=du)
     dg2.baddbmm_(du, W2)
     dz2, d_target, d_gamma_inner, d_beta_inner = inner_gradient_backward(dg2, g2, z2, batch.target, gamma, batch.beta)
+    right[:, :K] = dz2
     da1.baddbmm_(dz2, W2.mT)
-    dz1 = da1.mul_(slope).addcmul_(dg1.mul_(u), curvature)
-    both_dz1 = torch.cat([dz1, dz1_bar], dim=1)
-    d_kq = torch.bmm(both_dz1, W1.mT)
-    dk += d_kq[:, :K]
-    dq = d_kq[:, K:].add_(d_out).baddbmm_(M1, k)
+    torch.addcmul(da1.mul_(slope), dg1.mul_(u), curvature, out=dz1)
+    dk_dq = torch.bmm(both_dz1, W1.mT)
+    dk += dk_dq[:, :K]
+    dq = dk_dq[:, K:].add_(d_out).baddbmm_(M1, k)
 
     dW1.baddbmm_(batch.kq.mT, both_dz1)
-    dW2.baddbmm_(torch.cat([both_a, du], dim=1).mT, torch.cat([dz2, dz2_bar, g2], dim=1))
+    dW2.baddbmm_(left.mT, right)
     add_bias_gradient(db1, both_dz1)
-    add_bias_gradient(db2, dz2 + dz2_bar)
+    add_bias_gradient(db2, right[:, : 2 * K])
     return Gradients(dq, dk, d_target, dE, de, d_gamma.add_(d_gamma_inner), d_beta.add_(d_beta_inner))

@@ -9,7 +9,7 @@ a third more time).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from ttt_moshi.ttt.state import Weights
 
 Policy = Literal["rebuild", "checkpoint"]
 
-CPU_HEADS = 4
+CPU_HEADS = 8
 """Heads that walk through time together on a CPU: their weights then stay in its cache."""
 
 
@@ -36,7 +36,7 @@ class _Plan(NamedTuple):
     """G slices handled together"""
     group: int
     """mini-batches between two kept weights"""
-    keep_factors: bool
+    rebuild: bool
 
 
 def scan(
@@ -47,8 +47,8 @@ def scan(
     Args:
         frames: T of them, a multiple of K.
         weights: fast weights and slow biases of every stream; gradients flow to both.
-        policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 2f for
-            the linear network) or "checkpoint" (some weights).
+        policy: what is kept for the backward pass, "rebuild" (factors: 11f numbers a frame and head for the MLP, 3f
+            for the linear network) or "checkpoint" (some weights).
 
     Raises:
         ValueError: T is not a multiple of K, or the policy is unknown.
@@ -66,14 +66,15 @@ def scan(
     group = count
     if policy == "checkpoint":
         # Weights kept + factors recomputed at a time is least where both are equal.
-        kept = sum(w[0].numel() for w in flat[::2])
-        group = max(1, min(count, round(math.sqrt(count * kept / (K * sum(step.widths(flat)))))))
+        of_weights = sum(w[0].numel() for w in flat[::2])
+        of_factors = sum(rows * K * width for rows, width in step.kept(flat))
+        group = max(1, min(count, round(math.sqrt(count * of_weights / of_factors))))
     plan = _Plan(
         K=K,
         bias=1.0 if rule.update_biases else 0.0,
         heads=CPU_HEADS if q.device.type == "cpu" else B * H,
         group=group,
-        keep_factors=policy == "rebuild",
+        rebuild=policy == "rebuild",
     )
     gamma, beta = (p.expand(B, H, 1, f).flatten(0, 1) for p in norm)
     out, *after = _Scan.apply(plan, *(t.flatten(0, 1) for t in (q, k, target, lam)), gamma, beta, rule.tau(q), *flat)
@@ -113,6 +114,11 @@ def _batches(
     ]
 
 
+def _room(step: Any, weights: Sequence[Tensor], count: int, G: int, K: int) -> list[Tensor]:
+    """Space for what the steps of `count` mini-batches leave for the backward pass."""
+    return [weights[0].new_empty(count, G, rows * K, width) for rows, width in step.kept(weights)]
+
+
 def _head_blocks(total: int, size: int) -> Iterator[slice]:
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
@@ -134,30 +140,26 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         step = _step(list(weights))
         G, T, _ = q.shape
+        count = T // plan.K
         training = any(ctx.needs_input_grad)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         after = [w.clone(memory_format=torch.contiguous_format) for w in weights]
-        factors = [q.new_empty(G, T, width) for width in step.widths(weights)] if training and plan.keep_factors else []
-        starts = range(0, T // plan.K, plan.group)
+        factors = _room(step, weights, count if training and plan.rebuild else 1, G, plan.K)
         kept = []
-        if training and not plan.keep_factors:
-            kept = [w.new_empty(len(starts), *w.shape) for w in weights]
+        if training and not plan.rebuild:
+            kept = [w.new_empty(math.ceil(count / plan.group), *w.shape) for w in weights]
         for heads in _head_blocks(G, plan.heads):
             now = [w[heads] for w in after]
             for n, batch in enumerate(_batches(plan, heads, q, k, target, lam, gamma, beta, tau)):
                 if kept and n % plan.group == 0:
                     for store, w in zip(kept, now, strict=True):
                         store[n // plan.group, heads] = w
-                span = slice(n * plan.K, (n + 1) * plan.K)
-                read, made = step.forward(now, batch, with_output=True)
-                out[heads, span] = read
-                for store, factor in zip(factors, made, strict=False):
-                    store[heads, span] = factor
+                keep = [t[n % len(t), heads] for t in factors]
+                out[heads, n * plan.K : (n + 1) * plan.K] = step.forward(now, batch, keep)
         if training:
             ctx.plan = plan
-            ctx.num_weights, ctx.num_factors = len(weights), len(factors)
-            ends = after if plan.keep_factors else kept
-            ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *ends, *factors)
+            ctx.num_weights = len(weights)
+            ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *(after + factors if plan.rebuild else kept))
         return out, *after
 
     @staticmethod
@@ -168,6 +170,7 @@ class _Scan(torch.autograd.Function):
         inputs, ends, factors = saved[:7], saved[7 : 7 + ctx.num_weights], saved[7 + ctx.num_weights :]
         q, k, target, lam, gamma, beta, tau = inputs
         step = _step(list(ends))
+        recomputed = [] if plan.rebuild else _room(step, [w[0] for w in ends], plan.group, len(q), plan.K)
         d_weights = [d.clone(memory_format=torch.contiguous_format) for d in d_after]
         if not plan.bias:  # the biases after the scan are the ones before it: not results of it
             for d in d_weights[1::2]:
@@ -181,15 +184,17 @@ class _Scan(torch.autograd.Function):
             d_now = [d[heads] for d in d_weights]
             for start in reversed(range(0, len(batches), plan.group)):
                 stop = min(start + plan.group, len(batches))
-                if plan.keep_factors:
+                if plan.rebuild:
                     now = [w[heads].clone() for w in ends]
+                    keep = [t[:, heads] for t in factors]
                 else:
                     now = [w[start // plan.group, heads].clone() for w in ends]
-                    made = [step.forward(now, batches[n], with_output=False)[1] for n in range(start, stop)]
+                    keep = [t[:, heads] for t in recomputed]
+                    for n in range(start, stop):
+                        step.forward(now, batches[n], [t[n - start] for t in keep])
                 for n in reversed(range(start, stop)):
                     span = slice(n * plan.K, (n + 1) * plan.K)
-                    own = tuple(t[heads, span] for t in factors) if plan.keep_factors else made[n - start]
-                    step.rebuild(now, batches[n], own)
+                    own = [t[n - start] for t in keep]
                     d = step.backward(now, batches[n], own, d_out[heads, span], d_now)
                     dq[heads, span], dk[heads, span], d_target[heads, span] = d.q, d.k, d.target
                     d_lam[heads, span] = (d.E * seen).sum(1) + d.e * tau[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -40,6 +41,12 @@ class Gradients(NamedTuple):
     e: Tensor
     gamma: Tensor
     beta: Tensor
+
+
+def reach(queries: Tensor, keys: Tensor, batch: Batch) -> Tensor:
+    """How similar each query is to each key, before step sizes: [G, K, K]."""
+    similarity = torch.bmm(queries, keys.mT)
+    return similarity.add_(1.0) if batch.bias else similarity
 
 
 def update(weights: list[Tensor], batch: Batch, inputs: Tensor, gradients: Tensor, sign: float) -> None:
