@@ -58,14 +58,15 @@ def test_explicit_paths_replace_files_or_stand_alone(folder, tmp_path):
     other = tmp_path / "other.safetensors"
     shutil.copy(folder / "model.safetensors", other)
     assert resolve_model(ModelPaths(hf_repo_id=str(folder), moshi_path=str(other))).moshi_weights == other
-    alone = ModelPaths(
-        hf_repo_id=None,
-        moshi_path=str(other),
-        mimi_path=str(folder / "mimi.safetensors"),
-        tokenizer_path=str(folder / "tokenizer.model"),
-        config_path=str(folder / "config.json"),
-    )
-    assert resolve_model(alone).moshi_weights == other
+    for repository in (None, "kyutai/moshiko-pytorch-bf16"):
+        alone = ModelPaths(
+            hf_repo_id=repository,
+            moshi_path=str(other),
+            mimi_path=str(folder / "mimi.safetensors"),
+            tokenizer_path=str(folder / "tokenizer.model"),
+            config_path=str(folder / "config.json"),
+        )
+        assert resolve_model(alone).moshi_weights == other
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,15 @@ def test_explicit_paths_replace_files_or_stand_alone(folder, tmp_path):
 def test_what_is_missing_is_named(folder, paths, words):
     with pytest.raises(MoshiError, match=words):
         resolve_model(ModelPaths(**{"hf_repo_id": str(folder), **paths}))
+
+
+def test_a_hub_that_cannot_be_reached_is_not_taken_for_an_old_repository(folder, monkeypatch, recwarn):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    files = {"moshi_path": "model.safetensors", "mimi_path": "mimi.safetensors", "tokenizer_path": "tokenizer.model"}
+    paths = ModelPaths(hf_repo_id="nobody/absent", **{key: str(folder / name) for key, name in files.items()})
+    with pytest.raises(MoshiError, match="hub cannot be reached and 'nobody/absent' is not in the local cache"):
+        resolve_model(paths)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "mimi.safetensors", "tokenizer.model"])

@@ -17,9 +17,13 @@ from ttt_moshi.moshi.streaming import ChunkPass, LayerCarry, WindowCache
 from ttt_moshi.ttt import TTTLayer, TTTState
 
 
-def uncompiled(device: torch.device) -> AbstractContextManager:
-    """Keeps moshi from compiling its norms and gates where that only costs time: anywhere but on a GPU."""
-    return nullcontext() if device.type == "cuda" else no_compile()
+def eager(streaming: bool, device: torch.device) -> AbstractContextManager:
+    """Keeps moshi from compiling its norms and rotations, except where it pays: streaming on a GPU.
+
+    Compiled kernels depend on which shapes a process happened to see first, so a resumed training would not repeat
+    the interrupted one bit by bit; and on a CPU compiling takes longer than it saves.
+    """
+    return nullcontext() if streaming and device.type == "cuda" else no_compile()
 
 
 class Plain:
@@ -85,7 +89,7 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
             chunk: the pass over one clip of a longer recording, with what every layer carries out of the clip before.
         """
         window = None if chunk is None else chunk.window(self.index)
-        with uncompiled(x.device):
+        with eager(self.is_streaming, x.device):
             x = self._attend(x, window)
             if self.cross_attention is not None:
                 assert cross_attention_src is not None

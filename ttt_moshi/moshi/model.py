@@ -13,7 +13,7 @@ from moshi.modules.transformer import _TransformerState
 from torch import Tensor
 
 from ttt_moshi.moshi.errors import MoshiError
-from ttt_moshi.moshi.layer import Plain, TTTTransformerLayer, uncompiled
+from ttt_moshi.moshi.layer import Plain, TTTTransformerLayer, eager
 from ttt_moshi.moshi.naming import Mode
 from ttt_moshi.moshi.streaming import ChunkPass, LayerCarry, StreamState, delayed, empty_memory
 from ttt_moshi.ttt import TTTConfig, TTTLayer
@@ -214,7 +214,7 @@ class TTTMoshi(Plain, LMModel):
             x = x + sum_condition.to(x)
         if cross_attention_src is not None:
             cross_attention_src = cross_attention_src.to(x)
-        with uncompiled(x.device):
+        with eager(self.is_streaming, x.device):
             out = self.transformer(
                 x, cross_attention_src=cross_attention_src, prefix_lengths=prefix_lengths, chunk=chunk
             )

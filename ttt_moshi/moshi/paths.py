@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -27,16 +28,20 @@ def resolve_model(paths: ModelPaths) -> CheckpointInfo:
     Raises:
         MoshiError: a file is missing; the message names it and the place where it was expected.
     """
+    explicit = (paths.moshi_path, paths.mimi_path, paths.tokenizer_path, paths.config_path)
+    if paths.hf_repo_id is None or all(path is not None and not path.startswith("hf://") for path in explicit):
+        return _resolve_locally(paths, None)
     folder = _local_folder(paths.hf_repo_id)
-    if folder is not None or paths.hf_repo_id is None:
+    if folder is not None:
         return _resolve_locally(paths, folder)
     try:
+        config_path = _explicit_config(paths) or _hub_config(paths.hf_repo_id)
         return CheckpointInfo.from_hf_repo(
             paths.hf_repo_id,
             moshi_weights=_explicit(paths.moshi_path, "moshi_path"),
             mimi_weights=_explicit(paths.mimi_path, "mimi_path"),
             tokenizer=_explicit(paths.tokenizer_path, "tokenizer_path"),
-            config_path=_explicit(paths.config_path, "config_path"),
+            config_path=config_path,
         )
     except HFValidationError as error:
         raise MoshiError(
@@ -107,6 +112,23 @@ def _existing(explicit: str | None, key: str, folder: Path | None, name: str) ->
     if not path.is_file():
         raise MoshiError(f"no file {path}, looked for because of {source}")
     return path.absolute()
+
+
+def _hub_config(repository: str) -> Path | None:
+    """The repository's config.json; None for an old repository that has none, which the official loader knows.
+
+    That loader takes an unreachable hub for such a repository; here it is an error.
+    """
+    try:
+        return Path(hf_hub_download(repository, "config.json"))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _explicit_config(paths: ModelPaths) -> Path | None:
+    return None if paths.config_path is None else _existing(paths.config_path, "config_path", None, "")
 
 
 def _explicit(path: str | None, key: str) -> Path | str | None:
