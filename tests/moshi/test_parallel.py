@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from ttt_moshi.moshi import shard
+from ttt_moshi.moshi import cast_for_inference, shard
 
 WORKER = Path(__file__).with_name("shard_worker.py")
 
@@ -78,6 +78,25 @@ def test_bfloat16_compute_over_float32_masters(make_model, make_codes, mesh):
     assert seen == {"inner": torch.float32, "forward_gating": torch.float32, "wq": torch.bfloat16}
     assert {g.dtype for g in found.values()} == {torch.float32}
     assert found.keys() == {n for n, p in model.named_parameters() if p.requires_grad and "backward_gating" not in n}
+
+
+def test_what_is_trained_in_bfloat16_is_what_is_served(make_model, make_codes, mesh):
+    """The sharded forward and the model cast for inference are one arithmetic, a carried memory included."""
+    codes = make_codes(T=24)
+
+    def outputs(model) -> list[torch.Tensor]:
+        with torch.no_grad():
+            whole = model(codes, prefix_lengths=torch.tensor([5, 0]))
+            first = model.forward_chunk(codes[:, :, :13], model.start_stream(2))
+            second = model.forward_chunk(codes[:, :, 13:], first.stream)
+        memories = [second.stream.layers[i].memory.W1 for i in (1, 2)]
+        return [whole.text_logits, torch.nan_to_num(whole.logits), second.output.text_logits, *memories]
+
+    cast = outputs(cast_for_inference(make_model(lora=True, dtype=torch.bfloat16), torch.bfloat16))
+    found = outputs(shard(make_model(lora=True, dtype=torch.bfloat16), mesh, torch.bfloat16))
+    assert [t.dtype for t in found] == [torch.bfloat16] * 3 + [torch.float32] * 2
+    for a, b in zip(found, cast, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.fixture

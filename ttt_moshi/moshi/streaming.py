@@ -189,7 +189,8 @@ class ChunkPass:
     def deliver(self, index: int, carry: LayerCarry) -> None:
         """Keeps what layer `index` carries out of this clip.
 
-        Only the first delivery counts: activation checkpointing runs a layer again in the backward pass.
+        Only the first delivery counts: activation checkpointing runs a layer again in the backward pass, and nobody
+        waits for what it computes then.
         """
         if self._outgoing[index] is None:
             self._outgoing[index] = carry
