@@ -42,3 +42,13 @@ def quick_disk():
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-tests-", dir=memory if usable else None))
     yield folder
     shutil.rmtree(folder)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Add up what the fault tests did: one line for each that recorded a tally."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    lines = [(report.outcome, text) for report in reports for key, text in report.user_properties if key == "tally"]
+    if lines:
+        terminalreporter.section("fault tally")
+        for outcome, text in lines:
+            terminalreporter.write_line(f"{outcome}: {text}")

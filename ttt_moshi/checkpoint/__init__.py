@@ -1,9 +1,13 @@
 """Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
 
 from ttt_moshi.checkpoint.contents import iter_tensors, read_document, read_tensors
+from ttt_moshi.checkpoint.conversion import export_weights
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export
+from ttt_moshi.checkpoint.inspection import describe, diff, list_folder
 from ttt_moshi.checkpoint.manifest import read_manifest
+from ttt_moshi.checkpoint.mirror import copy_out
+from ttt_moshi.checkpoint.recovery import repair
 from ttt_moshi.checkpoint.restore import LoadReport, restore
 from ttt_moshi.checkpoint.retention import Retention, prune
 from ttt_moshi.checkpoint.saving import Saved
@@ -23,11 +27,17 @@ __all__ = [
     "Retention",
     "Saved",
     "VerifyReport",
+    "copy_out",
+    "describe",
+    "diff",
+    "export_weights",
     "iter_tensors",
+    "list_folder",
     "prune",
     "read_document",
     "read_manifest",
     "read_tensors",
+    "repair",
     "restore",
     "verify",
 ]

@@ -21,6 +21,7 @@ LOCK = "LOCK"
 LATEST = "LATEST"
 JOURNAL = "journal.jsonl"
 PINS = "pinned.json"
+REASON = "reason.txt"
 
 _COMMITTED = re.compile(r"checkpoint_(\d{6,})")
 

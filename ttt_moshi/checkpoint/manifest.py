@@ -22,21 +22,7 @@ from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.layout import MANIFEST
 
 FORMAT_VERSION = 1
-_KEYS = {
-    "format_version": int,
-    "step": int,
-    "state_id": str,
-    "kind": str,
-    "world_size": int,
-    "files": dict,
-    "tensors": dict,
-    "exports": dict,
-    "metrics": dict,
-    "versions": dict,
-    "health": dict,
-    "info": dict,
-    "timings": dict,
-}
+_TABLES = ("files", "tensors", "exports", "metrics", "versions", "health", "info", "timings")
 
 
 def canonical(value: object, what: str) -> bytes:
@@ -103,7 +89,8 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
     if content.get("format_version") != FORMAT_VERSION:
         found = content.get("format_version")
         raise CheckpointError(f"{where} has format version {found}; this program reads {FORMAT_VERSION}. Update it.")
-    for key, kind in _KEYS.items():
+    kinds = {"step": int, "state_id": str, "kind": str, "world_size": int, **dict.fromkeys(_TABLES, dict)}
+    for key, kind in kinds.items():
         if not isinstance(content.get(key), kind):
             raise DamagedCheckpoint(f"{where}: key {key!r} is missing or not a {kind.__name__}")
     return content

@@ -23,7 +23,10 @@ _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Output:
-    """One file of known size that is filled at given offsets. Leaving the `with` block makes its bytes durable."""
+    """One file of known size that is filled at given offsets. Leaving the `with` block makes its bytes durable.
+
+    `direct` asks for direct writes; the file system is probed by the first of them.
+    """
 
     def __init__(self, files: Files, path: Path, size: int, direct: bool, reserve: bool = True):
         self._files, self._path, self._size, self.direct = files, path, size, direct
@@ -121,14 +124,3 @@ class Stream:
         if self._filled:
             self._output.write(self._memory[:length], self._offset)
             self._offset, self._filled = self._offset + self._filled, 0
-
-
-def probe_direct(files: Files, folder: Path) -> bool:
-    """Whether the file system of `folder` takes page-aligned direct writes, by trying one."""
-    path, block = folder / ".probe", aligned(1 << 20)
-    try:
-        with Output(files, path, 1 << 20, direct=True) as output:
-            output.write(as_bytes(block), 0)
-    finally:
-        files.remove(path)
-    return output.direct

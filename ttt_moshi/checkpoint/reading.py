@@ -61,7 +61,8 @@ class TensorSource:
     def rows_into(self, name: str, start: int, stop: int, out: Tensor) -> None:
         """Rows `start` to `stop` into `out`, a contiguous CPU tensor of the saved dtype.
 
-        Every part that is touched is read and checked whole, because its digest covers it whole.
+        Every part that is touched is read and checked whole, because its digest covers it whole; a part of which all
+        rows are wanted is read straight into its place.
         """
         entry = self.tensors[name]
         row_bytes = nbytes(entry["dtype"], local_shape(entry["shape"], 0, 1))
@@ -72,65 +73,39 @@ class TensorSource:
             if begin >= end:
                 continue
             wanted = target[(begin - start) * row_bytes : (end - start) * row_bytes]
-            if (begin, end) == (first, last):
-                self._whole(name, part, wanted)
-            else:
-                self._some(name, part, (begin - first) * row_bytes, wanted)
+            self._read(name, part, wanted, (begin - first) * row_bytes)
 
     def digest(self, name: str) -> str:
         """BLAKE3 of the whole tensor's bytes, over its parts in order of rows, each checked on the way."""
-        hasher = blake3()
+        whole = blake3()
         for part in sorted(self.tensors[name]["parts"], key=lambda part: part["rows"]):
-            self._pieces(name, part, lambda piece, offset: hasher.update(piece))
-        return hasher.hexdigest()
+            self._read(name, part, None, whole=whole)
+        return whole.hexdigest()
 
-    def _whole(self, name: str, part: Mapping[str, Any], target: memoryview) -> None:
-        """Read a part into its final place and hash it there."""
-        where = f"{part['file']}: tensor {name!r}"
-        hasher, begin = blake3(), part["bytes"][0]
-        fd = self._open(part["file"])
+    def _read(
+        self, name: str, part: Mapping[str, Any], target: memoryview | None, skip: int = 0, whole: Any = None
+    ) -> None:
+        """Read and check a part. `target` gets its bytes from `skip` on; `whole` is a hasher that gets all."""
+        where, (begin, end) = f"{part['file']}: tensor {name!r}", part["bytes"]
+        direct = target is not None and len(target) == end - begin
+        hasher, passing = blake3(), memoryview(bytearray(0 if direct else READ_PIECE))
         try:
-            for offset in range(0, len(target), READ_PIECE):
-                piece = target[offset : offset + READ_PIECE]
-                read_exactly(self._files, fd, piece, begin + offset, where)
-                hasher.update(piece)
-        finally:
-            self._files.close(fd)
-        self._check(hasher, part, where)
-
-    def _some(self, name: str, part: Mapping[str, Any], skip: int, target: memoryview) -> None:
-        """Copy `len(target)` bytes from `skip` on out of a part, checking all of it."""
-
-        def take(piece: memoryview, offset: int) -> None:
-            begin, end = max(offset, skip), min(offset + len(piece), skip + len(target))
-            if begin < end:
-                target[begin - skip : end - skip] = piece[begin - offset : end - offset]
-
-        self._pieces(name, part, take)
-
-    def _pieces(self, name: str, part: Mapping[str, Any], sink: Any) -> None:
-        """Hand out a part's bytes as (piece, offset in the part), and check them at the end."""
-        where = f"{part['file']}: tensor {name!r}"
-        begin, end = part["bytes"]
-        hasher, buffer = blake3(), memoryview(bytearray(min(READ_PIECE, end - begin)))
-        fd = self._open(part["file"])
+            fd = self._files.open(self._folder / part["file"])
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{part['file']}: the file is missing") from error
         try:
             for offset in range(0, end - begin, READ_PIECE):
-                piece = buffer[: min(READ_PIECE, end - begin - offset)]
+                length = min(READ_PIECE, end - begin - offset)
+                piece = target[offset : offset + length] if target is not None and direct else passing[:length]
                 read_exactly(self._files, fd, piece, begin + offset, where)
                 hasher.update(piece)
-                sink(piece, offset)
+                if whole is not None:
+                    whole.update(piece)
+                if target is not None and not direct:
+                    low, high = max(offset, skip), min(offset + length, skip + len(target))
+                    if low < high:
+                        target[low - skip : high - skip] = piece[low - offset : high - offset]
         finally:
             self._files.close(fd)
-        self._check(hasher, part, where)
-
-    def _open(self, file: str) -> int:
-        try:
-            return self._files.open(self._folder / file)
-        except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{file}: the file is missing") from error
-
-    @staticmethod
-    def _check(hasher: Any, part: Mapping[str, Any], where: str) -> None:
         if hasher.hexdigest() != part["blake3"]:
             raise DamagedCheckpoint(f"{where} does not match its digest")

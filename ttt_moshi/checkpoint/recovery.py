@@ -8,9 +8,9 @@ from typing import Any
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.files import Files, write_file
+from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.saving import discard
-
-REASON = "reason.txt"
+from ttt_moshi.checkpoint.verify import verify
 
 
 def sweep(files: Files, root: Path) -> list[str]:
@@ -38,7 +38,7 @@ def quarantine(files: Files, root: Path, path: Path, reason: str) -> Path:
     """Move a damaged checkpoint aside, for good, with the reason beside it. Nothing in it is deleted."""
     target = layout.free_name(files, root, path.name.replace("checkpoint", ".quarantine", 1))
     files.rename(path, target)
-    write_file(files, target / REASON, (reason + "\n").encode())
+    write_file(files, target / layout.REASON, (reason + "\n").encode())
     files.sync_folder(target)
     files.sync_folder(root)
     return target
@@ -54,3 +54,27 @@ def write_latest(files: Files, root: Path, name: str) -> None:
     temporary = root / f".{layout.LATEST}.tmp"
     write_file(files, temporary, (name + "\n").encode())
     files.rename(temporary, root / layout.LATEST)
+
+
+def repair(root: Path, deep: bool = True, files: Files | None = None) -> list[str]:
+    """Put a folder in order that no run is writing to; what was done, in words.
+
+    Sweeps leftovers, moves every checkpoint that fails verification to quarantine, and points LATEST at the newest that
+    remains. Raises CheckpointError while a writer is at work.
+    """
+    files = files or Files()
+    lock = WriterLock(root)
+    try:
+        done = sweep(files, root)
+        for step in layout.committed_steps(files, root):
+            report = verify(root / layout.checkpoint_name(step), deep, files=files)
+            if not report.ok:
+                moved = quarantine(files, root, report.path, report.text())
+                note(files, root, "quarantined", step=step, reason=report.text())
+                done.append(f"moved {report.path.name} to {moved.name}: {report.problems[0].what}")
+        steps = layout.committed_steps(files, root)
+        if steps:
+            write_latest(files, root, layout.checkpoint_name(steps[-1]))
+    finally:
+        lock.release()
+    return done

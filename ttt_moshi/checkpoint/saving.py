@@ -66,8 +66,8 @@ class Job:
 class Saver:
     """Writes jobs of one rank. Holds no state between jobs except where and how to write."""
 
-    def __init__(self, files: Files, root: Path, coordinator: Coordinator, direct: bool):
-        self._files, self._root, self._coordinator, self._direct = files, root, coordinator, direct
+    def __init__(self, files: Files, root: Path, coordinator: Coordinator):
+        self._files, self._root, self._coordinator = files, root, coordinator
         self._rank, self._world = coordinator.rank, coordinator.world_size
 
     def run(self, job: Job, number: int) -> Saved:
@@ -107,12 +107,7 @@ class Saver:
 
     def _prepare(self, folder: Path, job: Job) -> None:
         size = job.image.layout.size * self._world + sum(file.layout.size for file in job.exports)
-        free = self._files.free_bytes(self._root)
-        if free < size + PIECE:
-            raise CheckpointError(
-                f"no room for the checkpoint of step {job.step}: it needs {size / 1e9:.2f} GB, {self._root} has "
-                f"{free / 1e9:.2f} GB free. Free some space, keep fewer checkpoints, or use another run_dir."
-            )
+        check_room(size, self._files.free_bytes(self._root), self._root, f"the checkpoint of step {job.step}")
         discard(self._files, self._root, folder.name)
         self._files.mkdir(folder)
         self._files.mkdir(folder / "resume")
@@ -124,7 +119,7 @@ class Saver:
         path = layout.shard_name(self._rank, self._world)
         with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as pool:
             inspecting = pool.submit(inspect, job.image)
-            with Output(self._files, folder / path, plan.size, self._direct) as output:
+            with Output(self._files, folder / path, plan.size, direct=True) as output:
                 end = len(memory) if output.direct else plan.size
                 for offset in range(0, end, PIECE):
                     output.write(memory[offset : min(offset + PIECE, end)], offset)
@@ -153,7 +148,7 @@ class Saver:
             whole = view is not None and view.shape == job.rows[name].shape
             return view if view is not None and whole else source.full(name)
 
-        direct = self._direct and self._world == 1
+        direct = self._world == 1
         return [
             write_export(self._files, folder, file, job.image.views, read, self._rank, direct) for file in job.exports
         ]
@@ -210,6 +205,15 @@ class Saver:
         job.seconds["commit"] = seconds_since(begin)
         total = sum(record["size"] for record in records.values())
         return Saved(job.step, self._root / name, identity, total, not nonfinite, job.seconds)
+
+
+def check_room(size: int, free: int, root: Path, what: str) -> None:
+    """Raise CheckpointError, saying what to do, if `free` bytes do not hold `size`."""
+    if free < size + PIECE:
+        raise CheckpointError(
+            f"no room for {what}: it needs {size / 1e9:.2f} GB, {root} has {free / 1e9:.2f} GB free. Free some space, "
+            "keep fewer checkpoints, or use another run_dir."
+        )
 
 
 def merge_tensors(rows: Mapping[str, Rows], shards: list[dict[str, Any]]) -> dict[str, Any]:

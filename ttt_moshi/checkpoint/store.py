@@ -24,13 +24,13 @@ from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical, collapse
-from ttt_moshi.checkpoint.output import probe_direct
+from ttt_moshi.checkpoint.mirror import Mirror
 from ttt_moshi.checkpoint.reading import TensorSource, checked_document
 from ttt_moshi.checkpoint.recovery import note, quarantine, sweep, write_latest
 from ttt_moshi.checkpoint.restore import LoadReport, compare, fill
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
-from ttt_moshi.checkpoint.saving import Job, Saved, Saver
+from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
 from ttt_moshi.checkpoint.verify import check_quickly
 
 KINDS = ("adapters", "full")
@@ -61,7 +61,8 @@ class CheckpointStore:
     """Checkpoints of one run under `root`. All ranks construct one and make the same calls in the same order.
 
     Constructing touches nothing on disk; `open` makes this process the folder's only writer. With several ranks, the
-    messages between them go through `coordinator`, by default the store of the default process group.
+    messages between them go through `coordinator`, by default the store of the default process group. `mirror` is an
+    fsspec URL to which every committed checkpoint is copied in the background.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class CheckpointStore:
         *,
         coordinator: dist.Store | None = None,
         retention: Retention | None = None,
+        mirror: str | None = None,
         timeout: float = 1800.0,
         log: Callable[[str], None] = _log.warning,
         files: Files | None = None,
@@ -85,6 +87,7 @@ class CheckpointStore:
         self._background: ThreadPoolExecutor | None = None
         self._pending: Future[Saved] | None = None
         self._tidied: Future[None] | None = None
+        self._mirror = Mirror(mirror, log) if mirror is not None and rank == 0 else None
         self._parent: dict[str, Any] | None = None
         self._resumed_from: set[int] = set()
 
@@ -124,24 +127,35 @@ class CheckpointStore:
         except BaseException as error:
             self._talk.fail(number, str(error))
             raise
-        direct, swept = self._talk.share(number, "open", swept)
-        self._saver = Saver(self._files, self.root, self._talk, direct)
+        swept = self._talk.share(number, "open", swept)
+        self._saver = Saver(self._files, self.root, self._talk)
         # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
 
-    def _open_folder(self) -> tuple[bool, list[str]]:
+    def _open_folder(self) -> list[str]:
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         for path in reversed(missing):
             self._files.mkdir(path)
             self._files.sync_folder(path.parent)
         self._lock = WriterLock(self.root)
-        swept = sweep(self._files, self.root)
-        return probe_direct(self._files, self.root), swept
+        return sweep(self._files, self.root)
 
-    def reserve(self, tensors: Mapping[str, Tensor]) -> int:
-        """Lay out and touch the staging image before the first save needs it; its size in bytes."""
-        return self._staging({name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()}).layout.size
+    def reserve(self, tensors: Mapping[str, Tensor], exported_bytes: int = 0) -> int:
+        """Lay out and touch the staging image before the first save needs it; bytes that one save will write.
+
+        `exported_bytes` is the size of what will be exported. Raises CheckpointError if the disk has no room for one
+        checkpoint, and warns if it has none for as many as retention keeps and the one being written.
+        """
+        image = self._staging({name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()})
+        size = image.layout.size * self.world_size + exported_bytes
+        self.open()
+        free, copies = self._files.free_bytes(self.root), (self._retention.last or 1) + 1
+        check_room(size, free, self.root, "a checkpoint")
+        missing = size * (copies - len(self.steps())) - free
+        if missing > 0:
+            self._log(f"{self.root} lacks {missing / 1e9:.2f} GB for {copies} checkpoints of {size / 1e9:.2f} GB each")
+        return size
 
     def _staging(self, rows: Mapping[str, Rows]) -> Image:
         key = tuple(sorted((n, str(r.local.dtype), r.shape, r.start, r.stop, r.mine) for n, r in rows.items()))
@@ -222,6 +236,8 @@ class CheckpointStore:
         try:
             write_latest(self._files, self.root, saved.path.name)
             note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id, time=time.time())
+            if self._mirror is not None:
+                self._mirror.submit(saved.path)
             if saved.healthy:
                 for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
                     if not item.keep:
@@ -254,7 +270,7 @@ class CheckpointStore:
         return saved
 
     def close(self) -> None:
-        """Wait for the last save and for retention, then let others write. Raises as `wait`."""
+        """Wait for the last save, for retention and the mirror, then let others write. Raises as `wait`."""
         try:
             self._finish()
             if self._tidied is not None:
@@ -262,6 +278,8 @@ class CheckpointStore:
         finally:
             if self._background is not None:
                 self._background.shutdown()
+            if self._mirror is not None:
+                self._mirror.close()
             if self._lock is not None:
                 self._lock.release()
             self._lock = self._saver = self._background = None
@@ -313,6 +331,10 @@ class CheckpointStore:
             if isinstance(loaded, Loaded):
                 self._parent = {"step": loaded.step, "state_id": loaded.state_id}
                 self._resumed_from.add(loaded.step)
+                if self._lock is not None:
+                    note(
+                        self._files, self.root, "resumed", step=loaded.step, state_id=loaded.state_id, time=time.time()
+                    )
                 return loaded
             if step != -1:
                 raise DamagedCheckpoint(f"step {step} is damaged: {loaded}. Step -1 takes the newest sound one.")
