@@ -39,6 +39,14 @@ def test_equals_a_plain_token_loop(model, new_clips):
         assert component.tokens == len(values)
         assert component.nll == pytest.approx(sum(values) / len(values), abs=1e-6)
         assert component.ppl == pytest.approx(math.exp(sum(values) / len(values)), rel=1e-5)
+    for group, channels in (("text", [0]), ("semantic", [1]), ("acoustic", range(2, 9))):
+        bins = {(b.start, b.stop): b for b in result.positions[group]}
+        assert list(bins) == [(0, 8), (8, 16), (16, 32)]
+        for (start, stop), found in bins.items():
+            nll = [score(model, row[None, :, :n]).nll[0] for row, n in zip(clips.codes, LENGTHS, strict=True)]
+            values = [float(v) for one in nll for k in channels for v in one[k, start:stop] if not math.isnan(v)]
+            assert found.tokens == len(values)
+            assert found.nll == pytest.approx(sum(values) / len(values), abs=1e-6)
     audio = [v for name, values in tokens.items() if not name.startswith("text") for v in values]
     assert result.components["audio"].nll == pytest.approx(sum(audio) / len(audio), abs=1e-6)
     assert result.seconds == pytest.approx(sum(LENGTHS) / 12.5)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise, product
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +18,13 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.quiet import undisturbed
+from ttt_moshi.evaluation.reductions import channel_group
 from ttt_moshi.evaluation.score import Scores, score
 from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
 
 FRAME_RATE = 12.5
+FIRST_BIN = 8  # frames
+GROUPS = ("text", "semantic", "acoustic")
 
 
 class ClipBatch(Protocol):
@@ -62,6 +66,17 @@ class Component:
 
 
 @dataclass
+class Bin:
+    """Tokens of one group in frames [start, stop) of the clips."""
+
+    start: int
+    stop: int
+    tokens: int
+    nll: float
+    ci95: Interval
+
+
+@dataclass
 class Perplexity:
     """The result of one pass. A kind of token that does not occur in the set is missing from `components`."""
 
@@ -70,9 +85,8 @@ class Perplexity:
     seconds: float
     clips: int
     data_digest: str
-    samples: list[
-        dict[str, Any]
-    ]  # one per clip: `id`, `score` (minus its mean audio NLL), `nll` and `tokens` by component
+    positions: dict[str, list[Bin]]  # by group: text, semantic, acoustic; bins without tokens are left out
+    samples: list[dict[str, Any]]  # one per clip: `id`, `score` = - mean audio NLL, `nll` and `tokens` by component
 
 
 def component_names(dep_q: int) -> list[str]:
@@ -120,6 +134,26 @@ def clip_sums(model: LMModel, codes: torch.Tensor, scores: Scores) -> torch.Tens
     return torch.stack(columns, dim=1)
 
 
+def position_edges(frames: int) -> list[int]:
+    """Edges of the position bins of a clip: 0, 8, 16, 32, ... up to the first that is not below `frames`."""
+    edges = [0, FIRST_BIN]
+    while edges[-1] < frames:
+        edges.append(2 * edges[-1])
+    return edges
+
+
+def position_sums(scores: Scores) -> torch.Tensor:
+    """Like `clip_sums` for every group of channels and bin of positions: float64 [B, groups * bins, 2]."""
+    values = torch.where(scores.mask, scores.nll, 0.0).double()
+    columns = []
+    for group in GROUPS:
+        channels = channel_group(group, scores.nll.shape[1])
+        for start, stop in pairwise(position_edges(scores.nll.shape[2])):
+            total, count = (x[:, channels, start:stop].sum(dim=(1, 2)).double() for x in (values, scores.mask))
+            columns.append(torch.stack([total, count], dim=-1))
+    return torch.stack(columns, dim=1)
+
+
 def evaluate_perplexity(
     model: LMModel,
     clips: ClipSet,
@@ -140,16 +174,18 @@ def evaluate_perplexity(
     if not len(clips):
         raise EvaluationError("the evaluation set holds no clips, so there is no perplexity")
     # One row per clip, filled by the rank that scored it; the other ranks add exact zeros.
-    table = torch.zeros(len(clips), len(component_names(model.dep_q)) + 1, 2, dtype=torch.float64)
+    table = torch.zeros(0)
     steps = math.ceil(len(clips) / (batch_size * world_size))
     with undisturbed(model):
         for step, batch in enumerate(clips.batches(batch_size, rank, world_size)):
             codes = batch.codes.to(model.device)
             scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)
+            rows = torch.cat([clip_sums(model, codes, scores), position_sums(scores)], dim=1).cpu()
+            if step == 0:
+                table = torch.zeros(len(clips), *rows.shape[1:], dtype=torch.float64)
             start = (step * world_size + rank) * batch_size
             if start < len(clips):
-                table[start : start + len(codes), :-1] = clip_sums(model, codes, scores).cpu()
-                table[start : start + len(codes), -1, 0] = scores.mask[:, 1].sum(dim=1).cpu()
+                table[start : start + len(rows)] = rows
             if progress is not None:
                 progress(step + 1, steps)
     if world_size > 1:
@@ -167,7 +203,7 @@ def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexit
         if tokens:
             # fsum is exact, so neither the order of clips nor the number of ranks matters.
             components[name] = Component(tokens, math.fsum(sums) / tokens, bootstrap_ratio(sums, counts))
-    seconds = float(table[:, -1, 0].sum()) / FRAME_RATE
+    seconds = float(table[:, names.index("semantic"), 1].sum()) / FRAME_RATE
     if "audio" not in components:
         raise EvaluationError(
             "the evaluation set holds no audio token of Moshi's own stream, so there is no perplexity"
@@ -175,7 +211,21 @@ def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexit
     audio_nats = math.fsum(table[:, names.index("audio"), 0])
     samples = [_sample(name, names, row) for name, row in zip((clip.id for clip in clips.clips), table, strict=True)]
     bits = audio_nats / math.log(2) / seconds
-    return Perplexity(components, bits, seconds, len(table), clips.fingerprint, samples)
+    positions = _positions(table[:, len(names) :])
+    return Perplexity(components, bits, seconds, len(table), clips.fingerprint, positions, samples)
+
+
+def _positions(table: np.ndarray) -> dict[str, list[Bin]]:
+    """The bins of every group from their sums and counts [N, groups * bins, 2]."""
+    count = table.shape[1] // len(GROUPS)
+    edges = [0, *(FIRST_BIN * 2**i for i in range(count))]
+    found: dict[str, list[Bin]] = {}
+    for i, (group, (start, stop)) in enumerate(product(GROUPS, pairwise(edges))):
+        sums, counts = table[:, i, 0], table[:, i, 1]
+        if tokens := int(counts.sum()):
+            bin = Bin(start, stop, tokens, math.fsum(sums) / tokens, bootstrap_ratio(sums, counts))
+            found.setdefault(group, []).append(bin)
+    return found
 
 
 def _sample(clip: str, names: list[str], row: np.ndarray) -> dict[str, Any]:
@@ -200,5 +250,8 @@ def as_task(result: Perplexity) -> dict[str, Any]:
         "components": {
             name: {"nll": c.nll, "ci95": list(c.ci95), "ppl": c.ppl, "tokens": c.tokens}
             for name, c in result.components.items()
+        },
+        "positions": {
+            group: [asdict(b) | {"ci95": list(b.ci95)} for b in bins] for group, bins in result.positions.items()
         },
     }

@@ -79,8 +79,8 @@ def _bars(axes: Axes, labels: Sequence[str], entries: Sequence[dict[str, Any]], 
 
 
 def components(task: dict[str, Any]) -> Figure:
-    """NLL of every kind of token."""
-    figure, (axes,) = _axes()
+    """NLL of every kind of token, and by the position in the clip."""
+    figure, (axes, curve) = _axes(3.8, 2)
     entries = {n: c for n, c in task["components"].items() if n not in ("text", "acoustic", "audio")}
     colours = [GREEN if n.startswith("text") else ORANGE if n == "semantic" else BLUE for n in entries]
     _bars(
@@ -90,6 +90,12 @@ def components(task: dict[str, Any]) -> Figure:
         colours,
     )
     axes.set_ylabel("NLL (nats per token)")
+    for group, bins in task["positions"].items():
+        points = [{"value": b["nll"], "ci95": b["ci95"]} for b in bins]
+        _curve(curve, [(b["start"] + b["stop"]) / 2 for b in bins], points, group, COLOURS[group])
+    curve.set_xscale("log", base=2)
+    curve.set_xlabel("frames since the start of the clip")
+    curve.legend(frameon=False, fontsize=8)
     return figure
 
 
