@@ -47,7 +47,7 @@ def scan(
     Args:
         frames: T of them, a multiple of K.
         weights: fast weights and slow biases of every stream; gradients flow to both.
-        policy: what is kept for the backward pass, "rebuild" (factors: 11f numbers a frame and head for the MLP, 3f
+        policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 3f
             for the linear network) or "checkpoint" (some weights).
 
     Raises:
@@ -157,6 +157,7 @@ class _Scan(torch.autograd.Function):
                 keep = [t[n % len(t), heads] for t in factors]
                 out[heads, n * plan.K : (n + 1) * plan.K] = step.forward(now, batch, keep)
         if training:
+            ctx.set_materialize_grads(False)
             ctx.plan = plan
             ctx.num_weights = len(weights)
             ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *(after + factors if plan.rebuild else kept))
@@ -164,17 +165,21 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, *d_after: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors
         inputs, ends, factors = saved[:7], saved[7 : 7 + ctx.num_weights], saved[7 + ctx.num_weights :]
         q, k, target, lam, gamma, beta, tau = inputs
         step = _step(list(ends))
         recomputed = [] if plan.rebuild else _room(step, [w[0] for w in ends], plan.group, len(q), plan.K)
-        d_weights = [d.clone(memory_format=torch.contiguous_format) for d in d_after]
-        if not plan.bias:  # the biases after the scan are the ones before it: not results of it
-            for d in d_weights[1::2]:
-                d.zero_()
+        # Biases that are not updated come out as they went in: what follows the scan is no part of their gradient here.
+        used = [d if plan.bias or n % 2 == 0 else None for n, d in enumerate(d_after)]
+        d_weights = [
+            w.new_zeros(gamma.shape[0], *w.shape[-2:]) if d is None else d.clone(memory_format=torch.contiguous_format)
+            for w, d in zip(ends, used, strict=True)
+        ]
+        if d_out is None:
+            d_out = torch.zeros_like(q)
         dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
         d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
