@@ -117,6 +117,22 @@ class WandbArgs:
 
 
 @dataclass
+class LongArgs:
+    """Training on recordings longer than a clip, with memory carried from clip to clip."""
+
+    stateful: bool = False
+    """whether each batch row walks through one recording in consecutive clips, carrying attention and memory along"""
+    backprop_clips: int = 1
+    """consecutive clips of one optimizer step, through which gradients flow; needs `train.stateful` beyond 1"""
+    context_frames: Optional[int] = None
+    """attention window in frames (12.5 a second), during training and in the checkpoint; null keeps the base model's"""
+    clip_schedule: Optional[str] = None
+    """clip lengths by step, as "0:10,500:30,2000:100" (from step 500 on, clips of 30 s); null keeps `duration_sec`"""
+    random_phase: bool = False
+    """whether a recording may begin at any place of an inner mini-batch, as it may in a shared stream"""
+
+
+@dataclass
 class CheckpointArgs:
     """Resuming and starting from checkpoints."""
 
@@ -159,6 +175,7 @@ class TrainArgs:
     ttt: TTTArgs = field(default_factory=TTTArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
+    train: LongArgs = field(default_factory=LongArgs)
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     wandb: WandbArgs = field(default_factory=WandbArgs)
     paper_metrics: PaperMetricsArgs = field(default_factory=PaperMetricsArgs)
@@ -219,6 +236,7 @@ def validate(args: TrainArgs) -> None:
         "lora.scaling": args.lora.scaling,
         "ttt.mini_batch_size": args.ttt.mini_batch_size,
         "ttt.base_lr": args.ttt.base_lr,
+        "train.backprop_clips": args.train.backprop_clips,
     }
     for key, value in positive.items():
         _require(value > 0, f"`{key}` must be greater than 0, got {value}")
@@ -241,6 +259,19 @@ def validate(args: TrainArgs) -> None:
         not (args.full_finetuning and args.save_adapters),
         "`full_finetuning: true` changes the base weights, so `save_adapters` must be false",
     )
+    _require(
+        args.train.stateful or args.train.backprop_clips == 1,
+        "`train.backprop_clips` beyond 1 needs `train.stateful: true`: other clips have nothing to do with one another",
+    )
+    _require(
+        args.train.stateful or not args.train.random_phase,
+        "`train.random_phase` needs `train.stateful: true`: clips on their own begin at the start of a mini-batch",
+    )
+    _require(
+        args.train.context_frames is None or args.train.context_frames >= 2,
+        f"`train.context_frames` must be at least 2 or null, got {args.train.context_frames}",
+    )
+    clip_stages(args)
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
     _require(
         not args.paper_metrics.enable or bool(args.paper_metrics.data_root),
@@ -259,6 +290,28 @@ def validate(args: TrainArgs) -> None:
         args.checkpoint.resume_step >= -1,
         f"`checkpoint.resume_step` is a step, or -1 for the newest valid one, got {args.checkpoint.resume_step}",
     )
+
+
+def clip_stages(args: TrainArgs) -> list[tuple[int, float]]:
+    """Stages of the run as (first step, clip length in seconds), from step 0 on.
+
+    Raises:
+        ConfigError: `train.clip_schedule` is not `0:SECONDS,STEP:SECONDS,...` with ascending steps.
+    """
+    if args.train.clip_schedule is None:
+        return [(0, args.duration_sec)]
+    try:
+        pairs = [part.split(":") for part in args.train.clip_schedule.split(",")]
+        stages = [(int(step), float(seconds)) for step, seconds in pairs]
+    except ValueError:
+        stages = []
+    steps = [step for step, _ in stages]
+    _require(
+        bool(stages) and steps[0] == 0 and steps == sorted(set(steps)) and all(seconds > 0 for _, seconds in stages),
+        "`train.clip_schedule` reads `0:SECONDS,STEP:SECONDS,...` with ascending steps, "
+        f"got {args.train.clip_schedule!r}",
+    )
+    return stages
 
 
 def _require(condition: bool, message: str) -> None:
@@ -281,7 +334,7 @@ def to_dict(args: TrainArgs) -> dict[str, Any]:
     return values
 
 
-def known_keys(cls: type = TrainArgs, prefix: str = "") -> list[str]:
+def known_keys(cls: Any = TrainArgs, prefix: str = "") -> list[str]:
     """Dotted names of every key, sections included: `["run_dir", "data", "data.train_data", ...]`."""
     keys = []
     for name, kind in _field_types(cls).items():

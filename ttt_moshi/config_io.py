@@ -104,8 +104,8 @@ def describe_unknown(kind: str, name: str, known: Sequence[str]) -> str:
     nearest = get_close_matches(name, known, n=1, cutoff=0.5)
     # A key named without its section ("lr") is nearest to the key that ends with it ("optim.lr").
     same_ending = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1].lstrip("-")]
-    hint = (same_ending or nearest or [None])[0]
-    return f"unknown {kind} `{name}`" + (f"; did you mean `{hint}`?" if hint else "")
+    hints = same_ending or nearest
+    return f"unknown {kind} `{name}`" + (f"; did you mean `{hints[0]}`?" if hints else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ RUN = ("--max_steps", "9", "--ckpt_freq", "2", "--num_ckpt_keep", "2")
 
 def after_steps(run: Any, steps: int, wait: float) -> Callable[[], bool]:
     def reached() -> bool:
-        if len(run.records) < steps:
+        if len(run.records) < steps or not run.store.steps():
             return False
         time.sleep(wait)
         return True

@@ -118,12 +118,13 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
         console.print(f"{path}: no checkpoints")
         return False
     table = Table(title=str(root), title_justify="left")
-    for column in ("checkpoint", "kind", "size", "loss", "trained tensors", "dtype", "gate |tanh α|", "state"):
-        table.add_column(column)
+    for column in ("step", "kind", "size", "loss", "trained tensors / elements", "dtype", "gate |tanh α|", "state"):
+        table.add_column(column, overflow="fold")
     rows = [_row(folder, full) for folder in folders]
     for cells, _ in rows:
         table.add_row(*cells)
     console.print(table)
+    console.print("the prefix gate matters, and learns, only where recordings begin with given frames (prefix_sec)")
     newest = store.newest_valid()
     if newest is not None:
         console.print(f"can be resumed: {store.path(newest).name} is the newest valid one")
@@ -137,14 +138,14 @@ def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
-        return [folder.name, "", "", "", "", "", "", f"[red]{error}[/]"], False
+        return [_step(folder), "", "", "", "", "", "", f"[red]{error}[/]"], False
     parameters = {k.removeprefix("param/"): v for k, v in manifest["tensors"].items() if k.startswith("param/")}
     elements = sum(math.prod(tensor["shape"]) for tensor in parameters.values())
     size = sum(file["size"] for file in manifest["files"].values())
     loss = manifest["metrics"].get("loss")
     state = ("every byte verified" if full else "complete") if report.ok else f"[red]{report.problems[0]}[/]"
     cells = [
-        folder.name,
+        _step(folder),
         manifest["kind"],
         f"{size / 2**20:.1f} MiB",
         "" if loss is None else f"{loss:.4f}",
@@ -174,3 +175,7 @@ def _gates(folder: Path, manifest: dict[str, Any]) -> str:
         return "no TTT"
     mean = {direction: sum(values) / len(values) for direction, values in means.items()}
     return f"{mean['forward']:.4f} (prefix {mean['backward']:.4f})"
+
+
+def _step(folder: Path) -> str:
+    return str(int(folder.name.rsplit("_", 1)[-1]))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ttt_moshi.checkpoint import Export, iter_tensors
-from ttt_moshi.config import ConfigError, TrainArgs
-from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, names_sound
+from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
+from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
 from ttt_moshi.moshi import (
     TTTMoshi,
     build_model,
@@ -27,11 +30,17 @@ from ttt_moshi.moshi import (
     load_initial_weights,
     parameter_role,
     resolve_model,
+    set_context,
     shard,
 )
+from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
 from ttt_moshi.training.distributed import World
+from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
 from ttt_moshi.training.optimizer import build_optimizer
+
+FRAME_RATE = 12.5
+ENCODING_REPORT_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +52,34 @@ class Parts:
     Args:
         model: sharded, in training mode as built.
         optimizer: AdamW with its moments present.
-        loader: training clips.
+        stages: training clips, stage by stage.
+        layout: which of them this rank reads.
+        feed: how they are put to the model, with whatever is carried between steps.
         eval_set: evaluation clips, or None.
-        has_prefix: whether some recording begins with given frames.
         documents: JSON files of every checkpoint, by path inside of it.
         exports: makes the export table of `CheckpointStore.save`.
     """
 
     model: TTTMoshi
     optimizer: torch.optim.AdamW
-    loader: ClipLoader
+    stages: list[Stage]
+    layout: Layout
+    feed: Feed
     eval_set: EvalSet | None
-    has_prefix: bool
     documents: dict[str, dict[str, Any]]
     exports: Callable[[], dict[str, dict[str, Export]]]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Identity of the clips of all stages."""
+        return blake3(" ".join(f"{s.first_step} {s.loader.fingerprint}" for s in self.stages).encode()).hexdigest()
+
+    @property
+    def carried_rows(self) -> list[int] | None:
+        """Micro-batches, and rows of each over all ranks, if recordings are carried between steps; else None."""
+        if isinstance(self.feed, IndependentClips):
+            return None
+        return [self.layout.micro_batches, self.layout.world_size * self.layout.batch_size]
 
 
 def assemble(args: TrainArgs, world: World) -> Parts:
@@ -76,14 +99,16 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         codec = Codec(info.get_mimi(device=world.device), info.mimi_config)
         tokenizer = info.get_text_tokenizer()
 
-    def corpus(spec: str) -> Corpus:
-        return Corpus(spec, codec, tokenizer, args.duration_sec, args.data.code_cache_dir, alphabet=alphabet)
+    def corpus(spec: str, seconds: float) -> Corpus:
+        return Corpus(spec, codec, tokenizer, seconds, args.data.code_cache_dir, alphabet=alphabet)
 
-    train = corpus(args.data.train_data)
-    evaluation = corpus(args.data.eval_data) if args.do_eval else None
-    for part in (train, evaluation):
+    lengths = clip_stages(args)
+    train = [corpus(args.data.train_data, seconds) for _, seconds in lengths]
+    evaluation = corpus(args.data.eval_data, args.duration_sec) if args.do_eval else None
+    # Codes belong to whole recordings, so one pass serves every clip length.
+    for part in (train[0], evaluation):
         if part is not None:
-            part.encode_all(world.rank, world.size)
+            _encode(part, world)
     world.barrier()
 
     dtype = getattr(torch, args.param_dtype)
@@ -103,19 +128,46 @@ def assemble(args: TrainArgs, world: World) -> Parts:
     logger.info("mode %s: training %s of %s", model.mode, counts.total_trainable, counts.total)
     if args.checkpoint.init_state_dir is not None:
         _load_start(model, Path(args.checkpoint.init_state_dir))
+    if args.train.context_frames is not None:
+        set_context(model, args.train.context_frames)
     shard(model, world.mesh, dtype)
 
-    kind = "adapters" if args.save_adapters else "full"
+    layout = Layout(world.rank, world.size, args.batch_size, args.num_microbatches, args.train.backprop_clips)
+    has_prefix = any(recording.prefix_frames for recording in train[0].recordings)
+    feed: Feed = IndependentClips(has_prefix)
+    if args.train.stateful:
+        feed = CarriedClips(model, layout, dtype, has_prefix, args.train.random_phase, args.seed)
+
+    def loader(part: Corpus) -> ClipLoader | StreamLoader:
+        if args.train.stateful:
+            return StreamLoader(part, rows=layout.rows, seed=args.seed, shuffle=args.data.shuffle)
+        return ClipLoader(part, seed=args.seed, shuffle=args.data.shuffle)
+
+    kind: Kind = "adapters" if args.save_adapters else "full"
     documents = export_documents(model, info, describe_base(args.moshi_paths, info), kind)
     return Parts(
         model=model,
         optimizer=build_optimizer(model, args.optim, parameter_role, decays),
-        loader=ClipLoader(train, seed=args.seed, shuffle=args.data.shuffle),
+        stages=[Stage(step, loader(part)) for (step, _), part in zip(lengths, train, strict=True)],
+        layout=layout,
+        feed=feed,
         eval_set=EvalSet(evaluation) if evaluation is not None else None,
-        has_prefix=any(recording.prefix_frames for recording in train.recordings),
         documents={f"consolidated/{name}": document for name, document in documents.items()},
         exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
     )
+
+
+def _encode(corpus: Corpus, world: World) -> None:
+    """Makes the codes that the cache lacks, so that no step waits for the codec."""
+    last_said = time.monotonic()
+
+    def say(recording: str, done: int, total: int) -> None:
+        nonlocal last_said
+        if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
+            last_said = time.monotonic()
+            logger.info("encoding speech: %d of %d seconds (%s)", done / FRAME_RATE, total / FRAME_RATE, recording)
+
+    corpus.encode_all(world.rank, world.size, say)
 
 
 def _load_start(model: TTTMoshi, folder: Path) -> None:
@@ -128,7 +180,12 @@ def _load_start(model: TTTMoshi, folder: Path) -> None:
             f"`checkpoint.init_state_dir`: {folder} has neither consolidated/lora.safetensors nor "
             "consolidated/consolidated.safetensors"
         )
-    loaded = load_initial_weights(model, dict(iter_tensors(consolidated.parent, f"consolidated/{found[0].name}")))
+    if (consolidated.parent / "manifest.json").is_file():
+        tensors = dict(iter_tensors(consolidated.parent, f"consolidated/{found[0].name}"))
+    else:
+        logger.warning("%s has no manifest (it was not made here): its content cannot be verified", consolidated.parent)
+        tensors = load_file(found[0])
+    loaded = load_initial_weights(model, tensors)
     logger.info(
         "starting from %s: %d tensors loaded, %d keep their start values",
         found[0],
@@ -137,7 +194,7 @@ def _load_start(model: TTTMoshi, folder: Path) -> None:
     )
 
 
-def _export_table(model: TTTMoshi, kind: str, dtype: torch.dtype) -> dict[str, Export]:
+def _export_table(model: TTTMoshi, kind: Kind, dtype: torch.dtype) -> dict[str, Export]:
     """Where the rows of every exported tensor come from.
 
     Trained tensors are read from what is saved, so that an export agrees with its checkpoint even though training

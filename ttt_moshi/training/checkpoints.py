@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint, read_document, read_manifest
 from ttt_moshi.config import ConfigError, TrainArgs, to_dict
@@ -21,6 +23,7 @@ from ttt_moshi.training.run_dir import git_state, redact
 logger = logging.getLogger(__name__)
 
 TRAINING_CONFIG = "consolidated/training_config.json"
+STATE = "resume/state.json"
 
 # Keys that may differ between a run and its resumption without changing what is trained or with what result.
 HARMLESS_KEYS = (
@@ -37,29 +40,44 @@ class Progress:
 
     Args:
         step: optimizer steps done.
-        cursor: clips consumed, which is the position in the endless order of clips.
+        cursor: clips consumed in this stage, which is the position in its endless order of clips.
+        clips: clips consumed in all.
         elapsed_seconds: time spent in steps, over all launches.
     """
 
     step: int = 0
     cursor: int = 0
+    clips: int = 0
     elapsed_seconds: float = 0.0
 
     def after_step(self, clips: int, seconds: float) -> Progress:
         """The progress after one more step over `clips` clips."""
-        return Progress(self.step + 1, self.cursor + clips, self.elapsed_seconds + seconds)
+        return Progress(self.step + 1, self.cursor + clips, self.clips + clips, self.elapsed_seconds + seconds)
+
+    def at_stage_start(self) -> Progress:
+        """The same progress at the first clip of a new stage."""
+        return replace(self, cursor=0)
 
 
-def save(store: CheckpointStore, parts: Parts, args: TrainArgs, progress: Progress, metrics: dict[str, float]) -> None:
+def save(
+    store: CheckpointStore,
+    parts: Parts,
+    args: TrainArgs,
+    world: World,
+    progress: Progress,
+    metrics: dict[str, float],
+) -> None:
     """Saves everything that influences the next step, and the exports that evaluation and serving read."""
     store.save(
         progress.step,
         kind="adapters" if args.save_adapters else "full",
-        tensors=optimizer_tensors(parts.model, parts.optimizer),
+        tensors=_tensors(parts, world),
         state={
             "step": progress.step,
             "cursor": progress.cursor,
-            "data_fingerprint": parts.loader.fingerprint,
+            "clips": progress.clips,
+            "data_fingerprint": parts.data_fingerprint,
+            "rows": parts.carried_rows,
             "update_counts": update_counts(parts.model, parts.optimizer),
             "schedule": {"name": "one_cycle", "max_steps": args.max_steps, "pct_start": args.optim.pct_start},
         },
@@ -97,11 +115,12 @@ def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) 
     if candidate is not None:
         path = store.path(candidate)
         _compare_configs(read_document(path, TRAINING_CONFIG), to_dict(args), path)
-    loaded = store.load(wanted, tensors=optimizer_tensors(parts.model, parts.optimizer))
+        _compare_rows(read_document(path, STATE), parts)
+    loaded = store.load(wanted, tensors=_tensors(parts, world))
     for path, reason in loaded.skipped:
         logger.warning("skipped damaged checkpoint %s: %s", path, reason)
     state = loaded.state
-    if state["data_fingerprint"] != parts.loader.fingerprint:
+    if state["data_fingerprint"] != parts.data_fingerprint:
         raise ConfigError(
             "the training data, tokenizer, codec or clip length differ from those of the checkpoint, so the run cannot "
             f"continue exactly. Use the same data, or start a new run with --checkpoint.init_state_dir {loaded.path}"
@@ -120,7 +139,22 @@ def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) 
     reason = f"named by resume_step {wanted}" if wanted != -1 else "the newest valid checkpoint"
     logger.info("resuming at step %d from %s (%s)", state["step"], loaded.path, reason)
     elapsed = read_manifest(loaded.path)["info"]["elapsed_seconds"]
-    return Progress(state["step"], state["cursor"], elapsed)
+    return Progress(state["step"], state["cursor"], state["clips"], elapsed)
+
+
+def _tensors(parts: Parts, world: World) -> dict[str, Tensor]:
+    """Every live tensor that the next step depends on."""
+    return {**optimizer_tensors(parts.model, parts.optimizer), **parts.feed.tensors(world.mesh)}
+
+
+def _compare_rows(saved: dict[str, Any], parts: Parts) -> None:
+    """Refuses to continue carried recordings with another number of rows: they would have to be dropped or begun."""
+    before, now = saved["state"]["rows"], parts.carried_rows
+    if before != now:
+        raise ConfigError(
+            f"the checkpoint carries the recordings of {before} (micro-batches, rows each) and this run has {now}: "
+            "keep num_microbatches, and the product of batch_size and the number of processes"
+        )
 
 
 def _compare_configs(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:

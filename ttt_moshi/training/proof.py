@@ -80,7 +80,7 @@ def round_trip(material: Material, folder: Path) -> tuple[Finding, TensorCounts]
         expected = digests(tensors)
         with CheckpointStore(folder / "round_trip" / "checkpoints") as store:
             store.open()
-            checkpoints.save(store, parts, args, checkpoints.Progress(7, 1234, 5.0), {})
+            checkpoints.save(store, parts, args, world, checkpoints.Progress(7, 1234, 1234), {})
             store.wait()
         model_counts = count_tensors(parts.model)
     elsewhere = tiny_args(material, folder / "round_trip", seed=1, checkpoint=CheckpointArgs(resume=True))

@@ -14,12 +14,13 @@ import torch
 
 from ttt_moshi.checkpoint import CheckpointStore, Retention
 from ttt_moshi.config import TrainArgs
-from ttt_moshi.data import Batch, ClipLoader
+from ttt_moshi.data import Batch
 from ttt_moshi.errors import UserError
 from ttt_moshi.training import checkpoints, random_state
 from ttt_moshi.training.assemble import Parts, assemble
 from ttt_moshi.training.distributed import World, join_world
 from ttt_moshi.training.evaluate import evaluate
+from ttt_moshi.training.feed import stage_at
 from ttt_moshi.training.optimizer import set_learning_rate
 from ttt_moshi.training.run_dir import RunDir, check_free, claim, record_launch
 from ttt_moshi.training.schedule import one_cycle
@@ -145,26 +146,32 @@ def _loop(
     parts.model.train()
     while progress.step < args.max_steps and not stopping:
         began = time.perf_counter()
-        batches = _micro_batches(parts.loader, args, world, progress.cursor)
+        stage = stage_at(parts.stages, progress.step)
+        if stage.first_step == progress.step:
+            progress = progress.at_stage_start()
+            parts.feed.restart(parts.model)
+        work = parts.layout.read(stage.loader, progress.cursor)
         rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
         store.wait_staged()
-        result = train_step(parts.model, parts.optimizer, batches, world, weights, args.max_norm, bool(request))
+        result = train_step(
+            parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm, bool(request)
+        )
         if not result.finite:
             raise _stop_at_non_finite(result, args, world, parts, store, progress, saved_step)
-        clips = range(progress.cursor, progress.cursor + clips_per_step(args, world))
-        clip_ids = [parts.loader.clip(position).id for position in clips]
+        positions = range(progress.cursor, progress.cursor + parts.layout.clips)
+        clip_ids = [stage.loader.clip(position).id for position in positions]
         seconds = time.perf_counter() - began
-        progress = progress.after_step(len(clips), seconds)
+        progress = progress.after_step(parts.layout.clips, seconds)
         stopping = result.stop
 
-        sinks.train(_record(progress, result, rates, batches, clip_ids, seconds, world))
+        sinks.train(_record(progress, result, rates, work, clip_ids, seconds, world))
         last = progress.step == args.max_steps
         if args.do_eval and (last or (args.eval_freq and progress.step % args.eval_freq == 0)):
             sinks.eval({"step": progress.step, **evaluate(parts, args, world)})
         if args.do_ckpt:
             store.poll()
             if last or stopping or (args.ckpt_freq and progress.step % args.ckpt_freq == 0):
-                checkpoints.save(store, parts, args, progress, {"loss": result.metrics["loss"]})
+                checkpoints.save(store, parts, args, world, progress, {"loss": result.metrics["loss"]})
                 saved_step = progress.step
     saved = store.wait() if args.do_ckpt else None
     if saved is not None:
@@ -178,41 +185,28 @@ def _loop(
     )
 
 
-def clips_per_step(args: TrainArgs, world: World) -> int:
-    """Clips that one optimizer step sees over all ranks."""
-    return world.size * args.batch_size * args.num_microbatches
-
-
-def _micro_batches(loader: ClipLoader, args: TrainArgs, world: World, cursor: int) -> list[Batch]:
-    """This rank's clips of one step: for each micro-batch its part of `world.size * batch_size` consecutive clips."""
-    stride = world.size * args.batch_size
-    return [
-        loader.batch(cursor + micro * stride + world.rank * args.batch_size, args.batch_size)
-        for micro in range(args.num_microbatches)
-    ]
-
-
 def _record(
     progress: checkpoints.Progress,
     result: StepResult,
     rates: dict[str, float],
-    batches: list[Batch],
+    work: list[list[Batch]],
     clip_ids: list[str],
     seconds: float,
     world: World,
 ) -> dict[str, Any]:
     """One line of metrics. Everything outside of `timing` is equal whenever the run is repeated or resumed."""
+    heard = world.size * sum(int(batch.valid_frames.sum()) for clips in work for batch in clips)
     memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None
     return {
         "step": progress.step,
         **result.metrics,
         "lr": rates,
         "sample_ids": digest(clip_ids),
-        "clips": progress.cursor,
+        "clips": progress.clips,
         "predicted_tokens": result.tokens,
         "timing": {
             "step_seconds": seconds,
-            "audio_frames_per_second": world.size * sum(int(b.valid_frames.sum()) for b in batches) / seconds,
+            "audio_frames_per_second": heard / seconds,
             "elapsed_seconds": progress.elapsed_seconds,
             **({"max_memory_bytes": memory} if memory is not None else {}),
         },
@@ -232,11 +226,11 @@ def _stop_at_non_finite(
     where = "no checkpoint was saved (do_ckpt is false)"
     if args.do_ckpt:
         if progress.step > 0 and progress.step not in store.steps():
-            checkpoints.save(store, parts, args, progress, {})
+            checkpoints.save(store, parts, args, world, progress, {})
         store.wait()
         where = f"the state before it is saved at step {progress.step}" if progress.step else "nothing was trained yet"
     bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "grad_norm")}
     return NonFiniteLossError(
         f"step {progress.step + 1} is not finite ({bad}); {where}. Lower optim.lr or ttt.base_lr, or look at the clips "
-        f"at positions {progress.cursor} to {progress.cursor + clips_per_step(args, world) - 1}"
+        f"at positions {progress.cursor} to {progress.cursor + parts.layout.clips - 1}"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ttt_moshi.data import Batch
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.training import loss as objective
 from ttt_moshi.training.distributed import World
+from ttt_moshi.training.feed import Feed
 from ttt_moshi.training.loss import LossWeights
 from ttt_moshi.training.optimizer import clip_gradients
 
@@ -47,44 +50,47 @@ def loss_weights(model: TTTMoshi, args: TrainArgs) -> LossWeights:
 def train_step(
     model: TTTMoshi,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    feed: Feed,
+    work: Sequence[Sequence[Batch]],
     world: World,
     weights: LossWeights,
     max_norm: float,
     stop_requested: bool,
 ) -> StepResult:
-    """Runs forward and backward over `batches` and updates the parameters once.
+    """Runs forward and backward over every micro-batch and updates the parameters once.
 
     The two collectives of a step carry everything the ranks must agree on: the first the loss denominators, the
     second the measured sums and whether anyone was asked to stop.
+
+    Args:
+        work: for each micro-batch its clips, one after another.
     """
     device, size = world.device, world.size
-    inputs = []
-    for batch in batches:
-        codes = batch.codes.to(device)
-        prefix = None if batch.prefix_lengths is None else batch.prefix_lengths.to(device)
-        mask = objective.target_mask(codes, model.delays, model.dep_q, prefix)
-        inputs.append((codes, prefix, mask, objective.target_weights(codes, mask, weights)))
-
+    targets = [feed.targets(model, micro, clips, device) for micro, clips in enumerate(work)]
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     counts = torch.zeros(2 + model.dep_q, dtype=torch.float64, device=device)
-    for codes, _, mask, target in inputs:
-        totals += torch.stack([target[:, 0].double().sum(), target[:, 1:].double().sum()])
-        counts += objective.component_sums(mask.float(), codes, weights)
-    # A rank or a step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
+    for target in chain.from_iterable(targets):
+        weight = objective.target_weights(target.codes, target.mask, weights)
+        totals += torch.stack([weight[:, 0].double().sum(), weight[:, 1:].double().sum()])
+        counts += objective.component_sums(target.mask.float(), target.codes, weights)
+    # A step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
     text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
 
     sums = torch.zeros(len(counts) + 3, dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
-    for codes, prefix, mask, target in inputs:
-        output = model(codes, prefix_lengths=prefix)
-        nll = objective.nll_per_token(output.text_logits, output.logits, codes, mask)
-        share = objective.objective(nll, target, text_total, audio_total)
+    for micro, clips in enumerate(work):
+        share = torch.zeros((), device=device)
+        for batch, target in zip(clips, targets[micro], strict=True):
+            text_logits, audio_logits = feed.predict(model, micro, batch, device)
+            nll = objective.nll_per_token(text_logits, audio_logits, target.codes, target.mask)
+            weight = objective.target_weights(target.codes, target.mask, weights)
+            share = share + objective.objective(nll, weight, text_total, audio_total)
+            weighted = (nll.detach() * weight).double()
+            sums[:-3] += objective.component_sums(nll.detach(), target.codes, weights)
+            sums[-3:-1] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
         # Sharded gradients are averaged over the ranks; the objective is a sum over them.
         (share * size).backward()
-        weighted = (nll.detach() * target).double()
-        sums[:-3] += objective.component_sums(nll.detach(), codes, weights)
-        sums[-3:-1] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
+    feed.end_step()
     sums[-1] = float(stop_requested)
     merged = world.sum(torch.cat([sums, counts]))
     sums, counts = merged[: len(sums)], merged[len(sums) :]
@@ -93,20 +99,20 @@ def train_step(
     measured = torch.cat([sums, torch.stack([n.double() for n in norms.values()])]).tolist()
     text_loss, audio_loss = measured[len(counts)] / text_total.item(), measured[len(counts) + 1] / audio_total.item()
     grad_norms = dict(zip(norms, measured[len(sums) :], strict=True))
-    finite = all(torch.isfinite(torch.tensor([text_loss, audio_loss, *grad_norms.values()])).tolist())
+    finite = all(math.isfinite(value) for value in (text_loss, audio_loss, *grad_norms.values()))
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
     names = objective.component_names(model.dep_q)
     # A component without a single target has no loss; 0.0 would be a lie.
-    nll = {n: s / c for n, s, c in zip(names, measured[: len(counts)], counts.tolist(), strict=True) if c > 0}
+    losses = {n: s / c for n, s, c in zip(names, measured[: len(counts)], counts.tolist(), strict=True) if c > 0}
     return StepResult(
         metrics={
             "loss": text_loss + audio_loss,
             "text_loss": text_loss,
             "audio_loss": audio_loss,
-            "nll": nll,
+            "nll": losses,
             "grad_norm": grad_norms,
         },
         finite=finite,

@@ -1,0 +1,172 @@
+"""Recordings read clip by clip with everything carried along."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from ttt_moshi.config import ConfigError, DataArgs, LongArgs, ModelPaths, OptimArgs, TrainArgs, TTTArgs
+from ttt_moshi.training import loss as objective
+from ttt_moshi.training.assemble import Parts, assemble
+from ttt_moshi.training.distributed import World, join_world
+from ttt_moshi.training.step import loss_weights, train_step
+
+if TYPE_CHECKING:
+    from ttt_moshi.data.speech import Material
+
+RUN = (
+    "--max_steps", "8", "--ckpt_freq", "3", "--train.stateful", "true", "--train.backprop_clips", "2",
+    "--train.random_phase", "true", "--train.context_frames", "16",
+)  # fmt: skip
+
+
+def stateful_args(material: Material, folder: Path, clips: int, **train: Any) -> TrainArgs:
+    return TrainArgs(
+        run_dir=str(folder),
+        data=DataArgs(train_data=str(material.train_data)),
+        moshi_paths=ModelPaths(hf_repo_id=str(material.base_model)),
+        ttt=TTTArgs(enable=True, layers="all", mini_batch_size=8),
+        optim=OptimArgs(lr=1e-3),
+        train=LongArgs(stateful=True, backprop_clips=clips, context_frames=16, **train),
+        duration_sec=0.8,
+        batch_size=1,
+        param_dtype="float32",
+        gradient_checkpointing=False,
+    )
+
+
+@contextmanager
+def assembled(args: TrainArgs) -> Iterator[tuple[Parts, World]]:
+    with join_world() as world:
+        yield assemble(args, world), world
+
+
+def open_gates(parts: Parts) -> None:
+    """Trained layers write to their output; fresh ones do not, and would hide every error."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            if name.endswith("wo.weight"):
+                local = parameter.to_local()
+                local.copy_(torch.randn(local.shape, generator=generator) * 0.1)
+
+
+def test_clips_with_gradients_between_them_equal_one_long_forward(tiny_material: Material, tmp_path: Path) -> None:
+    clips = 6
+    args = stateful_args(tiny_material, tmp_path, clips)
+    with assembled(args) as (parts, world):
+        open_gates(parts)
+        work = parts.layout.read(parts.stages[0].loader, 0)
+        whole = torch.cat([batch.codes for batch in work[0]], dim=2)
+        assert [bool(batch.starts) for batch in work[0]] == [True] + [False] * (clips - 1)
+        weights = loss_weights(parts.model, args)
+        mask = objective.target_mask(whole, parts.model.delays, parts.model.dep_q)
+        weight = objective.target_weights(whole, mask, weights)
+        output = parts.model(whole)
+        nll = objective.nll_per_token(output.text_logits, output.logits, whole, mask)
+        expected = objective.objective(nll, weight, weight[:, 0].sum(), weight[:, 1:].sum())
+        expected.backward()
+        gradients = {n: p.grad.full_tensor() for n, p in parts.model.named_parameters() if p.grad is not None}
+        norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
+        parts.optimizer.zero_grad(set_to_none=True)
+
+        seen: dict[str, torch.Tensor] = {}
+        step = parts.optimizer.step
+        parts.optimizer.step = lambda: seen.update(  # type: ignore[method-assign,assignment]
+            {n: p.grad.full_tensor().clone() for n, p in parts.model.named_parameters() if p.grad is not None}
+        )
+        result = train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1e9, False)
+        parts.optimizer.step = step  # type: ignore[method-assign]
+    assert result.metrics["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert set(seen) == set(gradients)
+    for name, gradient in seen.items():
+        assert float((gradient - gradients[name]).norm()) <= 1e-3 * norms[name] + 1e-7, name
+
+
+def test_what_was_heard_before_matters_and_a_new_recording_forgets_it(tiny_material: Material, tmp_path: Path) -> None:
+    args = stateful_args(tiny_material, tmp_path, 1)
+    with assembled(args) as (parts, world):
+        open_gates(parts)
+        loader, device = parts.stages[0].loader, world.device
+        first, second = (parts.layout.read(loader, cursor)[0][0] for cursor in (0, 1))
+        with torch.no_grad():
+            parts.feed.predict(parts.model, 0, first, device)
+            after_first = parts.feed.predict(parts.model, 0, second, device)[0]
+            parts.feed.restart(parts.model)
+            alone = parts.feed.predict(parts.model, 0, second, device)[0]
+            assert not torch.allclose(after_first, alone, atol=1e-4)
+            parts.feed.restart(parts.model)
+            fresh = parts.feed.predict(parts.model, 0, first, device)[0]
+            again = parts.feed.predict(parts.model, 0, first, device)[0]
+        assert torch.equal(fresh, again)
+
+
+def test_cost_does_not_grow_with_the_recording(tiny_material: Material, tmp_path: Path) -> None:
+    args = stateful_args(tiny_material, tmp_path, 1)
+
+    def live_bytes() -> int:
+        gc.collect()
+        return sum(t.numel() * t.element_size() for t in gc.get_objects() if type(t) is torch.Tensor)
+
+    with assembled(args) as (parts, world):
+        weights = loss_weights(parts.model, args)
+        sizes, carried = [], []
+        for cursor in range(40):
+            work = parts.layout.read(parts.stages[0].loader, cursor)
+            train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1.0, False)
+            del work
+            if cursor >= 10:
+                sizes.append(live_bytes())
+                carried.append({name: tuple(t.shape) for name, t in parts.feed.tensors(world.mesh).items()})
+    assert max(sizes) <= 1.01 * min(sizes)
+    assert all(shapes == carried[0] for shapes in carried)
+
+
+def test_killed_in_mid_recording_ends_bit_identical(launch: Callable[..., Any]) -> None:
+    whole = launch("whole", *RUN)
+    whole.run()
+    killed = launch("killed", *RUN)
+    killed.run_until(lambda: bool(killed.store.steps()) and len(killed.records) >= 5, signal.SIGKILL)
+    killed.run("--checkpoint.resume", "true")
+    assert killed.state_id(8) == whole.state_id(8)
+    assert killed.timeless == whole.timeless
+
+
+def test_two_ranks_continue_what_one_carried(launch: Callable[..., Any]) -> None:
+    whole = launch("whole", *RUN)
+    whole.run()
+    moved = launch("moved", *RUN)
+    moved.run_until(lambda: bool(moved.store.steps()), signal.SIGKILL)
+    moved.run("--checkpoint.resume", "true", "--batch_size", "1", ranks=2)
+    assert [r["sample_ids"] for r in moved.records] == [r["sample_ids"] for r in whole.records]
+    assert [r["loss"] for r in moved.records] == pytest.approx([r["loss"] for r in whole.records], rel=1e-4)
+    error = moved.run("--checkpoint.resume", "true", "--batch_size", "3", "--max_steps", "9", status=2).stderr
+    assert "carries the recordings of [1, 2]" in error
+
+
+def test_a_schedule_changes_the_clip_length_and_survives_a_kill(launch: Callable[..., Any]) -> None:
+    options = ("--max_steps", "6", "--ckpt_freq", "2", "--train.clip_schedule", "0:0.8,3:1.6")
+    whole = launch("whole", *options)
+    whole.run()
+    killed = launch("killed", *options)
+    killed.run_until(lambda: bool(killed.store.steps()) and len(killed.records) >= 3, signal.SIGKILL)
+    killed.run("--checkpoint.resume", "true")
+    assert killed.state_id(6) == whole.state_id(6)
+    assert killed.timeless == whole.timeless
+    tokens = [record["predicted_tokens"] for record in whole.records]
+    assert max(tokens[:3]) < min(tokens[3:])
+    # A stage starts its own order of clips: positions count from its beginning.
+    assert [record["clips"] for record in whole.records] == [2 * step for step in range(1, 7)]
+
+
+@pytest.mark.parametrize("schedule", ["10:5", "0:5,0:6", "0:5,3:-1", "0", "0:a", ""])
+def test_a_schedule_that_cannot_be_read_is_refused(schedule: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.clip_schedule"):
+        TrainArgs(run_dir="x", train=LongArgs(clip_schedule=schedule))
