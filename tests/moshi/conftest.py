@@ -70,6 +70,12 @@ def write_base(folder: Path, **changes) -> Path:
     return folder
 
 
+@pytest.fixture
+def make_base():
+    """Writes a repository folder, which may then be changed."""
+    return write_base
+
+
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory) -> Path:
     """The tiny model's repository folder. Read-only."""

@@ -1,10 +1,17 @@
 """The model around its TTT layers: equal to the base at step 0, strictly causal, without a trace of a forward."""
 
+import copy
 import hashlib
+import json
 
 import pytest
 import torch
+from moshi.conditioners import ConditionAttributes
 from moshi.models.loaders import get_moshi_lm
+from safetensors.torch import save_file
+
+from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
+from ttt_moshi.moshi import build_model, resolve_model
 
 VARIANTS = [
     {"preset": "speech", "inner": "mlp"},
@@ -159,3 +166,32 @@ def test_gradient_checkpointing_changes_nothing(make_model, make_codes):
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 40
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_models_with_conditions(tmp_path, make_base, make_codes):
+    """As the speech-to-speech translation models have them; conditions are computed outside, in float32."""
+    lut = {"n_bins": 5, "dim": 8, "tokenizer": "noop", "possible_values": ["good", "bad"]}
+    config = {
+        **json.loads((make_base(tmp_path) / "config.json").read_text()),
+        "conditioners": {"quality": {"type": "lut", "lut": lut}},
+        "fuser": {"sum": ["quality"], "cross": [], "prepend": []},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    kwargs = resolve_model(ModelPaths(hf_repo_id=str(tmp_path))).lm_config
+    torch.manual_seed(0)
+    save_file(
+        get_moshi_lm(None, copy.deepcopy(kwargs), dtype=torch.float32).state_dict(), tmp_path / "model.safetensors"
+    )
+
+    info = resolve_model(ModelPaths(hf_repo_id=str(tmp_path)))
+    ttt, lora = TTTArgs(enable=True, layers="1"), LoraArgs(enable=True, rank=2)
+    model = build_model(info, ttt, lora, dtype=torch.float32)
+    base = get_moshi_lm(info.moshi_weights, copy.deepcopy(kwargs), dtype=torch.float32).requires_grad_(False)
+    attributes = [ConditionAttributes(text={"quality": word}, tensor={}) for word in ("good", "bad")]
+    found = []
+    with torch.no_grad():
+        for either in (base, model):
+            conditions = either.condition_provider(either.condition_provider.prepare(attributes))
+            found.append(either(make_codes(), conditions).text_logits)
+    assert same(*found) and not same(found[0][0], found[0][1])
+    assert not any(p.requires_grad for n, p in model.named_parameters() if n.startswith("condition_provider."))

@@ -54,10 +54,8 @@ def select_trainable(model: nn.Module, ttt: TTTArgs, lora: LoraArgs, full_finetu
     trained = set()
     for name, parameter in model.named_parameters():
         group = tensor_group(name)
-        if full_finetuning:
-            chosen = not name.startswith("condition_provider.")
-        else:
-            chosen = group == "ttt" or group == "lora" or (lora.enable and lora.ft_embed and name in tables)
+        adapted = group != "base" or (lora.enable and lora.ft_embed and name in tables)
+        chosen = (full_finetuning or adapted) and not name.startswith("condition_provider.")
         parameter.requires_grad_(chosen)
         if chosen:
             trained.add(group)
