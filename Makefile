@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-faults lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+
+# Every fault at every file operation of a save: about half an hour, with a tally at the end.
+test-faults: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/checkpoint -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from ttt_moshi.checkpoint.files import Files
 
 MUTATING = (
     *("mkdir", "create", "allocate", "write", "push", "truncate", "sync"),
-    *("close", "sync_folder", "rename", "remove", "rmdir", "append"),
+    *("close", "open_lock", "lock", "sync_folder", "rename", "remove", "rmdir", "append"),
 )
 READING = ("free_bytes", "open", "read_into", "read", "size", "names")
 # (step, version): a third save prunes, the fourth saves an existing step again, the last prunes once more.

@@ -58,7 +58,7 @@ def without_kernel_locks(monkeypatch):
     def refuse(*args):
         raise OSError(errno.ENOLCK, "no locks on this file system")
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 @pytest.mark.parametrize(

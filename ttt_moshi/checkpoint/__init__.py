@@ -1,7 +1,6 @@
 """Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
 
-from ttt_moshi.checkpoint.contents import iter_tensors, read_document, read_tensors
-from ttt_moshi.checkpoint.conversion import export_weights
+from ttt_moshi.checkpoint.contents import export_weights, iter_tensors, read_document, read_tensors
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export
 from ttt_moshi.checkpoint.inspection import describe, diff, list_folder

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.manifest import digest
 from ttt_moshi.checkpoint.output import Output, Stream
 from ttt_moshi.checkpoint.rows import Rows, row_count, rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES, Plan, nbytes, plan
@@ -83,16 +82,15 @@ def _rows(where: str, export: Export, saved: Mapping[str, Rows], rank: int) -> R
 def write_export(
     files: Files, folder: Path, file: ExportFile, views: Mapping[str, Tensor], read: Read, rank: int, direct: bool
 ) -> dict[str, Any]:
-    """Write this rank's rows of one file; {"parts": name -> part, "header_blake3": rank 0's}.
+    """Write this rank's rows of one file; what it wrote, name -> part of the manifest.
 
     `direct` only when this rank writes the whole file. Extra memory: one buffer, and the rows of one made tensor.
     """
     parts: dict[str, Any] = {}
-    result: dict[str, Any] = {"parts": parts}
     with Output(files, folder / file.path, file.layout.size, direct, reserve=rank == 0) as output:
         stream = Stream(output)
         if rank == 0:
-            result["header_blake3"] = stream.add_bytes(file.layout.header)
+            stream.add_bytes(file.layout.header)
         for name, entry in file.layout.entries.items():
             rows = file.rows[name]
             row_bytes = nbytes(entry.dtype, rows.shape[1:])
@@ -106,7 +104,7 @@ def write_export(
             blake = stream.add(made, file.exports[name].dtype)
             parts[name] = {"file": file.path, "rows": [rows.start, rows.stop], "bytes": [begin, end], "blake3": blake}
         stream.finish()
-    return result
+    return parts
 
 
 def _make(export: Export, rows: Rows, views: Mapping[str, Tensor], read: Read) -> Tensor:
@@ -121,14 +119,9 @@ def merge_export(file: ExportFile, results: list[dict[str, Any]]) -> dict[str, A
     """The manifest's record of one exported file, from what every rank wrote into it."""
     tensors = {}
     for name, entry in file.layout.entries.items():
-        parts = sorted((r["parts"][name] for r in results if name in r["parts"]), key=lambda part: part["rows"])
+        parts = sorted((r[name] for r in results if name in r), key=lambda part: part["rows"])
         tensors[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "parts": parts}
     return tensors
-
-
-def header_digest(layout: Plan) -> str:
-    """Digest of a file's header as the manifest records it."""
-    return digest(layout.header)
 
 
 def seconds_since(begin: float) -> float:

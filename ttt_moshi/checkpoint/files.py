@@ -1,4 +1,4 @@
-"""Every operation of this room on the file system. Nothing else in the room opens, writes, renames or deletes.
+"""Every operation of this room on local files. Nothing else in the room creates, writes, renames, deletes or locks.
 
 The fault tests replace `Files` by a subclass that counts, fails, kills or records, so a guarantee proven there holds
 for every path through the code. Each method is one operation that can be interrupted as a whole.
@@ -7,6 +7,7 @@ for every path through the code. Each method is one operation that can be interr
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -61,6 +62,14 @@ class Files:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def open_lock(self, path: Path) -> int:
+        """Open a lock file for reading and writing, making it if needed."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def lock(self, fd: int) -> None:
+        """Take the kernel's exclusive lock on an open file, or raise at once. It ends with this process."""
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename within one file system, atomically."""
@@ -117,6 +126,13 @@ def write_fully(files: Files, fd: int, data: bytes | memoryview, offset: int) ->
     while len(view):
         taken = files.write(fd, view, offset)
         view, offset = view[taken:], offset + taken
+
+
+def make_folders(files: Files, path: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
+    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        files.mkdir(missing)
+        files.sync_folder(missing.parent)
 
 
 def write_file(files: Files, path: Path, data: bytes) -> None:

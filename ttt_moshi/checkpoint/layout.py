@@ -31,21 +31,6 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_{step:06d}"
 
 
-def unhealthy_name(step: int) -> str:
-    """Folder name of a checkpoint that holds non-finite values."""
-    return f"unhealthy_{step:06d}"
-
-
-def saving_name(step: int) -> str:
-    """Folder name while a checkpoint is written."""
-    return f".saving_{step:06d}"
-
-
-def replaced_name(step: int) -> str:
-    """Folder name of the older checkpoint of a step that is saved again."""
-    return f".replaced_{step:06d}"
-
-
 def shard_name(rank: int, world_size: int) -> str:
     """Path of one rank's shard inside a checkpoint."""
     return f"resume/shard_{rank:05d}_of_{world_size:05d}.safetensors"

@@ -6,13 +6,13 @@ The file also names its holder (pid, host, boot id, start time), for the message
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 from pathlib import Path
 
 from ttt_moshi.checkpoint.errors import CheckpointError
+from ttt_moshi.checkpoint.files import Files, write_fully
 from ttt_moshi.checkpoint.layout import LOCK
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -21,31 +21,27 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 class WriterLock:
     """Held from construction until `release`. Raises CheckpointError if somebody else holds it."""
 
-    def __init__(self, root: Path):
-        self._path = root / LOCK
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def __init__(self, files: Files, root: Path):
+        self._files, self._path = files, root / LOCK
+        self._fd = files.open_lock(self._path)
         try:
             self._take()
         except BaseException:
-            os.close(self._fd)
+            files.close(self._fd)
             raise
 
     def _take(self) -> None:
-        me = _identity(os.getpid())
-        held = _parse(os.pread(self._fd, 4096, 0))
+        content = memoryview(bytearray(4096))
+        held = _parse(bytes(content[: self._files.read_into(self._fd, content, 0)]))
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._files.lock(self._fd)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, *_UNSUPPORTED):
                 raise
             if error.errno not in _UNSUPPORTED or not _is_stale(held):
                 raise self._busy(held) from error
-        else:
-            # The kernel's lock does not keep one process from itself.
-            if held == me:
-                raise self._busy(held)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(me).encode(), 0)
+        self._files.truncate(self._fd, 0)
+        write_fully(self._files, self._fd, json.dumps(_identity(os.getpid())).encode(), 0)
 
     def _busy(self, held: dict[str, object]) -> CheckpointError:
         who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
@@ -56,8 +52,10 @@ class WriterLock:
 
     def release(self) -> None:
         """Let others write."""
-        os.ftruncate(self._fd, 0)
-        os.close(self._fd)
+        try:
+            self._files.truncate(self._fd, 0)
+        finally:
+            self._files.close(self._fd)
 
 
 def _identity(pid: int) -> dict[str, object]:

@@ -17,8 +17,6 @@ from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.layout import MANIFEST
 from ttt_moshi.checkpoint.manifest import read_manifest
 
-_PIECE = 8 << 20
-
 
 def copy_out(path: Path, url: str) -> int:
     """Copy a checkpoint folder to `url`/<its name>; bytes sent. What is there already, and equal, is not sent again.
@@ -30,33 +28,26 @@ def copy_out(path: Path, url: str) -> int:
     sent = 0
     for file in files:
         target = f"{base}/{path.name}/{file}"
-        with open(path / file, "rb") as source:
-            wanted = _digest(source)
+        wanted = blake3().update_mmap(path / file).hexdigest()
         if _remote_digest(remote, target) == wanted:
             continue
         remote.makedirs(target.rpartition("/")[0], exist_ok=True)
-        with open(path / file, "rb") as source, remote.open(target, "wb") as sink:
-            while piece := source.read(_PIECE):
-                sent += len(piece)
-                sink.write(piece)
+        remote.put_file(str(path / file), target)
+        sent += (path / file).stat().st_size
         if _remote_digest(remote, target) != wanted:
             raise CheckpointError(f"{target} did not arrive as it was sent")
     return sent
 
 
-def _digest(file: Any) -> str:
-    hasher = blake3()
-    while piece := file.read(_PIECE):
-        hasher.update(piece)
-    return hasher.hexdigest()
-
-
 def _remote_digest(remote: Any, target: str) -> str | None:
+    hasher = blake3()
     try:
         with remote.open(target, "rb") as file:
-            return _digest(file)
+            while piece := file.read(8 << 20):
+                hasher.update(piece)
     except FileNotFoundError:
         return None
+    return hasher.hexdigest()
 
 
 class Mirror:

@@ -63,7 +63,7 @@ def repair(root: Path, deep: bool = True, files: Files | None = None) -> list[st
     remains. Raises CheckpointError while a writer is at work.
     """
     files = files or Files()
-    lock = WriterLock(root)
+    lock = WriterLock(files, root)
     try:
         done = sweep(files, root)
         for step in layout.committed_steps(files, root):

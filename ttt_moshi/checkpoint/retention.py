@@ -64,8 +64,14 @@ class PruneStep:
     bytes: int
 
 
-def plan_prune(files: Files, root: Path, policy: Retention, protected: set[int]) -> list[PruneStep]:
-    """Decide for every committed checkpoint. Damaged ones are left alone: they neither count nor are they deleted."""
+def prune(
+    root: Path, policy: Retention, dry_run: bool = False, protected: set[int] | None = None, files: Files | None = None
+) -> list[PruneStep]:
+    """Delete what no rule keeps; the decisions, oldest first. `dry_run` only decides. At least one always stays.
+
+    Damaged checkpoints are left alone: they neither count nor are they deleted. `protected` steps stay in any case.
+    """
+    files = files or Files()
     pins = read_pins(files, root)
     sound, result = [], []
     for step in layout.committed_steps(files, root):
@@ -76,23 +82,12 @@ def plan_prune(files: Files, root: Path, policy: Retention, protected: set[int])
     pins |= {step for step, manifest in sound if manifest["info"].get("pinned")}
     reasons = policy.kept([(step, manifest["metrics"]) for step, manifest in sound], pins)
     for step, manifest in sound:
+        reason = reasons.get(step) or ("the run was resumed from it" if step in (protected or ()) else None)
         size = sum(record["size"] for record in manifest["files"].values())
-        reason = reasons.get(step) or ("the run was resumed from it" if step in protected else None)
         result.append(PruneStep(step, reason is not None, reason or "no rule keeps it", size))
+        if reason is None and not dry_run:
+            discard(files, root, layout.checkpoint_name(step))
     return sorted(result, key=lambda item: item.step)
-
-
-def prune(
-    root: Path, policy: Retention, dry_run: bool = False, protected: set[int] | None = None, files: Files | None = None
-) -> list[PruneStep]:
-    """Delete what no rule keeps; the decisions, oldest first. `dry_run` only decides. At least one always stays."""
-    files = files or Files()
-    decisions = plan_prune(files, root, policy, protected or set())
-    if not dry_run:
-        for item in decisions:
-            if not item.keep:
-                discard(files, root, layout.checkpoint_name(item.step))
-    return decisions
 
 
 def read_pins(files: Files, root: Path) -> set[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import CheckpointError
-from ttt_moshi.checkpoint.export import ExportFile, header_digest, merge_export, seconds_since, write_export
+from ttt_moshi.checkpoint.export import ExportFile, merge_export, seconds_since, write_export
 from ttt_moshi.checkpoint.files import Files, remove_tree, write_file
 from ttt_moshi.checkpoint.image import Image
 from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
@@ -79,7 +79,7 @@ class Saver:
             raise
 
     def _run(self, job: Job, number: int) -> Saved:
-        talk, folder = self._coordinator, self._root / layout.saving_name(job.step)
+        talk, folder = self._coordinator, self._root / f".saving_{job.step:06d}"
         if self._rank == 0:
             self._prepare(folder, job)
         talk.share(number, "folder ready", True)
@@ -136,7 +136,7 @@ class Saver:
         return {
             "file": path,
             "size": plan.size,
-            "header_blake3": header_digest(plan),
+            "header_blake3": digest(plan.header),
             "parts": parts,
             "nonfinite": nonfinite,
             "rank_state": job.rank_state,
@@ -176,7 +176,7 @@ class Saver:
         documents = {**job.documents, layout.STATE: canonical(content, "state")}
         records = {s["file"]: {"size": s["size"], "header_blake3": s["header_blake3"]} for s in shards}
         for file in job.exports:
-            records[file.path] = {"size": file.layout.size, "header_blake3": header_digest(file.layout)}
+            records[file.path] = {"size": file.layout.size, "header_blake3": digest(file.layout.header)}
         for path, data in documents.items():
             write_file(self._files, folder / path, data)
             records[path] = {"size": len(data), "blake3": digest(data)}
@@ -200,7 +200,7 @@ class Saver:
             "info": job.info,
             "timings": job.seconds,
         }
-        name = layout.unhealthy_name(job.step) if nonfinite else layout.checkpoint_name(job.step)
+        name = f"unhealthy_{job.step:06d}" if nonfinite else layout.checkpoint_name(job.step)
         commit(self._files, self._root, folder, name, render(manifest))
         job.seconds["commit"] = seconds_since(begin)
         total = sum(record["size"] for record in records.values())

@@ -20,7 +20,7 @@ from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export, plan_exports, seconds_since
-from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.files import Files, make_folders
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical, collapse
@@ -134,11 +134,8 @@ class CheckpointStore:
         return swept
 
     def _open_folder(self) -> list[str]:
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        for path in reversed(missing):
-            self._files.mkdir(path)
-            self._files.sync_folder(path.parent)
-        self._lock = WriterLock(self.root)
+        make_folders(self._files, self.root)
+        self._lock = WriterLock(self._files, self.root)
         return sweep(self._files, self.root)
 
     def reserve(self, tensors: Mapping[str, Tensor], exported_bytes: int = 0) -> int:
@@ -195,6 +192,8 @@ class CheckpointStore:
         begin = time.perf_counter()
         self.open()
         assert self._saver is not None and self._background is not None
+        if self._pending is not None and not self._pending.done():
+            self._log(f"training waits for the save of step {step}: the one before is still being written")
         self._finish()
         if self._tidied is not None and self._tidied.done():
             self._tidied.result()

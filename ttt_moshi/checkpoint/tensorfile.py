@@ -79,8 +79,8 @@ def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[s
     return Plan(head, entries, start + position)
 
 
-def parse_header(data: bytes, file_size: int, where: str) -> tuple[dict[str, Entry], dict[str, str], int]:
-    """Entries, metadata and data start of a safetensors file, from its first bytes.
+def parse_header(data: bytes, file_size: int, where: str) -> dict[str, Entry]:
+    """The tensors of a safetensors file, from its first bytes.
 
     Raises DamagedCheckpoint unless the tensors tile the data exactly, in the manner the format demands.
     """
@@ -89,7 +89,7 @@ def parse_header(data: bytes, file_size: int, where: str) -> tuple[dict[str, Ent
         if not 0 < length <= min(HEADER_LIMIT, file_size - 8) or len(data) < 8 + length:
             raise ValueError("header length is out of range")
         header = json.loads(data[8 : 8 + length])
-        metadata = header.pop("__metadata__", {})
+        header.pop("__metadata__", None)
         start, entries = 8 + length, {}
         for name, item in header.items():
             begin, end = item["data_offsets"]
@@ -104,4 +104,4 @@ def parse_header(data: bytes, file_size: int, where: str) -> tuple[dict[str, Ent
         position = entry.end
     if position != file_size:
         raise DamagedCheckpoint(f"{where}: the header describes {position} bytes, the file has {file_size}")
-    return entries, metadata, start
+    return entries

@@ -170,7 +170,7 @@ def _check_file(files: Files, path: Path, file: str, record: Mapping[str, Any], 
         files.close(fd)
     if digest(data) != record["header_blake3"]:
         raise DamagedCheckpoint(f"{file}: the header does not match its digest")
-    entries, _, _ = parse_header(bytes(data), size, file)
+    entries = parse_header(bytes(data), size, file)
     tensors = manifest["exports"].get(file, manifest["tensors"])
     for name, entry in entries.items():
         listed = [part for part in tensors.get(name, {"parts": []})["parts"] if part["file"] == file]
