@@ -104,7 +104,24 @@ def test_two_evaluations_are_byte_equal_and_a_second_one_uses_the_cache(evaluate
 def test_batch_size_one_is_really_one_and_agrees(evaluated, bench, tiny_material, tmp_path):
     out, _ = evaluated
     shutil.copytree(out / "cache" / "codes", tmp_path / "cache" / "codes")
-    assert run(tiny_material, tmp_path, "--batch_size", "1", "--tasks", "swuggy", "--data_root", bench) == 0
+    assert (
+        run(
+            tiny_material,
+            tmp_path,
+            "--batch_size",
+            "1",
+            "--tasks",
+            "swuggy",
+            "--reference",
+            "moshiko",
+            "--data_root",
+            bench,
+        )
+        == 0
+    )
+    assert results(tmp_path)["tasks"]["swuggy"]["reference"] == {
+        "name": "moshiko", "value": 0.63, "deviation": results(tmp_path)["tasks"]["swuggy"]["value"] - 0.63,
+    }  # fmt: skip
     shards = list((tmp_path / "cache" / "nll").rglob("*.safetensors"))
     assert len(shards) == 12  # one forward pass per recording
     one, many = results(tmp_path)["tasks"]["swuggy"], results(out)["tasks"]["swuggy"]

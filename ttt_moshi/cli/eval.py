@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     from ttt_moshi.evaluation.recordings import TEXT_MODES, USER_MODES
+    from ttt_moshi.evaluation.references import REFERENCES
     from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, TASKS
 
     parser = Parser(
@@ -81,6 +82,7 @@ def _parser() -> Parser:
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
     add("--cache_dir", type=Path, help="folder for codes and scores that several evaluations share (default: in --out)")
+    add("--reference", choices=tuple(REFERENCES), help="also show the deviation from published values of this model")
     add("--hf_repo_id", help="where the base model is now: hub id or folder")
     return parser
 
@@ -192,6 +194,7 @@ class _Run:
         from ttt_moshi.evaluation.engine import BatchPolicy, Engine
         from ttt_moshi.evaluation.nll_cache import NLLCache
         from ttt_moshi.evaluation.recordings import Recordings
+        from ttt_moshi.evaluation.references import add_reference
         from ttt_moshi.evaluation.scorer import ModelScorer
         from ttt_moshi.evaluation.suite import run_suite
         from ttt_moshi.evaluation.tasks.registry import Benchmarks
@@ -213,6 +216,8 @@ class _Run:
         if root is not None:
             benchmarks = Benchmarks(root, recordings.frames, options.split, options.max_items, options.seed)
         found = run_suite(names, benchmarks, engine)
+        if options.reference:
+            add_reference(found.tasks, options.reference)
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes
         for name, outcome in found.outcomes.items():

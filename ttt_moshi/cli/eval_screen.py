@@ -59,6 +59,8 @@ def show_tasks(console: Console, results: Any) -> None:
         if task["status"] == "ok":
             low, high = task["ci95"]
             what = task["metric"] + (f", chance {task['chance']}" if "chance" in task else "")
+            if published := task.get("reference"):
+                what += f", {published['name']} {published['value']} ({100 * published['deviation']:+.1f} points)"
             table.add_row(
                 name, f"{task['value']:.4f}", f"{low:.4f} - {high:.4f}", f"{task['n']} {task['unit_of_n']}", what
             )

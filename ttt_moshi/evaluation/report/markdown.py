@@ -56,6 +56,9 @@ def _details(task: dict[str, Any]) -> list[str]:
     if "reductions" in task:
         parts.append(f"{task['pairs']} pairs, {task['voices']} voices, chance {task['chance']}.\n")
         parts.append(table(["reduction", "accuracy"], [[n, interval(e)] for n, e in task["reductions"].items()]))
+    if published := task.get("reference"):
+        points = f"{100 * published['deviation']:+.1f} points"
+        parts.append(f"Published for {published['name']}: {published['value']}; deviation {points}.\n")
     if "macro" in task:
         parts.append(f"Unweighted mean over groups: {task['macro']:.4f}.\n")
     for kind, groups in task.get("groups", {}).items():

@@ -1,0 +1,100 @@
+"""Batched and cached scoring against scoring one example at a time, on one CPU thread and in one run.
+
+    python benchmarks/evaluation/throughput.py --base BASE_MODEL --data_root BENCH [--task swuggy] [--max_items 60]
+
+Four ways to the same accuracies:
+
+    one at a time   every recording is encoded and scored by itself, and nothing is kept (how most harnesses work)
+    first run       codes and scores are made in batches and kept
+    new checkpoint  codes are there, scores are not (the usual case: many checkpoints on one benchmark)
+    new reduction   codes and scores are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ttt_moshi.config import ModelPaths
+from ttt_moshi.data.audio import read_audio
+from ttt_moshi.evaluation.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.nll_cache import NLLCache
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.pairs import pair_score
+from ttt_moshi.evaluation.recordings import Recordings
+from ttt_moshi.evaluation.reductions import channel_sums
+from ttt_moshi.evaluation.score import score
+from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.subject import Subject, from_base
+from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
+from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
+
+
+def one_at_a_time(subject: Subject, task: TwoChoices) -> list[float]:
+    """Scores of the pairs: each recording, and silence of its length, through the codec, then one forward pass."""
+    codec, scores = subject.codec, []
+    for pair in task.pairs:
+        values = []
+        for example in (pair.correct, pair.incorrect):
+            (piece,) = example.pieces
+            samples = read_audio(piece.source.segments[0].path)
+            moshi = codec.encode([samples], 1)[0].long()
+            user = codec.encode([samples * 0], 1)[0].long()
+            codes = torch.cat([torch.full_like(moshi[:1], -1), moshi, user])[None]
+            nll = score(subject.model, codes).nll[0].numpy()
+            values.append(channel_sums(nll).reduce(task.reduction, task.norm))
+        scores.append(pair_score(*values))
+    return scores
+
+
+def with_engine(subject: Subject, task: TwoChoices, folder: Path, state: str) -> tuple[Outcome, int]:
+    """The product's way, with its caches in `folder`; and the forward passes that it made."""
+    scorer = ModelScorer(subject.model, state)
+    recordings = Recordings(subject.codec, folder / "codes")
+    engine = Engine(scorer, recordings, NLLCache(folder / "nll", scorer.identity), BatchPolicy())
+    return task.run(engine), engine.forward_passes
+
+
+def main() -> None:
+    """Prints one line of JSON with seconds and recordings per second of each way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="folder or hub id of a base model")
+    parser.add_argument("--data_root", type=Path, required=True)
+    parser.add_argument("--task", default="swuggy", choices=("swuggy", "sblimp", "ssc", "tsc", "salmon"))
+    parser.add_argument("--max_items", type=int, default=60)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    subject = from_base(ModelPaths(hf_repo_id=options.base), "cpu", torch.float32)
+    task = TASKS[options.task](Benchmarks(options.data_root, frames_of=lambda e: 0, max_items=options.max_items))
+    assert isinstance(task, TwoChoices)
+    task = TwoChoices(task.name, task.pairs, task.reduction, task.norm)  # without the variants of continuations
+    recordings = 2 * len(task.pairs)
+    seconds: dict[str, float] = {}
+    passes: dict[str, int] = {}
+
+    began = time.process_time()
+    plain = one_at_a_time(subject, task)
+    seconds["one at a time"], passes["one at a time"] = time.process_time() - began, recordings
+    with tempfile.TemporaryDirectory() as name:
+        for way, state in (("first run", "a"), ("new checkpoint", "b"), ("new reduction", "b")):
+            began = time.process_time()
+            outcome, passes[way] = with_engine(subject, task, Path(name), state)
+            seconds[way] = time.process_time() - began
+    ours = [sample["score"] for sample in outcome.samples]
+    print(json.dumps({
+        "task": task.name, "recordings": recordings, "torch": torch.__version__,
+        "cpu_seconds": {way: round(s, 3) for way, s in seconds.items()},
+        "recordings_per_cpu_second": {way: round(recordings / s, 1) for way, s in seconds.items()},
+        "speedup": {way: round(seconds["one at a time"] / s, 1) for way, s in seconds.items()},
+        "forward_passes": passes,
+        "pairs_decided_alike": sum(a == b for a, b in zip(plain, ours, strict=True)) / len(ours),
+    }, indent=2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Reports show what was measured and nothing else; what failed says why."""
+
+import numpy as np
+import pytest
+
+from ttt_moshi.evaluation import Results, write_results
+from ttt_moshi.evaluation.report.markdown import run_report
+from ttt_moshi.evaluation.report.page import page
+from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
+from ttt_moshi.evaluation.report.write import write_run_report
+from ttt_moshi.evaluation.results import skipped
+from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.suite import NO_BENCHMARKS, run_suite
+from ttt_moshi.evaluation.tasks.books import find_books
+from ttt_moshi.evaluation.tasks.long_context import Position
+from ttt_moshi.evaluation.tasks.registry import Benchmarks
+
+
+def position_entry(tmp_path, toy, oracle) -> dict:
+    for i in range(3):
+        toy(tmp_path / "librilight" / "small" / str(i) / "b" / "x.wav", [(7 * i + j) % 20 for j in range(90)])
+    return Position(find_books(tmp_path)).run(oracle()).entry
+
+
+def test_every_drawn_point_is_a_measured_one(tmp_path, toy, oracle):
+    entry = position_entry(tmp_path, toy, oracle)
+    (axes,) = figure_for("position", entry, training_frames=50).axes
+    curves = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    marks = {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 2}
+    assert marks == {32.0, 50.0}  # the attention window and the training clip
+    assert len(curves) == 2  # semantic and acoustic: there is no text
+    for curve, group in zip(curves, ("semantic", "acoustic"), strict=True):
+        np.testing.assert_allclose(curve.get_ydata(), [b[group]["value"] for b in entry["bins"]])
+        middles = [(b["start"] + b["stop"]) / 2 for b in entry["bins"]]
+        np.testing.assert_allclose(curve.get_xdata(), middles)
+
+
+def test_a_step_without_a_measurement_is_a_gap_in_the_curve():
+    values = [{"status": "ok", "value": v, "ci95": [v, v]} for v in (0.5, 0.7)]
+    figure = over_steps([10, 20, 30], [values[0], {"status": "skipped", "value": None, "ci95": None}, values[1]], 0.5)
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == [10, 30] and line.get_ydata().tolist() == [0.5, 0.7]
+
+
+def test_a_skipped_task_has_its_reason_and_no_picture(tmp_path, toy, oracle):
+    results = Results(
+        {"state_id": "s", "step": 1, "kind": "full"},
+        {"ssc": skipped("no recordings in <sSC> | here"), "position": position_entry(tmp_path, toy, oracle)},
+        {"max_items": None, "split": "test"},
+    )
+    write_results(tmp_path / "out" / "results.json", results)
+    write_run_report(tmp_path / "out", results)
+    assert sorted(p.stem for p in (tmp_path / "out" / "plots").glob("*.png")) == ["position"]
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "no recordings in &lt;sSC&gt; | here" in text and "not run" in text
+    assert "0.0000" not in text.split("ssc")[1].split("</tr>")[0]
+
+
+def test_equal_figures_are_equal_bytes(tmp_path, toy, oracle):
+    entry = position_entry(tmp_path, toy, oracle)
+    assert render(figure_for("position", entry, None)) == render(figure_for("position", entry, None))
+
+
+def test_markdown_becomes_html_and_nothing_in_it_becomes_markup():
+    text = page("t", "# A <b>\n\nsome `code` & text\n\n| x | y |\n| --- | --- |\n| 1 \\| 2 | <i> |\n", {})
+    assert "<h1>A &lt;b&gt;</h1>" in text and "<code>code</code> &amp; text" in text
+    assert "<td>1 | 2</td><td>&lt;i&gt;</td>" in text and "<i>" not in text
+
+
+def test_a_model_that_fails_has_a_reason_and_no_score(new_model, tmp_path, toy, oracle):
+    """Not 0.0, not infinity, and the other tasks go on."""
+    for name, samples in (("0_a_correct", [1, 2, 3]), ("1_a_incorrect", [1, 2, 4])):
+        toy(tmp_path / "sSC" / f"{name}.wav", samples)
+    engine = oracle()
+    model = new_model()
+    model.text_linear.weight.data.fill_(1.0)
+    model.linears[2].weight.data.fill_(float("inf"))
+    engine.scorer = ModelScorer(model, "s")
+    found = run_suite(["ssc", "tsc"], Benchmarks(tmp_path, frames_of=len), engine)
+    assert found.outcomes == {}
+    assert found.tasks["ssc"]["status"] == "skipped" and "not finite" in found.tasks["ssc"]["reason"]
+    assert found.tasks["tsc"]["status"] == "skipped" and "tSC" in found.tasks["tsc"]["reason"]
+    assert found.tasks["ssc"]["value"] is None
+
+
+def test_without_a_data_root_nothing_is_configured_and_nothing_scored(oracle):
+    found = run_suite(["swuggy"], None, oracle())
+    assert found.tasks["swuggy"]["reason"] == NO_BENCHMARKS
+
+
+def test_programming_errors_are_not_turned_into_skipped_tasks(tmp_path, toy, oracle):
+    for name in ("0_a_correct", "1_a_incorrect"):
+        toy(tmp_path / "sSC" / f"{name}.wav", [1, 2, 3])
+
+    def broken(k, value, t):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), oracle(rule=broken))
+
+
+def test_the_report_names_chance_counts_and_settings(tmp_path, toy, oracle):
+    toy(tmp_path / "sSC" / "0_a_correct.wav", [1, 2, 3])
+    toy(tmp_path / "sSC" / "1_a_incorrect.wav", [1, 2, 4])
+    found = run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), oracle())
+    results = Results(
+        {"state_id": "abc", "step": 7, "kind": "full"}, found.tasks, {"text": "absent", "user": "silence"}
+    )
+    text = run_report(results)
+    for words in ("`abc`", "step 7", "1 pairs", "chance 0.5", "1 items", "| text | absent |", "| user | silence |"):
+        assert words in text
