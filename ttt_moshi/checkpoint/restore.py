@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_moshi.checkpoint.errors import CheckpointError, Mismatch
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.coordination import Coordinator
+from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.manifest import read_manifest
-from ttt_moshi.checkpoint.reading import READERS, TensorSource
+from ttt_moshi.checkpoint.manifest import collapse, read_manifest
+from ttt_moshi.checkpoint.reading import READERS, TensorSource, checked_document
+from ttt_moshi.checkpoint.recovery import note, quarantine
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPES
+from ttt_moshi.checkpoint.verify import check_quickly
 
 
 @dataclass
@@ -85,6 +91,106 @@ def _fill_one(source: TensorSource, name: str, rows: Rows) -> None:
     staged = torch.empty(local.shape, dtype=local.dtype)
     source.rows_into(name, rows.start, rows.stop, staged)
     local.copy_(staged)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A restored checkpoint.
+
+    `rank_state` is this rank's; None when the ranks' states differed and the number of ranks has changed, so that there
+    is no right one. `skipped` are damaged newer checkpoints with the reason and where they were moved.
+    """
+
+    step: int
+    path: Path
+    state_id: str
+    kind: str
+    state: dict[str, Any]
+    rank_state: Any
+    world_size: int
+    manifest: dict[str, Any]
+    report: LoadReport
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+class Loader:
+    """Chooses a checkpoint, together with the other ranks, and restores it. `writer` may move damaged ones aside."""
+
+    def __init__(self, files: Files, root: Path, coordinator: Coordinator, writer: bool, log: Callable[[str], None]):
+        self._files, self._root, self._talk, self._writer, self._log = files, root, coordinator, writer, log
+
+    def run(self, step: int, tensors: Mapping[str, Tensor], strict: bool) -> Loaded:
+        """As `CheckpointStore.load`."""
+        number = self._talk.next_round()
+        skipped: list[tuple[Path, str]] = []
+        tried: set[int] = set()
+        while True:
+            # Listed anew each time: a reader's candidate may have been retired in favour of a newer one meanwhile.
+            listed = layout.committed_steps(self._files, self._root)
+            steps = self._talk.share(number, f"steps without {sorted(tried)}", listed)
+            if step != -1 and step not in steps:
+                has = ", ".join(map(str, steps)) or "none"
+                raise NoCheckpoint(f"{self._root} has no checkpoint of step {step}; it has {has}")
+            untried = [candidate for candidate in steps if candidate not in tried]
+            if not untried:
+                reasons = "".join(f"; {reason}" for _, reason in skipped)
+                raise NoCheckpoint(f"no {'sound checkpoint' if tried else 'checkpoint yet'} in {self._root}{reasons}")
+            candidate = untried[-1] if step == -1 else step
+            loaded, damage = self._try(number, candidate, tensors, strict, skipped)
+            if loaded is not None:
+                self._note("resumed", loaded.step, loaded.state_id)
+                return loaded
+            if step != -1:
+                raise DamagedCheckpoint(f"step {step} is damaged: {damage}. Step -1 takes the newest sound one.")
+            tried.add(candidate)
+            skipped.append((self._set_aside(number, candidate, damage), damage))
+
+    def _try(
+        self, number: int, step: int, tensors: Mapping[str, Tensor], strict: bool, skipped: list[tuple[Path, str]]
+    ) -> tuple[Loaded | None, str]:
+        """The loaded checkpoint, or None and why any rank found it damaged."""
+        path, damage, loaded = self._root / layout.checkpoint_name(step), "", None
+        try:
+            manifest = check_quickly(path, self._files)
+            report = compare(manifest["tensors"], tensors)
+            if strict and not report.ok:
+                raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
+            fill(TensorSource(self._files, path, manifest["tensors"]), tensors, report.restored, self._talk.rank)
+            # With its digest again: another save of the step may have replaced the folder since the quick check.
+            data = checked_document(self._files, path / layout.STATE, manifest["files"][layout.STATE], layout.STATE)
+            content = json.loads(data)
+            mine = _mine(content["rank_state"], self._talk)
+            kind, size, identity = manifest["kind"], manifest["world_size"], manifest["state_id"]
+            loaded = Loaded(step, path, identity, kind, content["state"], mine, size, manifest, report, skipped)
+        except DamagedCheckpoint as error:
+            damage = f"rank {self._talk.rank}: {error}" if self._talk.world_size > 1 else str(error)
+        except BaseException as error:
+            self._talk.fail(number, str(error))
+            raise
+        found = self._talk.gather(number, f"damage in {step}", damage)
+        verdict = self._talk.share(number, f"verdict on {step}", "; ".join(filter(None, found or [])))
+        return (None if verdict else loaded), verdict
+
+    def _set_aside(self, number: int, step: int, reason: str) -> Path:
+        """Quarantine a damaged checkpoint if this is the writer; a reader only passes over it. Where it is now."""
+        place = self._root / layout.checkpoint_name(step)
+        if self._talk.rank == 0:
+            if self._writer and place.exists():
+                place = quarantine(self._files, self._root, place, reason)
+                self._note("quarantined", step, reason)
+            self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
+        return Path(self._talk.share(number, f"moved {step}", str(place)))
+
+    def _note(self, event: str, step: int, what: str) -> None:
+        if self._writer:
+            note(self._files, self._root, event, step=step, what=what, time=time.time())
+
+
+def _mine(states: list[Any], talk: Coordinator) -> Any:
+    """This rank's state; a state that all had is everybody's, and there is none if ranks differed and were others."""
+    if len(states) == talk.world_size:
+        return states[talk.rank]
+    return states[0] if len(collapse(states)) == 1 else None
 
 
 def restore(

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,16 +17,15 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export, plan_exports, seconds_since
 from ttt_moshi.checkpoint.files import Files, make_folders
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
-from ttt_moshi.checkpoint.manifest import canonical, collapse
+from ttt_moshi.checkpoint.manifest import canonical
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.reading import TensorSource, checked_document
-from ttt_moshi.checkpoint.recovery import note, quarantine, sweep, write_latest
-from ttt_moshi.checkpoint.restore import LoadReport, compare, fill
+from ttt_moshi.checkpoint.recovery import note, sweep, write_latest
+from ttt_moshi.checkpoint.restore import Loaded, Loader
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
@@ -35,26 +33,6 @@ from ttt_moshi.checkpoint.verify import check_quickly
 
 KINDS = ("adapters", "full")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A restored checkpoint.
-
-    `rank_state` is this rank's; None when the ranks' states differed and the number of ranks has changed, so that there
-    is no right one. `skipped` are damaged newer checkpoints with the reason and where they were moved.
-    """
-
-    step: int
-    path: Path
-    state_id: str
-    kind: str
-    state: dict[str, Any]
-    rank_state: Any
-    world_size: int
-    manifest: dict[str, Any]
-    report: LoadReport
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 class CheckpointStore:
@@ -310,89 +288,12 @@ class CheckpointStore:
         NoCheckpoint if there is nothing to load.
         """
         self._finish()
-        number = self._talk.next_round()
-        skipped: list[tuple[Path, str]] = []
-        tried: set[int] = set()
-        while True:
-            # Listed anew each time: a reader's candidate may have been retired in favour of a newer one meanwhile.
-            steps = self._talk.share(number, f"steps without {sorted(tried)}", self.steps())
-            if step != -1 and step not in steps:
-                has = ", ".join(map(str, steps)) or "none"
-                raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {has}")
-            untried = [candidate for candidate in steps if candidate not in tried]
-            if not untried:
-                reasons = "; ".join(reason for _, reason in skipped)
-                raise NoCheckpoint(
-                    f"no sound checkpoint in {self.root}: {reasons}" if tried else f"no checkpoint yet in {self.root}"
-                )
-            candidate = untried[-1] if step == -1 else step
-            loaded = self._load_one(number, candidate, tensors, strict, skipped)
-            if isinstance(loaded, Loaded):
-                self._parent = {"step": loaded.step, "state_id": loaded.state_id}
-                self._resumed_from.add(loaded.step)
-                if self._lock is not None:
-                    note(
-                        self._files, self.root, "resumed", step=loaded.step, state_id=loaded.state_id, time=time.time()
-                    )
-                return loaded
-            if step != -1:
-                raise DamagedCheckpoint(f"step {step} is damaged: {loaded}. Step -1 takes the newest sound one.")
-            tried.add(candidate)
-            skipped.append((self._set_aside(number, candidate, loaded), loaded))
-
-    def _load_one(
-        self, number: int, step: int, tensors: Mapping[str, Tensor], strict: bool, skipped: list[tuple[Path, str]]
-    ) -> Loaded | str:
-        """The loaded checkpoint, or why any rank found it damaged."""
-        path, damage, loaded = self.path(step), "", None
-        try:
-            manifest = check_quickly(path, self._files)
-            report = compare(manifest["tensors"], tensors)
-            if strict and not report.ok:
-                raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
-            fill(TensorSource(self._files, path, manifest["tensors"]), tensors, report.restored, self.rank)
-            loaded = self._loaded(path, manifest, report, skipped)
-        except DamagedCheckpoint as error:
-            damage = f"rank {self.rank}: {error}" if self.world_size > 1 else str(error)
-        except BaseException as error:
-            self._talk.fail(number, str(error))
-            raise
-        found = self._talk.gather(number, f"damage in {step}", damage)
-        verdict = self._talk.share(number, f"verdict on {step}", "; ".join(filter(None, found or [])))
-        return verdict if verdict or loaded is None else loaded
-
-    def _loaded(
-        self, path: Path, manifest: dict[str, Any], report: LoadReport, skipped: list[tuple[Path, str]]
-    ) -> Loaded:
-        # With its digest again: another save of the same step may have replaced the folder since the quick check.
-        data = checked_document(self._files, path / layout.STATE, manifest["files"][layout.STATE], layout.STATE)
-        content = json.loads(data)
-        states = collapse(content["rank_state"])
-        mine = states[0] if len(states) == 1 else None
-        if len(states) == self.world_size:
-            mine = states[self.rank]
-        return Loaded(
-            step=manifest["step"],
-            path=path,
-            state_id=manifest["state_id"],
-            kind=manifest["kind"],
-            state=content["state"],
-            rank_state=mine,
-            world_size=manifest["world_size"],
-            manifest=manifest,
-            report=report,
-            skipped=skipped,
+        loaded = Loader(self._files, self.root, self._talk, self._lock is not None, self._log).run(
+            step, tensors, strict
         )
-
-    def _set_aside(self, number: int, step: int, reason: str) -> Path:
-        """Quarantine a damaged checkpoint if this is the writer; a reader only passes over it. Where it is now."""
-        place = self.path(step)
-        if self.rank == 0:
-            if self._saver is not None and place.exists():
-                place = quarantine(self._files, self.root, place, reason)
-                note(self._files, self.root, "quarantined", step=step, reason=reason, time=time.time())
-            self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
-        return Path(self._talk.share(number, f"moved {step}", str(place)))
+        self._parent = {"step": loaded.step, "state_id": loaded.state_id}
+        self._resumed_from.add(loaded.step)
+        return loaded
 
 
 def _document(path: str, content: Mapping[str, Any]) -> bytes:
