@@ -140,6 +140,16 @@ class CheckpointArgs:
     """whether to continue the run in `run_dir`"""
     resume_step: int = -1
     """step to continue from; -1 takes the newest valid checkpoint"""
+    every_minutes: Optional[float] = None
+    """minutes between checkpoints, besides those of `ckpt_freq`; null has none"""
+    keep_every: Optional[int] = None
+    """checkpoints of steps divisible by this are kept for good, besides the newest `num_ckpt_keep`"""
+    keep_best: int = 0
+    """so many checkpoints with the smallest `checkpoint.keep_metric` are kept as well"""
+    keep_metric: str = "loss"
+    """metric of `checkpoint.keep_best`, as `checkpoint_summary.py` shows it: loss, or eval.COMPONENT"""
+    mirror: Optional[str] = None
+    """fsspec URL (s3://..., or a folder) to which every committed checkpoint is copied in the background"""
     init_state_dir: Optional[str] = None
     """checkpoint folder to take weights from, starting at step 0 with a fresh optimizer"""
 
@@ -236,6 +246,8 @@ def validate(args: TrainArgs) -> None:
         "lora.scaling": args.lora.scaling,
         "ttt.mini_batch_size": args.ttt.mini_batch_size,
         "ttt.base_lr": args.ttt.base_lr,
+        "checkpoint.every_minutes": args.checkpoint.every_minutes or 1,
+        "checkpoint.keep_every": args.checkpoint.keep_every or 1,
         "train.backprop_clips": args.train.backprop_clips,
     }
     for key, value in positive.items():

@@ -142,3 +142,20 @@ def test_weights_of_a_checkpoint_start_a_new_run(launch: Callable[..., Any]) -> 
     assert [r["step"] for r in second.records] == [1, 2]
     assert second.records[0]["sample_ids"] == first.records[0]["sample_ids"]
     assert second.records[0]["loss"] < first.records[0]["loss"]
+
+
+def test_a_checkpoint_can_be_asked_for(launch: Callable[..., Any]) -> None:
+    run = launch("run", "--max_steps", "40", "--num_ckpt_keep", "null")
+    asked: list[int] = []
+
+    def ask_twice() -> bool:
+        if len(run.records) >= 2 and not asked:
+            asked.append(len(run.records))
+            (run.run_dir / "SAVE").touch()
+        return bool(asked) and bool(run.store.steps())
+
+    status, _ = run.run_until(ask_twice, signal.SIGUSR1)
+    assert status == 0
+    steps = run.store.steps()
+    assert len(steps) >= 2 and steps[-1] == 40 and asked[0] < steps[0] < 40
+    assert not (run.run_dir / "SAVE").exists()

@@ -19,7 +19,7 @@ from ttt_moshi.config import OptimArgs
 from ttt_moshi.training import random_state
 from ttt_moshi.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from ttt_moshi.training.run_dir import RunDir, RunDirError, check_free, redact
-from ttt_moshi.training.signals import stop_request
+from ttt_moshi.training.signals import requests
 from ttt_moshi.training.sinks import JsonLines, cut_back, flat_numbers
 
 
@@ -62,20 +62,30 @@ def test_only_numbers_reach_the_plots() -> None:
     assert flat_numbers(record) == {"loss": 1.5, "nll.semantic": 2.0}
 
 
+def test_asking_for_a_checkpoint_once_gives_one() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with requests() as asked:
+        assert not asked.take_save()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.take_save()
+        assert not asked.take_save()
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_asks_and_handlers_return(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop_request() as request:
-        assert not request
+    with requests() as asked:
+        assert asked.stop is None
         os.kill(os.getpid(), number)
-        assert request and request.signal == number
+        assert asked.stop == number
     assert signal.getsignal(number) is before
 
 
 def test_the_second_signal_ends_the_process() -> None:
     script = (
-        "import os, signal\nfrom ttt_moshi.training.signals import stop_request\n"
-        "with stop_request():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('asked', flush=True)\n"
+        "import os, signal\nfrom ttt_moshi.training.signals import requests\n"
+        "with requests():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('asked', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('survived')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

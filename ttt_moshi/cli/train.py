@@ -73,7 +73,12 @@ def _bar(console: Console) -> Progress:
 def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, console: Console) -> None:
     step = record["step"]
     if "loss" not in record:
-        console.print(f"step {step:>6} · evaluation · " + _pairs(record["nll"]), highlight=False, soft_wrap=True)
+        benchmarks = {name: task["value"] for name, task in record.get("paper_metrics", {}).items() if task["value"]}
+        console.print(
+            f"step {step:>6} · evaluation · " + _pairs({**record.get("nll", {}), **benchmarks}),
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     bar.update(task, completed=step)
     if step % args.log_freq == 0 or step == args.max_steps:

@@ -56,6 +56,7 @@ class Parts:
         layout: which of them this rank reads.
         feed: how they are put to the model, with whatever is carried between steps.
         eval_set: evaluation clips, or None.
+        codec: makes codes of sound; None if nothing is sound.
         documents: JSON files of every checkpoint, by path inside of it.
         exports: makes the export table of `CheckpointStore.save`.
     """
@@ -66,6 +67,7 @@ class Parts:
     layout: Layout
     feed: Feed
     eval_set: EvalSet | None
+    codec: Codec | None
     documents: dict[str, dict[str, Any]]
     exports: Callable[[], dict[str, dict[str, Export]]]
 
@@ -95,7 +97,8 @@ def assemble(args: TrainArgs, world: World) -> Parts:
     arguments = geometry(info.lm_config)
     alphabet = Alphabet(1 + arguments["n_q"], arguments["text_card"], arguments["card"])
     codec = tokenizer = None
-    if any(names_sound(spec) for spec in (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))):
+    specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
+    if args.paper_metrics.enable or any(names_sound(spec) for spec in specs):
         codec = Codec(info.get_mimi(device=world.device), info.mimi_config)
         tokenizer = info.get_text_tokenizer()
 
@@ -152,6 +155,7 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         layout=layout,
         feed=feed,
         eval_set=EvalSet(evaluation) if evaluation is not None else None,
+        codec=codec,
         documents={f"consolidated/{name}": document for name, document in documents.items()},
         exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import sys
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint, read_document, read_manifest
+from ttt_moshi.checkpoint import CheckpointStore, Export, NoCheckpoint, read_document, read_manifest
 from ttt_moshi.config import ConfigError, TrainArgs, to_dict
 from ttt_moshi.training import random_state
 from ttt_moshi.training.assemble import Parts
@@ -28,7 +29,7 @@ STATE = "resume/state.json"
 # Keys that may differ between a run and its resumption without changing what is trained or with what result.
 HARMLESS_KEYS = (
     "run_dir", "log_freq", "do_ckpt", "ckpt_freq", "num_ckpt_keep", "overwrite_run_dir", "do_eval", "eval_freq",
-    "checkpoint", "wandb", "data.eval_data", "data.code_cache_dir",
+    "checkpoint", "paper_metrics", "wandb", "data.eval_data", "data.code_cache_dir",
 )  # fmt: skip
 # Keys that decide which parameters exist; their tensors could not be restored.
 STRUCTURE_KEYS = ("ttt", "lora", "full_finetuning", "param_dtype")
@@ -93,6 +94,21 @@ def save(
             "git": git_state(),
         },
     )
+
+
+def reserve(store: CheckpointStore, parts: Parts, world: World) -> None:
+    """Refuses a disk without room for one checkpoint, before the first step."""
+    exported = sum(e.dtype.itemsize * _elements(e, parts) for file in parts.exports().values() for e in file.values())
+    store.reserve(_tensors(parts, world), exported)
+
+
+def _elements(export: Export, parts: Parts) -> int:
+    if export.shape is not None:
+        return math.prod(export.shape)
+    if isinstance(export.source, str):
+        return parts.model.get_parameter(export.source.removeprefix("param/")).numel()
+    assert isinstance(export.source, Tensor)
+    return export.source.numel()
 
 
 def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) -> Progress:

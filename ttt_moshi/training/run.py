@@ -19,12 +19,12 @@ from ttt_moshi.errors import UserError
 from ttt_moshi.training import checkpoints, random_state
 from ttt_moshi.training.assemble import Parts, assemble
 from ttt_moshi.training.distributed import World, join_world
-from ttt_moshi.training.evaluate import evaluate
+from ttt_moshi.training.evaluate import evaluate_when_due
 from ttt_moshi.training.feed import stage_at
 from ttt_moshi.training.optimizer import set_learning_rate
 from ttt_moshi.training.run_dir import RunDir, check_free, claim, record_launch
 from ttt_moshi.training.schedule import one_cycle
-from ttt_moshi.training.signals import StopRequest, stop_request
+from ttt_moshi.training.signals import Requests, requests
 from ttt_moshi.training.sinks import JsonLines, Sink, TensorBoard, Wandb, cut_back
 from ttt_moshi.training.step import StepResult, digest, loss_weights, train_step
 
@@ -75,7 +75,12 @@ def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
             check_free(run_dir, args.overwrite_run_dir)
         parts = assemble(args, world)
         store = CheckpointStore(
-            run_dir.checkpoints, world.rank, world.size, retention=Retention(last=args.num_ckpt_keep), log=logger.info
+            run_dir.checkpoints,
+            world.rank,
+            world.size,
+            retention=_retention(args),
+            mirror=args.checkpoint.mirror,
+            log=logger.warning,
         )
         progress = checkpoints.Progress()
         if args.checkpoint.resume:
@@ -87,10 +92,17 @@ def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
         world.barrier()
         if args.do_ckpt:
             stack.enter_context(store)
-            store.open()
+            for swept in store.open():
+                logger.info("%s", swept)
+            checkpoints.reserve(store, parts, world)
         sinks = _Sinks(args, run_dir, progress.step, world, stack, report)
-        request = stack.enter_context(stop_request())
-        return _loop(args, world, parts, store, progress, sinks, request)
+        asked = stack.enter_context(requests())
+        return _loop(args, world, parts, store, run_dir, progress, sinks, asked)
+
+
+def _retention(args: TrainArgs) -> Retention:
+    checkpoint = args.checkpoint
+    return Retention(args.num_ckpt_keep, checkpoint.keep_every, checkpoint.keep_best, checkpoint.keep_metric)
 
 
 class _Sinks:
@@ -125,6 +137,10 @@ class _Sinks:
         self._write(self._eval, record)
         self._report(record)
 
+    def sync(self) -> None:
+        for sink in (*self._train, *self._eval):
+            sink.sync()
+
     @staticmethod
     def _write(sinks: list[Sink], record: dict[str, Any]) -> None:
         for sink in sinks:
@@ -136,13 +152,14 @@ def _loop(
     world: World,
     parts: Parts,
     store: CheckpointStore,
+    run_dir: RunDir,
     progress: checkpoints.Progress,
     sinks: _Sinks,
-    request: StopRequest,
+    asked: Requests,
 ) -> Outcome:
     weights = loss_weights(parts.model, args)
-    saved_step, state_id = None, None
-    stopping = False
+    saved_step, stopping = None, False
+    saved_at = time.monotonic()
     parts.model.train()
     while progress.step < args.max_steps and not stopping:
         began = time.perf_counter()
@@ -154,35 +171,54 @@ def _loop(
         rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
         store.wait_staged()
         result = train_step(
-            parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm, bool(request)
-        )
+            parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm,
+            stop_requested=asked.stop is not None,
+            save_requested=_save_asked(asked, args, world, run_dir, saved_at),
+        )  # fmt: skip
         if not result.finite:
-            raise _stop_at_non_finite(result, args, world, parts, store, progress, saved_step)
+            raise _stop_at_non_finite(result, args, world, parts, store, progress)
         positions = range(progress.cursor, progress.cursor + parts.layout.clips)
         clip_ids = [stage.loader.clip(position).id for position in positions]
         seconds = time.perf_counter() - began
         progress = progress.after_step(parts.layout.clips, seconds)
         stopping = result.stop
-
         sinks.train(_record(progress, result, rates, work, clip_ids, seconds, world))
-        last = progress.step == args.max_steps
-        if args.do_eval and (last or (args.eval_freq and progress.step % args.eval_freq == 0)):
-            sinks.eval({"step": progress.step, **evaluate(parts, args, world)})
+
+        measured = evaluate_when_due(parts, args, world, progress.step, run_dir.benchmark_codes)
+        if measured:
+            sinks.eval({"step": progress.step, **measured})
         if args.do_ckpt:
             store.poll()
-            if last or stopping or (args.ckpt_freq and progress.step % args.ckpt_freq == 0):
-                checkpoints.save(store, parts, args, world, progress, {"loss": result.metrics["loss"]})
-                saved_step = progress.step
+            due = args.ckpt_freq and progress.step % args.ckpt_freq == 0
+            if progress.step == args.max_steps or stopping or due or result.save:
+                sinks.sync()
+                checkpoints.save(store, parts, args, world, progress, _saved_metrics(result, measured))
+                saved_step, saved_at = progress.step, time.monotonic()
     saved = store.wait() if args.do_ckpt else None
-    if saved is not None:
-        state_id = saved.state_id
     return Outcome(
         step=progress.step,
         finished=progress.step == args.max_steps,
-        stopped_by=request.signal.name if stopping and request.signal else ("signal" if stopping else None),
+        stopped_by=(asked.stop.name if asked.stop else "a signal to another process") if stopping else None,
         checkpoint=store.path(saved_step) if saved_step is not None else None,
-        state_id=state_id,
+        state_id=saved.state_id if saved is not None else None,
     )
+
+
+def _save_asked(asked: Requests, args: TrainArgs, world: World, run_dir: RunDir, saved_at: float) -> bool:
+    """Whether this process wants a checkpoint after the coming step. The ranks agree in the step's own collective."""
+    wanted = asked.take_save()
+    if world.is_main:
+        minutes = args.checkpoint.every_minutes
+        wanted |= minutes is not None and time.monotonic() - saved_at >= 60 * minutes
+        if run_dir.save_request.exists():
+            run_dir.save_request.unlink()
+            wanted = True
+    return wanted
+
+
+def _saved_metrics(result: StepResult, measured: dict[str, Any]) -> dict[str, float]:
+    """What retention can rank checkpoints by."""
+    return {"loss": result.metrics["loss"], **{f"eval.{k}": v for k, v in measured.get("nll", {}).items()}}
 
 
 def _record(
@@ -220,7 +256,6 @@ def _stop_at_non_finite(
     parts: Parts,
     store: CheckpointStore,
     progress: checkpoints.Progress,
-    saved_step: int | None,
 ) -> NonFiniteLossError:
     """Saves the last finite state, which the failed step left untouched, and says where it is."""
     where = "no checkpoint was saved (do_ckpt is false)"

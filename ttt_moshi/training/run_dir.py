@@ -50,6 +50,16 @@ class RunDir:
         return self.path / "metrics.eval.jsonl"
 
     @property
+    def save_request(self) -> Path:
+        """A file that anybody may make to have a checkpoint saved after the current step."""
+        return self.path / "SAVE"
+
+    @property
+    def benchmark_codes(self) -> Path:
+        """Codes of the benchmarks that run during training."""
+        return self.path / "benchmark_codes"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

@@ -1,4 +1,7 @@
-"""Stopping on request: the first signal asks for a clean stop after the current step, the second ends the process."""
+"""Requests from outside: SIGTERM and SIGINT ask for a clean stop, SIGUSR1 or a file `SAVE` for a checkpoint now.
+
+The first stop signal lets the step finish; the second ends the process.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,37 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequest:
-    """Remembers the first stop signal that arrived."""
+class Requests:
+    """What this process was asked for since it last looked."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.stop: signal.Signals | None = None
+        self._save = False
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
+    def take_save(self) -> bool:
+        """Whether a checkpoint was asked for by signal; asking once gives one."""
+        asked, self._save = self._save, False
+        return asked
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+    def _ask_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True
+
+    def _ask_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop is not None:
             # The user insists: give the signal its ordinary effect.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.signal = signal.Signals(number)
+        self.stop = signal.Signals(number)
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT while the block runs and puts the earlier handlers back afterwards."""
-    request = StopRequest()
-    earlier = {number: signal.signal(number, request._receive) for number in STOP_SIGNALS}
+def requests() -> Iterator[Requests]:
+    """Catches the signals while the block runs and puts the earlier handlers back afterwards."""
+    asked = Requests()
+    earlier = {number: signal.signal(number, asked._ask_stop) for number in STOP_SIGNALS}
+    earlier[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, asked._ask_save)
     try:
-        yield request
+        yield asked
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -20,6 +20,9 @@ class Sink(Protocol):
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a record with a `step` and nested numbers."""
 
+    def sync(self) -> None:
+        """Makes durable what was written, before a checkpoint claims that it happened."""
+
     def close(self) -> None:
         """Flushes and lets go of everything."""
 
@@ -34,6 +37,10 @@ class JsonLines:
         """Appends one line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
@@ -51,6 +58,10 @@ class TensorBoard:
         """Adds the record's numbers at its step."""
         for name, value in flat_numbers(record).items():
             self._writer.add_scalar(f"{self._tag}/{name.replace('.', '/')}", value, record["step"])
+
+    def sync(self) -> None:
+        """Hands everything to the operating system."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -82,6 +93,9 @@ class Wandb:
     def write(self, record: Mapping[str, Any]) -> None:
         """Sends the record's numbers at its step."""
         self._run.log({f"{self._tag}/{k}": v for k, v in flat_numbers(record).items()}, step=record["step"])
+
+    def sync(self) -> None:
+        """Nothing: what was sent cannot be called back."""
 
     def close(self) -> None:
         """Ends the run."""

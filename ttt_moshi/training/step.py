@@ -29,12 +29,14 @@ class StepResult:
         metrics: loss, losses per component (nats), gradient norms.
         finite: whether the loss and every gradient norm were finite; if not, nothing was updated.
         stop: whether some rank was asked to stop.
+        save: whether some rank was asked for a checkpoint.
         tokens: predicted codes of the step over all ranks.
     """
 
     metrics: dict[str, Any]
     finite: bool
     stop: bool
+    save: bool
     tokens: int
 
 
@@ -55,12 +57,13 @@ def train_step(
     world: World,
     weights: LossWeights,
     max_norm: float,
-    stop_requested: bool,
+    stop_requested: bool = False,
+    save_requested: bool = False,
 ) -> StepResult:
     """Runs forward and backward over every micro-batch and updates the parameters once.
 
     The two collectives of a step carry everything the ranks must agree on: the first the loss denominators, the
-    second the measured sums and whether anyone was asked to stop.
+    second the measured sums and whether anyone was asked to stop or to save.
 
     Args:
         work: for each micro-batch its clips, one after another.
@@ -76,7 +79,7 @@ def train_step(
     # A step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
     text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
 
-    sums = torch.zeros(len(counts) + 3, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(counts) + 4, dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     for micro, clips in enumerate(work):
         share = torch.zeros((), device=device)
@@ -86,12 +89,12 @@ def train_step(
             weight = objective.target_weights(target.codes, target.mask, weights)
             share = share + objective.objective(nll, weight, text_total, audio_total)
             weighted = (nll.detach() * weight).double()
-            sums[:-3] += objective.component_sums(nll.detach(), target.codes, weights)
-            sums[-3:-1] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
+            sums[:-4] += objective.component_sums(nll.detach(), target.codes, weights)
+            sums[-4:-2] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
         # Sharded gradients are averaged over the ranks; the objective is a sum over them.
         (share * size).backward()
     feed.end_step()
-    sums[-1] = float(stop_requested)
+    sums[-2:] = torch.tensor([float(stop_requested), float(save_requested)])
     merged = world.sum(torch.cat([sums, counts]))
     sums, counts = merged[: len(sums)], merged[len(sums) :]
 
@@ -116,7 +119,8 @@ def train_step(
             "grad_norm": grad_norms,
         },
         finite=finite,
-        stop=measured[len(sums) - 1] > 0,
+        stop=measured[len(sums) - 2] > 0,
+        save=measured[len(sums) - 1] > 0,
         tokens=int(counts.sum().item()),
     )
 
