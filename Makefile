@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test test-faults lint bench clean
+.PHONY: demo test test-faults lint bench bench-ttt bench-gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Speed, memory and capability of the TTT layer on this machine: about five minutes on one idle core.
+bench-ttt: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ttt.run --json runs/bench-ttt.json
+
+# The same layer on a GPU; says so and succeeds where there is none.
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.ttt.gpu --json runs/bench-gpu.json
 
 clean:
 	rm -rf $(VENV) runs

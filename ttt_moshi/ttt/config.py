@@ -12,6 +12,14 @@ LN_EPS = 1e-6
 EXPANSION = 4
 """Hidden width of the inner MLP, in multiples of the head width."""
 
+HIDDEN_GAIN = 0.5
+"""Deviation of the MLP's W1 in units of 1/sqrt(fan_in), where matrices start by fan-in. At 1, GELU gives all hidden
+vectors a common part through which memories disturb each other: half of the loss is left after one pass over 64 pairs,
+instead of two fifths (`benchmarks/ttt/capability.py`)."""
+
+MLP_WRITE = 7.5
+"""Inverse step size, in units of 1/head_dim, at which the MLP so initialised writes about its whole residual."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -28,7 +36,7 @@ class Preset:
     update_biases: bool
     """whether the inner biases are fast weights too, or trained only by the outer loop"""
     fan_in_init: bool
-    """whether matrices start with deviation 1/sqrt(fan_in) instead of 0.02"""
+    """whether matrices start with deviation 1/sqrt(fan_in) (W1 of the MLP: HIDDEN_GAIN of it) instead of 0.02"""
     write_strength: bool
     """whether `base_lr` is the share of its residual that one frame writes, independent of all sizes"""
 
@@ -132,11 +140,11 @@ class TTTConfig:
     def rate_scale(self) -> float:
         """Factor of sigmoid(w_lr . x + b_lr) in the inner step size of a frame.
 
-        With fan-in initialisation and keys of length sqrt(f) the inner activations have variance of order one, and
-        a frame's write to the prediction of its own key is `step * |A|^2 / var`: `step = 1/fan_in` writes it whole.
-        The sigmoid starts at one half, hence the 2.
+        With fan-in initialisation and keys of length sqrt(f), a frame's write to the prediction of its own key, as a
+        share of its residual, is step * |dz/dW|^2 / var(z): step * f for the linear network; for the MLP both layers
+        add up to about 9 * step * f. The sigmoid starts at one half, hence the 2.
         """
         if self.recipe.write_strength:
-            return 2.0 * self.base_lr / (self.hidden_dim if self.inner == "mlp" else self.head_dim)
+            return 2.0 * self.base_lr / (self.head_dim * (MLP_WRITE if self.inner == "mlp" else 1.0))
         per_position = 1.0 if self.recipe.reciprocal_positions else 1.0 / self.mini_batch_size
         return self.base_lr * per_position / self.head_dim

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step, known_false
-from ttt_moshi.ttt.config import TTTConfig
+from ttt_moshi.ttt.config import HIDDEN_GAIN, TTTConfig
 from ttt_moshi.ttt.functional import rms_norm, rotate, standardise
 from ttt_moshi.ttt.sequence import run_fresh, run_from
 from ttt_moshi.ttt.state import Memory, TTTState, Weights
@@ -52,9 +52,11 @@ class InnerNetwork(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise every tensor."""
-        for W in (self.W1, self.W2):
-            if W is not None:
-                nn.init.normal_(W, std=1.0 / math.sqrt(W.shape[1]) if self.config.recipe.fan_in_init else 0.02)
+        fan_in = self.config.recipe.fan_in_init
+        gain = HIDDEN_GAIN if self.W2 is not None else 1.0
+        nn.init.normal_(self.W1, std=gain / math.sqrt(self.W1.shape[1]) if fan_in else 0.02)
+        if self.W2 is not None:
+            nn.init.normal_(self.W2, std=1.0 / math.sqrt(self.W2.shape[1]) if fan_in else 0.02)
         nn.init.normal_(self.learnable_ttt_lr_weight, std=0.02)
         nn.init.ones_(self.ttt_norm_weight)
         for zero in (self.b1, self.b2, self.learnable_ttt_lr_bias, self.ttt_norm_bias):

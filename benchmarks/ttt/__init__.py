@@ -1,0 +1,1 @@
+"""Speed, memory and capability of the TTT layer, beside the forms that public code uses."""
