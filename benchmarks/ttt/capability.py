@@ -38,7 +38,7 @@ def keys(net: InnerNetwork, *shape: int) -> Tensor:
 
 def start(net: InnerNetwork) -> tuple[Memory, Norm, Rule]:
     """Memory of nothing heard."""
-    return net._memory(net.initial_state(1)), Norm(net.ttt_norm_weight[:, None], net.ttt_norm_bias[:, None]), net.rule
+    return net.memory(net.initial_state(1)), Norm(net.ttt_norm_weight[:, None], net.ttt_norm_bias[:, None]), net.rule
 
 
 def steps(net: InnerNetwork, T: int) -> Tensor:

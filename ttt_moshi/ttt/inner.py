@@ -121,39 +121,35 @@ class InnerNetwork(nn.Module):
         """
         self._check_dtypes()
         fresh = state is None
-        if state is None:
-            state = self.initial_state(x.shape[0])
-        elif relative:
-            state = state.plus(self.initial_state(1))
-        if reset is not None:
-            state = state.select(reset, self.initial_state(1))
-        out, state = self._scan(x, q, k, v, valid, state, fresh, exec_mask, in_place)
+        state = self.begin(x.shape[0], state, reset, relative)
+        frames, norm = self.frames(x, q, k, v, valid, state.phase)
+        out, state = self._scan(frames, norm, state, fresh, exec_mask, in_place)
         return out, state.minus(self.initial_state(1)) if relative else state
 
-    def _scan(
-        self,
-        x: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        valid: Tensor,
-        state: TTTState,
-        fresh: bool,
-        exec_mask: Tensor | None,
-        in_place: bool,
-    ) -> tuple[Tensor, TTTState]:
-        """`forward` from a complete state; `fresh` says that it is the initial one."""
-        T = x.shape[1]
-        q, k = self._normalised(q, k, state.phase)
+    def begin(self, batch_size: int, state: TTTState | None, reset: Tensor | None, relative: bool) -> TTTState:
+        """The complete state from which a call of `forward` with these arguments goes on."""
+        if state is None:
+            state = self.initial_state(batch_size)
+        elif relative:
+            state = state.plus(self.initial_state(1))
+        return state if reset is None else state.select(reset, self.initial_state(1))
+
+    def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, phase: Tensor) -> tuple[Frames, Norm]:
+        """What the scan reads and writes, from the projections: normalised, with targets and step sizes."""
+        q, k = self._normalised(q, k, phase)
         norm = Norm(self.ttt_norm_weight[:, None], self.ttt_norm_bias[:, None])
         target = v - k
         if self.config.recipe.normalised_target:
             target = norm.gamma * standardise(target) + norm.beta
         gate = (x @ self.learnable_ttt_lr_weight[:, 0].mT).mT + self.learnable_ttt_lr_bias  # [B, H, T]
         lam = self.config.rate_scale * torch.sigmoid(gate)
-        lam = torch.where(valid[:, None], lam, torch.nan)
+        return Frames(q, k, target, torch.where(valid[:, None], lam, torch.nan)), norm
 
-        frames, memory = Frames(q, k, target, lam), self._memory(state)
+    def _scan(
+        self, frames: Frames, norm: Norm, state: TTTState, fresh: bool, exec_mask: Tensor | None, in_place: bool
+    ) -> tuple[Tensor, TTTState]:
+        """From a complete state; `fresh` says that it is the initial one."""
+        T, memory = frames.q.shape[2], self.memory(state)
         if T == 1 and not fresh:
             everybody = exec_mask is None or known_false(~exec_mask)
             take = None if everybody else exec_mask.to(state.phase.dtype)  # type: ignore[union-attr]
@@ -176,7 +172,7 @@ class InnerNetwork(nn.Module):
             q, k = rotate(q, positions), rotate(k, positions)
         return q, k
 
-    def _memory(self, state: TTTState) -> Memory:
+    def memory(self, state: TTTState) -> Memory:
         """The state, completed by the biases that are not part of it."""
         b1 = self.b1.expand(state.batch_size, *self.b1.shape) if state.b1 is None else state.b1
         b2 = state.b2

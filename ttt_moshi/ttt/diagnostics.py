@@ -1,0 +1,148 @@
+"""What happens inside TTT layers while a model runs, as data. Nothing of it costs anything unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttt_moshi.ttt.block import Frames, Norm, Rule
+from ttt_moshi.ttt.functional import gelu, gelu_backward, inner_gradient, layer_norm
+from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.layer import TTTLayer
+from ttt_moshi.ttt.sequence import run_from
+from ttt_moshi.ttt.state import Weights
+
+
+@dataclass
+class Diagnostics:
+    """One call of one layer; means over all streams and frames of the call, float32, on the layer's device.
+
+    Losses are mean squares of `LN(g_W(k)) - target`. [H] each, except `gate_contribution`.
+    """
+
+    loss_initial: Tensor
+    """at the initial weights"""
+    loss_before: Tensor
+    """at the fast weights before each stretch of K frames was written"""
+    loss_after: Tensor
+    """at the fast weights after it was written"""
+    drift: Tensor
+    """|W - W0| / |W0| at the end"""
+    write_strength: Tensor
+    """share of a frame's residual that its own write removes, to first order: lam |dl/dW|^2 / 2l, at the initial weights"""
+    gate_contribution: Tensor
+    """|y - x| / |x| of the whole layer, []"""
+
+    def summary(self) -> dict[str, float]:
+        """Means over the heads, as numbers (this waits for the device)."""
+        return {field.name: float(getattr(self, field.name).mean()) for field in fields(self)}
+
+
+@contextmanager
+def watch(layers: Mapping[str, TTTLayer]) -> Iterator[dict[str, list[Diagnostics]]]:
+    """Record every call of the layers made inside the `with` block, by the layers' names.
+
+    A recorded call does its inner forward pass about twice more. Calls inside activation recompute are recorded again.
+    """
+    found: dict[str, list[Diagnostics]] = {name: [] for name in layers}
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            pending: list[dict[str, Tensor]] = []
+            # First of the hooks after forward: the parameters of a sharded layer are still whole then.
+            for module, hook in (
+                (layer.inner, _inner_hook(pending)),
+                (layer, _layer_hook(pending, found[name])),
+            ):
+                handle = module.register_forward_hook(hook, prepend=True)
+                stack.callback(handle.remove)
+        yield found
+
+
+def _inner_hook(pending: list[dict[str, Tensor]]) -> Any:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if not pending:  # the second pass over a prefix is not recorded
+            pending.append(_inside(module, *arguments))  # type: ignore[arg-type]
+
+    return hook
+
+
+def _layer_hook(pending: list[dict[str, Tensor]], into: list[Diagnostics]) -> Any:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+        x, y = arguments[0].detach().float(), output[0].detach().float()
+        into.append(Diagnostics(**pending.pop(), gate_contribution=(y - x).norm() / x.norm()))
+
+    return hook
+
+
+@torch.no_grad()
+def _inside(
+    inner: InnerNetwork,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor,
+    state: Any = None,
+    exec_mask: Tensor | None = None,
+    reset: Tensor | None = None,
+    in_place: bool = False,
+    relative: bool = False,
+) -> dict[str, Tensor]:
+    """The arguments are those of `InnerNetwork.forward`."""
+    if in_place:
+        raise ValueError("TTT diagnostics need calls of forward: after stream() the state that it began from is gone")
+    state = inner.begin(x.shape[0], state, reset, relative)
+    frames, norm = inner.frames(x, q, k, v, valid, state.phase)
+    memory, initial = inner.memory(state), inner.memory(inner.initial_state(1)).weights
+    before, after = [], []
+    for start in range(0, x.shape[1], inner.rule.mini_batch_size):
+        part = frames.between(start, start + inner.rule.mini_batch_size)
+        before.append(_loss(memory.weights, part, norm))
+        _, memory = run_from(part, memory, norm, inner.rule)
+        after.append(_loss(memory.weights, part, norm))
+    pairs = [
+        (now, then)
+        for now, then in ((memory.weights.W1, initial.W1), (memory.weights.W2, initial.W2))
+        if then is not None
+    ]
+    moved = sum((now - then).square().sum((-2, -1)) for now, then in pairs)  # type: ignore[operator]
+    size = sum(then.square().sum((-2, -1)) for _, then in pairs)
+    return {
+        "loss_initial": _loss(initial, frames, norm).mean((0, 2)),
+        "loss_before": torch.cat(before, dim=2).mean((0, 2)),
+        "loss_after": torch.cat(after, dim=2).mean((0, 2)),
+        "drift": (moved / size).sqrt().mean(0),
+        "write_strength": _write_strength(initial, frames, norm, inner.rule).mean((0, 2)),
+    }
+
+
+def _loss(weights: Weights, frames: Frames, norm: Norm) -> Tensor:
+    """[B, H, T]."""
+    z = frames.k @ weights.W1 + weights.b1
+    if weights.W2 is not None and weights.b2 is not None:
+        z = gelu(z) @ weights.W2 + weights.b2
+    return (layer_norm(z, *norm) - frames.target).square().mean(-1)
+
+
+def _write_strength(weights: Weights, frames: Frames, norm: Norm, rule: Rule) -> Tensor:
+    """[B, H, T]. The gradient of a weight matrix by one frame is an outer product: its norm is the product of two."""
+    bias = float(rule.update_biases)
+
+    def squared(x: Tensor) -> Tensor:
+        return x.square().sum(-1)
+
+    z1 = frames.k @ weights.W1 + weights.b1
+    if weights.W2 is None or weights.b2 is None:
+        slope = (squared(frames.k) + bias) * squared(inner_gradient(z1, frames.target, *norm))
+    else:
+        a1 = gelu(z1)
+        g2 = inner_gradient(a1 @ weights.W2 + weights.b2, frames.target, *norm)
+        g1 = gelu_backward(g2 @ weights.W2.mT, z1)
+        slope = (squared(frames.k) + bias) * squared(g1) + (squared(a1) + bias) * squared(g2)
+    twice_loss = _loss(weights, frames, norm) * frames.k.shape[-1]
+    return rule.last_tau * frames.lam * slope / twice_loss
