@@ -106,9 +106,11 @@ class Saver:
         return Saved(job.step, Path(path), identity, size, healthy, dict(job.seconds))
 
     def _prepare(self, folder: Path, job: Job) -> None:
+        for name in self._files.names(self._root):
+            if name.startswith(".saving_"):  # of a save that failed; it may be what fills the disk
+                discard(self._files, self._root, name)
         size = job.image.layout.size * self._world + sum(file.layout.size for file in job.exports)
         check_room(size, self._files.free_bytes(self._root), self._root, f"the checkpoint of step {job.step}")
-        discard(self._files, self._root, folder.name)
         self._files.mkdir(folder)
         self._files.mkdir(folder / "resume")
         self._files.mkdir(folder / "consolidated")
@@ -211,8 +213,8 @@ def check_room(size: int, free: int, root: Path, what: str) -> None:
     """Raise CheckpointError, saying what to do, if `free` bytes do not hold `size`."""
     if free < size + PIECE:
         raise CheckpointError(
-            f"no room for {what}: it needs {size / 1e9:.2f} GB, {root} has {free / 1e9:.2f} GB free. Free some space, "
-            "keep fewer checkpoints, or use another run_dir."
+            f"no room for {what}: it needs {size / 1e6:,.0f} MB and {PIECE / 1e6:.0f} MB of air, {root} has "
+            f"{free / 1e6:,.0f} MB free. Free some space, keep fewer checkpoints, or use another run_dir."
         )
 
 

@@ -93,13 +93,14 @@ def parse_header(data: bytes, file_size: int, where: str) -> dict[str, Entry]:
         start, entries = 8 + length, {}
         for name, item in header.items():
             begin, end = item["data_offsets"]
+            if item["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in (begin, end, *item["shape"])):
+                raise ValueError(f"tensor {name!r} has an impossible entry")
             entries[name] = Entry(item["dtype"], tuple(item["shape"]), start + begin, start + end)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise DamagedCheckpoint(f"{where}: the safetensors header cannot be read ({error})") from error
     position = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        sound = entry.dtype in DTYPES and entry.begin == position
-        if not sound or entry.end - entry.begin != nbytes(entry.dtype, entry.shape):
+        if entry.begin != position or entry.end - entry.begin != nbytes(entry.dtype, entry.shape):
             raise DamagedCheckpoint(f"{where}: the header places tensor {name!r} wrongly")
         position = entry.end
     if position != file_size:

@@ -1,0 +1,148 @@
+"""Saving goes on behind training: what waits for what, and how the container looks to others."""
+
+import json
+import struct
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, DamagedCheckpoint, verify
+from ttt_moshi.checkpoint.tensorfile import DTYPES, parse_header, plan
+
+
+@pytest.fixture
+def gate(faults):
+    """Files whose writes of a shard wait until the gate is opened, as on a very slow disk."""
+
+    class Gated(faults.Files):
+        def __init__(self):
+            self.opened, self.reached, self.closed_for = threading.Event(), threading.Event(), "shard"
+            self.shards = set()
+
+        def create(self, path, direct=False):
+            fd = super().create(path, direct)
+            (self.shards.add if self.closed_for in path.name else self.shards.discard)(fd)
+            return fd
+
+        def write(self, fd, data, offset):
+            if fd in self.shards:
+                self.reached.set()
+                self.opened.wait()
+            return super().write(fd, data, offset)
+
+    return Gated()
+
+
+def test_training_goes_on_while_a_slow_disk_writes(tmp_path, gate):
+    weight = torch.arange(1000.0)
+    before = weight.clone()
+    with CheckpointStore(tmp_path, files=gate) as store:
+        store.save(1, kind="adapters", tensors={"param/w": weight}, state={})
+        gate.reached.wait()
+        assert store.poll() is None and store.steps() == []
+        store.wait_staged()
+        weight.mul_(-1)
+        gate.opened.set()
+        assert store.wait().step == 1
+        target = {"param/w": torch.zeros(1000)}
+        store.load(1, tensors=target)
+    assert torch.equal(target["param/w"], before)
+
+
+def test_a_save_that_must_wait_for_the_one_before_says_so(tmp_path, gate):
+    said = []
+    with CheckpointStore(tmp_path, files=gate, log=said.append) as store:
+        store.save(1, kind="adapters", tensors={"param/w": torch.zeros(3)}, state={})
+        gate.reached.wait()
+        assert not said
+        threading.Timer(0.05, gate.opened.set).start()
+        store.save(2, kind="adapters", tensors={"param/w": torch.ones(3)}, state={})
+    assert store.steps() == [1, 2] and "training waits for the save of step 2" in said[0]
+    assert all(verify(store.path(step)).ok for step in (1, 2))
+
+
+def test_a_failed_save_leaves_no_litter_for_the_next(tmp_path, faults):
+    class Broken(faults.Files):
+        broken = True
+
+        def sync(self, fd):
+            if self.broken:
+                raise OSError(5, "disk trouble")
+            super().sync(fd)
+
+    files = Broken()
+    with CheckpointStore(tmp_path, files=files) as store:
+        store.save(1, kind="adapters", tensors={"param/w": torch.zeros(3)}, state={})
+        with pytest.raises(CheckpointError, match="disk trouble"):
+            store.wait()
+        files.broken = False
+        store.save(2, kind="adapters", tensors={"param/w": torch.zeros(3)}, state={})
+    assert store.steps() == [2] and not list(tmp_path.glob(".saving*"))
+
+
+def test_an_error_that_nobody_polled_for_is_raised_by_the_next_save_or_close(tmp_path, faults):
+    class Broken(faults.Files):
+        def write(self, fd, data, offset):
+            raise OSError(5, "disk trouble")
+
+    store = CheckpointStore(tmp_path)
+    store.open()
+    store._files.__class__ = Broken
+    for last in (lambda: store.save(2, kind="adapters", tensors={"param/w": torch.zeros(3)}, state={}), store.close):
+        store.save(1, kind="adapters", tensors={"param/w": torch.zeros(3)}, state={})
+        with pytest.raises(CheckpointError, match="disk trouble"):
+            last()
+
+
+shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+tables = st.dictionaries(
+    st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(DTYPES)), shapes), max_size=8
+)
+
+
+@given(tables)
+def test_planned_files_are_what_the_library_and_our_own_reader_see(tensors):
+    layout = plan(tensors, {"format": "pt"})
+    data = layout.header + bytes(layout.size - len(layout.header))
+    assert layout.size == len(data) and len(layout.header) % 4096 == 0
+    loaded = load(data)
+    assert {name: (DTYPES[dtype], shape) for name, (dtype, shape) in tensors.items()} == {
+        name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded.items()
+    }
+    assert parse_header(layout.header, layout.size, "file") == layout.entries
+
+
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "I8", "X", 3, []]),
+        "shape": st.lists(st.integers(-3, 4) | st.text(max_size=1), max_size=2) | st.integers(),
+        "data_offsets": st.lists(st.integers(-4, 64), min_size=1, max_size=3),
+    }
+)
+json_values = st.dictionaries(st.text(max_size=2), entries, max_size=3) | st.recursive(
+    st.none() | st.integers(-5, 5000) | st.text(max_size=3) | st.sampled_from(["F32", "I8", "BOOL"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "w", "__metadata__"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(header=json_values, size=st.integers(0, 10_000), cut=st.integers(0, 200))
+def test_no_header_whatever_is_believed_or_crashes_the_reader(header, size, cut):
+    text = json.dumps(header).encode()
+    data = struct.pack("<Q", len(text)) + text[: len(text) - cut if cut < 100 else len(text)]
+    try:
+        parsed = parse_header(data, size, "file")
+    except DamagedCheckpoint:
+        return
+    position = 8 + len(text)
+    for entry in sorted(parsed.values(), key=lambda entry: (entry.begin, entry.end)):
+        assert entry.begin == position and all(isinstance(n, int) and n >= 0 for n in entry.shape)
+        position = entry.end
+    assert position == size
