@@ -83,7 +83,7 @@ def test_nothing_is_left_behind(make_layer):
     y, _ = layer(x)
     with watch({"one": layer}) as found:
         watched, state = layer(x, prefix_lengths=torch.tensor([3, 0]))
-        layer(x, state)
+        layer(x=x, state=state)
     assert len(found["one"]) == 2
     assert torch.equal(watched[1], y[1])
     for module in layer.modules():

@@ -34,7 +34,7 @@ class Diagnostics:
     drift: Tensor
     """|W - W0| / |W0| at the end"""
     write_strength: Tensor
-    """share of a frame's residual that its own write removes, to first order: lam |dl/dW|^2 / 2l, at the initial weights"""
+    """share of a frame's residual that its own write removes, to first order at W0: lam |dl/dW|^2 / 2l"""
     gate_contribution: Tensor
     """|y - x| / |x| of the whole layer, []"""
 
@@ -54,12 +54,10 @@ def watch(layers: Mapping[str, TTTLayer]) -> Iterator[dict[str, list[Diagnostics
         for name, layer in layers.items():
             pending: list[dict[str, Tensor]] = []
             # First of the hooks after forward: the parameters of a sharded layer are still whole then.
-            for module, hook in (
-                (layer.inner, _inner_hook(pending)),
-                (layer, _layer_hook(pending, found[name])),
-            ):
-                handle = module.register_forward_hook(hook, prepend=True)
-                stack.callback(handle.remove)
+            inner_hook = layer.inner.register_forward_hook(_inner_hook(pending), prepend=True)
+            stack.callback(inner_hook.remove)
+            layer_hook = layer.register_forward_hook(_layer_hook(pending, found[name]), prepend=True, with_kwargs=True)
+            stack.callback(layer_hook.remove)
         yield found
 
 
@@ -72,8 +70,9 @@ def _inner_hook(pending: list[dict[str, Tensor]]) -> Any:
 
 
 def _layer_hook(pending: list[dict[str, Tensor]], into: list[Diagnostics]) -> Any:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
-        x, y = arguments[0].detach().float(), output[0].detach().float()
+    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: tuple[Tensor, Any]) -> None:
+        x = (arguments[0] if arguments else named["x"]).detach().float()
+        y = output[0].detach().float()
         into.append(Diagnostics(**pending.pop(), gate_contribution=(y - x).norm() / x.norm()))
 
     return hook
@@ -105,13 +104,11 @@ def _inside(
         before.append(_loss(memory.weights, part, norm))
         _, memory = run_from(part, memory, norm, inner.rule)
         after.append(_loss(memory.weights, part, norm))
-    pairs = [
-        (now, then)
-        for now, then in ((memory.weights.W1, initial.W1), (memory.weights.W2, initial.W2))
-        if then is not None
-    ]
-    moved = sum((now - then).square().sum((-2, -1)) for now, then in pairs)  # type: ignore[operator]
-    size = sum(then.square().sum((-2, -1)) for _, then in pairs)
+    matrices = [(memory.weights.W1, initial.W1)]
+    if memory.weights.W2 is not None and initial.W2 is not None:
+        matrices.append((memory.weights.W2, initial.W2))
+    moved = torch.stack([(now - then).square().sum((-2, -1)) for now, then in matrices]).sum(0)
+    size = torch.stack([then.square().sum((-2, -1)) for _, then in matrices]).sum(0)
     return {
         "loss_initial": _loss(initial, frames, norm).mean((0, 2)),
         "loss_before": torch.cat(before, dim=2).mean((0, 2)),
