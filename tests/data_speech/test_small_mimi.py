@@ -85,6 +85,27 @@ def test_files_load_with_the_official_loader(mimi: MimiModel, mimi_size: MimiSiz
     assert torch.isfinite(loaded.decode(loaded.encode(audio))).all()
 
 
+def log_spectrum(samples: torch.Tensor) -> torch.Tensor:
+    """Energy of 32 bands every 20 ms, in nats: [bands * frames]."""
+    frames = samples[: len(samples) // 480 * 480].view(-1, 480)
+    power = torch.fft.rfft(frames * torch.hann_window(480)).abs().square()[:, 1:161]
+    return (power.view(len(frames), 32, 5).sum(2) + 1e-3).log().flatten()
+
+
+def test_decoded_speech_resembles_the_original(mimi: MimiModel, unheard: tuple[torch.Tensor, list[str]]) -> None:
+    codes = mimi.encode(unheard[0])
+    original, decoded = unheard[0][0, 0], mimi.decode(codes)[0, 0]
+    other = mimi.decode(codes.roll(codes.shape[-1] // 2, -1))[0, 0]
+    likeness, chance = (
+        torch.corrcoef(torch.stack([log_spectrum(original), log_spectrum(x)]))[0, 1] for x in (decoded, other)
+    )
+    assert likeness > 0.7
+    assert likeness > chance + 0.3
+    assert 0.7 < (decoded.square().mean() / original.square().mean()).sqrt() < 1.4
+    silence = mimi.decode(mimi.encode(torch.zeros(1, 1, 20 * 1920)))
+    assert silence.square().mean() < 0.01 * decoded.square().mean()
+
+
 def test_silence_has_one_code_once_nothing_else_is_in_reach(mimi: MimiModel) -> None:
     codes = mimi.encode(torch.zeros(1, 1, 40 * 1920))[0]
     assert (codes[:, 4:] == codes[:, 4:5]).all()

@@ -34,7 +34,7 @@ from ttt_moshi.data.speech.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RECORD = "material.json"
 PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {

@@ -9,7 +9,8 @@ modules get weights with a meaning instead:
 - the semantic quantizer looks along the directions that separate phones whatever the voice (linear discriminants fitted
   on espeak-ng's phone times), as Mimi's first codebook is distilled from a speech recogniser;
 - the acoustic quantizer looks along the principal components;
-- codebooks are k-means centroids, each level fitted on the residual of the levels before.
+- codebooks are k-means centroids, each level fitted on the residual of the levels before;
+- the decoder is a channel vocoder, see `vocoder`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from safetensors.torch import save_file
 
 from ttt_moshi.data.speech.espeak import SAMPLE_RATE, Utterance
 from ttt_moshi.data.speech.kmeans import residual_codebooks
+from ttt_moshi.data.speech.vocoder import LINEAR_BIAS, set_decoder
 
 FRAME_RATE = 12.5
 CODEBOOKS = 8
+LOUDNESS_SECONDS = 16
 GAIN = 1000.0  # of the Gabor filters
 SCALES = (30.0, 300.0)  # of the two compressing curves, per unit of mean rectified amplitude
-LINEAR_BIAS = 4.0  # keeps an ELU in its linear half; speech and features stay within it
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,15 @@ def fit_mimi(utterances: Sequence[Utterance], size: MimiSize, seed: int = 0) -> 
         torch.manual_seed(seed)
         mimi = get_mimi(None, mimi_config(size), num_codebooks=CODEBOOKS)
         audio, phones = _join(utterances, mimi.frame_size)
-        _set_encoder(mimi, audio, size)
+        directions, mean = _set_encoder(mimi, audio, size)
         _set_downsample(mimi, size)
         latent = mimi._encode_to_unquantized_latent(audio)[0].T  # [T, dimension]
         generator = torch.Generator().manual_seed(seed)
         quantizer: Any = mimi.quantizer
         _fit_quantizer(quantizer.rvq_first, discriminants(latent, phones, size.components), latent, generator)
         _fit_quantizer(quantizer.rvq_rest, principal_components(latent, size.components)[0], latent, generator)
+        some = audio[..., : LOUDNESS_SECONDS * SAMPLE_RATE]
+        set_decoder(mimi, directions, mean, mel_bands(2 * size.filters), latent, some)
     return mimi
 
 
@@ -192,8 +196,11 @@ def _convolutions(mimi: MimiModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return parameters
 
 
-def _set_encoder(mimi: Any, audio: torch.Tensor, size: MimiSize) -> None:
-    """Makes the encoder a filter bank followed by a projection that is fitted on audio [1, 1, N]."""
+def _set_encoder(mimi: Any, audio: torch.Tensor, size: MimiSize) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes the encoder a filter bank followed by a projection that is fitted on audio [1, 1, N].
+
+    Returns the principal components [components, 4 bands] of its spectrum, and the mean [4 bands].
+    """
     lift, gabor, envelope, spectrum, projection = _convolutions(mimi)
     _set_lift(*lift)
     _set_gabor_filters(*gabor)
@@ -204,6 +211,7 @@ def _set_encoder(mimi: Any, audio: torch.Tensor, size: MimiSize) -> None:
     weight, bias = projection
     weight[: size.components, :, -1] = directions
     bias[: size.components] = -directions @ mean
+    return directions, mean
 
 
 def _set_lift(weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -252,9 +260,8 @@ def _set_downsample(mimi: Any, size: MimiSize) -> None:
 
 
 def _fit_quantizer(quantizer: Any, directions: torch.Tensor, latent: torch.Tensor, generator: torch.Generator) -> None:
-    """Sets the projections of one residual quantizer and its codebooks, level by level."""
+    """Sets the input projection of one residual quantizer and its codebooks, level by level."""
     quantizer.input_proj.weight.copy_(directions[:, :, None])
-    quantizer.output_proj.weight.copy_(torch.linalg.pinv(directions.double()).float()[:, :, None])
     layers = [layer._codebook for layer in quantizer.vq.layers]
     levels = residual_codebooks(latent @ directions.T, len(layers), layers[0].codebook_size, generator)
     for codebook, (centroids, usage) in zip(layers, levels, strict=True):
