@@ -213,8 +213,8 @@ def check_room(size: int, free: int, root: Path, what: str) -> None:
     """Raise CheckpointError, saying what to do, if `free` bytes do not hold `size`."""
     if free < size + PIECE:
         raise CheckpointError(
-            f"no room for {what}: it needs {size / 1e6:,.0f} MB and {PIECE / 1e6:.0f} MB of air, {root} has "
-            f"{free / 1e6:,.0f} MB free. Free some space, keep fewer checkpoints, or use another run_dir."
+            f"no room for {what}: it needs {size / 1e9:.4g} GB and {PIECE / 1e9:.2g} GB to spare, {root} has "
+            f"{free / 1e9:.4g} GB free. Free some space, keep fewer checkpoints, or use another run_dir."
         )
 
 

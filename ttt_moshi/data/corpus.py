@@ -117,10 +117,18 @@ class Corpus:
         return collate([self._read_clip(clip) for clip in clips])
 
     def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
-        """Fills the cache, so that training never waits for the codec. Each rank does its part of the recordings."""
+        """Reads every transcript and fills the cache, so that training neither meets a damaged file nor waits for the
+        codec. Each rank does its part of the recordings.
+
+        Raises:
+            DataError: a recording or transcript that cannot be used.
+        """
         mine = [recording for recording in self.recordings if not recording.encoded][rank::world_size]
         total = sum(recording.info.frames for recording in mine)
         before = 0
+        for recording in mine:
+            if recording.transcript is not None:
+                read_transcript(recording.transcript, recording.moshi_speaker)
         for recording in mine:
             report = None
             if on_recording:
