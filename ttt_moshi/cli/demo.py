@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ttt_moshi.checkpoint import CheckpointStore, iter_tensors, read_manifest
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.demo_page import DemoFacts, write_page
+from ttt_moshi.data.minibench import make_bench
 from ttt_moshi.data.speech import Material, make_demo_material
 from ttt_moshi.errors import UserError
 
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
             bar.update(task, description=what, completed=done, total=total)
 
         material = make_demo_material(out / "material", progress=show)
+        make_bench(out / "bench", material.train_data, size="mini", progress=show)
 
     console.rule("2 · train, kill, resume")
     killed, whole = out / "killed", out / "uninterrupted"
@@ -68,8 +70,15 @@ def main(argv: list[str]) -> int:
     last = CheckpointStore(killed / "checkpoints").path(records[0][-1]["step"])
     _run(console, [sys.executable, "test_checkpoint_verification.py", "--checkpoint_dir", str(last)])
     evaluation = out / "evaluation"
-    _run(console, [sys.executable, "eval_from_checkpoint.py", "--checkpoint_dir", str(last), "--out", str(evaluation)])
+    _run(
+        console,
+        [
+            sys.executable, "eval_from_checkpoint.py", "--checkpoint_dir", str(last), "--eval_type", "both",
+            "--data_root", str(out / "bench"), "--out", str(evaluation),
+        ],
+    )  # fmt: skip
 
+    results = json.loads((evaluation / "results.json").read_text())
     launches = sorted((killed / "launches").glob("*.yaml"))
     page = out / "index.html"
     write_page(
@@ -81,8 +90,8 @@ def main(argv: list[str]) -> int:
             resume_step=_start_step(launches[-1]),
             state_ids=ids,
             gates=_gates(killed),
-            results=json.loads((evaluation / "results.json").read_text()),
-            rows=_rows(records, equal_lines, last, time.perf_counter() - began),
+            results=results,
+            rows=_rows(records, equal_lines, last, results, time.perf_counter() - began),
         ),
     )
     console.rule("done")
@@ -172,15 +181,29 @@ def _gates(run_dir: Path) -> dict[int, dict[str, float]]:
     return gates
 
 
-def _rows(records: tuple[list, list], equal_lines: int, last: Path, seconds: float) -> list[tuple[str, str]]:
+def _rows(
+    records: tuple[list, list], equal_lines: int, last: Path, results: dict[str, Any], seconds: float
+) -> list[tuple[str, str]]:
     manifest = read_manifest(last)
     size = sum(file["size"] for file in manifest["files"].values())
     return [
         ("Steps logged equal in every field but timing", f"{equal_lines} of {len(records[1])}"),
         ("Loss, first and last step", f"{records[1][0]['loss']:.3f} → {records[1][-1]['loss']:.3f}"),
         ("Last checkpoint", f"{last.name}: {len(manifest['tensors'])} tensors, {size / 2**20:.1f} MiB, verified"),
+        *_benchmark_rows(results),
         ("Whole demo", f"{seconds:.0f} s"),
     ]
+
+
+def _benchmark_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Accuracies with their intervals; 50 % is chance."""
+    rows = []
+    for name, task in results["tasks"].items():
+        if name != "perplexity" and task["status"] == "ok" and task["ci95"] is not None:
+            low, high = task["ci95"]
+            value = f"{task['value']:.1%}, 95 % interval {low:.1%} to {high:.1%}, n = {task['n']} (generated speech)"
+            rows.append((name, value))
+    return rows
 
 
 def _bar(console: Console) -> Progress:
