@@ -202,6 +202,9 @@ def test_damaged_exports_are_refused_in_words(make_model, export, kind):
     (folder / "ttt.json").write_text(json.dumps({**ttt, "layers": [1, 2, 3]}))
     with pytest.raises(MoshiError, match=r"lacks 20 tensors: transformer\.layers"):
         load_trained(folder)
+    (folder / "ttt.json").write_text(json.dumps({**ttt, "rate_scale": 2 * ttt["rate_scale"]}))
+    with pytest.raises(MoshiError, match="trained with inner steps of"):
+        load_trained(folder)
     (folder / "ttt.json").write_text(json.dumps({**ttt, "inner": "cnn"}))
     with pytest.raises(MoshiError, match="does not describe TTT layers"):
         load_trained(folder)

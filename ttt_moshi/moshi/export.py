@@ -95,7 +95,8 @@ def export_documents(
     """The JSON files of `consolidated/`, by name.
 
     `config.json` is for the official loaders and has only keys that they know; `ttt.json` describes the TTT layers
-    and is absent without them; `base_model.json` is `base`, what `describe_base` returned.
+    and is absent without them (its `rate_scale` follows from the rest; a reader that derives another one would compute
+    another function); `base_model.json` is `base`, what `describe_base` returned.
     """
     config = copy.deepcopy(dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config))
     for key in ("lora_name", "lora_rank", "lora_scaling"):
@@ -110,7 +111,12 @@ def export_documents(
     config["context"] = model.context
     documents = {CONFIG: config, BASE_MODEL: base}
     if model.ttt_config is not None:
-        documents[TTT] = {"format": TTT_FORMAT, "layers": model.ttt_layers, **asdict(model.ttt_config)}
+        documents[TTT] = {
+            "format": TTT_FORMAT,
+            "layers": model.ttt_layers,
+            **asdict(model.ttt_config),
+            "rate_scale": model.ttt_config.rate_scale,
+        }
     return documents
 
 

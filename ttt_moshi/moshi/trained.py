@@ -215,6 +215,13 @@ def _parse_ttt(document: Mapping[str, Any]) -> tuple[list[int], TTTConfig]:
     if values.pop("format", None) != TTT_FORMAT:
         raise MoshiError(f"{TTT} has format {document.get('format')!r}, this version reads {TTT_FORMAT}")
     try:
-        return list(values.pop("layers")), TTTConfig(**values)
+        rate_scale, layers = values.pop("rate_scale"), list(values.pop("layers"))
+        config = TTTConfig(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise MoshiError(f"{TTT} does not describe TTT layers: {error}") from error
+    if config.rate_scale != rate_scale:
+        raise MoshiError(
+            f"these TTT layers were trained with inner steps of {rate_scale:.6g}, and this version derives "
+            f"{config.rate_scale:.6g} from the same settings: use the version that trained them"
+        )
+    return layers, config
