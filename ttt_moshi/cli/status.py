@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, read_manifest, verify
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.errors import UserError
+from ttt_moshi.cli.checkpoint_facts import byte_progress, find, gate_openings, size_text
 
 EXAMPLES = """\
 train              python train.py --config configs/demo.yaml
@@ -38,9 +39,7 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(prog="checkpoint_summary.py", description=__doc__)
     parser.add_argument("run_dir", nargs="?", type=Path, help="a run, its checkpoints folder, or one checkpoint")
-    parser.add_argument(
-        "--check-system", action="store_true", help="check the environment, count 7B's tensors"
-    )
+    parser.add_argument("--check-system", action="store_true", help="check the environment, count 7B's tensors")
     parser.add_argument("--show-examples", action="store_true", help="print the commands for the usual tasks")
     parser.add_argument("--full", action="store_true", help="read and verify every byte of every checkpoint")
     options = parser.parse_args(argv)
@@ -104,20 +103,13 @@ def count_7b(layers: str) -> tuple[Any, Any]:
 
 
 def _explain_run(path: Path, full: bool, console: Console) -> bool:
-    from ttt_moshi.checkpoint import CheckpointStore
-
-    if not path.exists():
-        raise UserError(f"nothing at {path}")
-    if (path / "manifest.json").exists():
-        root, only = path.parent, path
-    else:
-        root, only = (path / "checkpoints" if (path / "checkpoints").is_dir() else path), None
-    store = CheckpointStore(root)
-    folders = [only] if only is not None else [store.path(step) for step in store.steps()]
+    place = find(path)
+    store = CheckpointStore(place.root)
+    folders = [place.chosen] if place.chosen is not None else [store.path(step) for step in store.steps()]
     if not folders:
         console.print(f"{path}: no checkpoints")
         return False
-    table = Table(title=str(root), title_justify="left")
+    table = Table(title=str(place.root), title_justify="left")
     for column in ("step", "kind", "size", "loss", "trained tensors / elements", "dtype", "gate |tanh α|", "state"):
         table.add_column(column, overflow="fold")
     rows = [_row(folder, full) for folder in folders]
@@ -132,50 +124,34 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
 
 
 def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
-    from ttt_moshi.checkpoint import CheckpointError, read_manifest, verify
-
-    report = verify(folder, deep=full)
+    step = str(int(folder.name.rsplit("_", 1)[-1]))
+    with byte_progress(f"verifying {folder.name}") as advance:
+        report = verify(folder, deep=full, progress=advance)
     try:
         manifest = read_manifest(folder)
+        gates = gate_openings(folder, manifest)
     except CheckpointError as error:
-        return [_step(folder), "", "", "", "", "", "", f"[red]{error}[/]"], False
-    parameters = {k.removeprefix("param/"): v for k, v in manifest["tensors"].items() if k.startswith("param/")}
-    elements = sum(math.prod(tensor["shape"]) for tensor in parameters.values())
-    size = sum(file["size"] for file in manifest["files"].values())
+        return [step, "", "", "", "", "", "", f"[red]{error}[/]"], False
+    parameters = [entry for name, entry in manifest["tensors"].items() if name.startswith("param/")]
+    elements = sum(math.prod(entry["shape"]) for entry in parameters)
     loss = manifest["metrics"].get("loss")
-    state = ("every byte verified" if full else "complete") if report.ok else f"[red]{report.problems[0]}[/]"
+    state = ("every byte verified" if full else "complete") if report.ok else f"[red]{report.problems[0].what}[/]"
     cells = [
-        _step(folder),
+        step,
         manifest["kind"],
-        f"{size / 2**20:.1f} MiB",
+        size_text(sum(file["size"] for file in manifest["files"].values())),
         "" if loss is None else f"{loss:.4f}",
         f"{len(parameters)} / {elements:,}",
-        ", ".join(sorted({tensor["dtype"] for tensor in parameters.values()})),
-        _gates(folder, manifest),
+        ", ".join(sorted({entry["dtype"] for entry in parameters})),
+        _gate_text(gates),
         state,
     ]
     return cells, report.ok
 
 
-def _gates(folder: Path, manifest: dict[str, Any]) -> str:
+def _gate_text(gates: dict[str, dict[str, float]]) -> str:
     """Mean forward gate over the TTT layers, with the backward one, which only a prefix moves."""
-    from ttt_moshi.checkpoint import iter_tensors
-
-    means: dict[str, list[float]] = {"forward": [], "backward": []}
-    file = next(
-        (name for name in manifest["files"] if name.startswith("consolidated/") and name.endswith("tensors")), None
-    )
-    if file is None:
-        return ""
-    names = [name for name in manifest["exports"].get(file, {}) if name.endswith("gating_alpha")]
-    for name, tensor in iter_tensors(folder, file, names):
-        direction = "forward" if "forward_gating" in name else "backward"
-        means[direction].append(float(tensor.float().tanh().abs().mean()))
-    if not means["forward"]:
+    if not gates:
         return "no TTT"
-    mean = {direction: sum(values) / len(values) for direction, values in means.items()}
+    mean = {side: sum(layer[side] for layer in gates.values()) / len(gates) for side in ("forward", "backward")}
     return f"{mean['forward']:.4f} (prefix {mean['backward']:.4f})"
-
-
-def _step(folder: Path) -> str:
-    return str(int(folder.name.rsplit("_", 1)[-1]))

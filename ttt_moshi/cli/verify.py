@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.status import Status
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.errors import UserError
+from ttt_moshi.cli.checkpoint_facts import byte_progress, find_one, trained_counts
 
 
 def main(argv: list[str]) -> int:
@@ -30,32 +30,21 @@ def main(argv: list[str]) -> int:
     if options.checkpoint_dir is not None:
         return _verify_checkpoint(options.checkpoint_dir, console)
     if options.scale == "7b":
-        raise UserError("--scale 7b is not available yet")
+        return _prove_7b(console)
     return _prove_system(console)
 
 
 def _verify_checkpoint(path: Path, console: Console) -> int:
     from ttt_moshi.checkpoint import read_manifest, verify
-    from ttt_moshi.moshi import tensor_group
 
-    if not path.is_dir():
-        raise UserError(f"no checkpoint folder at {path}")
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        report = verify(path, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    console.print(report.text(), soft_wrap=True)
+    path = find_one(path)
+    with byte_progress(f"verifying {path.name}") as advance:
+        report = verify(path, progress=advance)
+    console.print(report.text(), soft_wrap=True, markup=False)
     if not report.ok:
         return 1
-    manifest = read_manifest(path)
-    parameters = {
-        name.removeprefix("param/"): tensor["shape"]
-        for name, tensor in manifest["tensors"].items()
-        if name.startswith("param/")
-    }
-    for group in ("base", "lora", "ttt"):
-        shapes = [shape for name, shape in parameters.items() if tensor_group(name) == group]
-        console.print(f"trained {group:<5} {_count(shapes)}")
+    for group, count in trained_counts(read_manifest(path)).items():
+        console.print(f"trained {group:<5} {count['tensors']} tensors, {count['elements']:,} elements")
     return 0
 
 
@@ -86,12 +75,39 @@ def _prove_system(console: Console) -> int:
     return 0 if sound else 1
 
 
+def _prove_7b(console: Console) -> int:
+    from moshi.models.loaders import CheckpointInfo
+
+    from ttt_moshi.training.proof_full_size import prove_full_size
+
+    # Without a configuration of its own, the official loader builds Moshi 7B; no file is read.
+    geometry = CheckpointInfo(Path(), Path(), Path())
+    with tempfile.TemporaryDirectory(prefix="ttt_moshi_7b_") as name, console.status("starting") as status:
+        found = prove_full_size(geometry, "1,2", Path(name), lambda what: _say(what, status, console))
+    ttt, whole = found.counts.groups["ttt"], found.counts.total
+    console.print(f"TTT:      {ttt.tensors} tensors, {ttt.elements:,} elements")
+    console.print(f"all:      {whole.tensors} tensors, {whole.elements:,} elements")
+    console.print(f"exported: {found.exported_tensors} tensors, {found.exported_elements:,} elements")
+    console.print(f"checkpoint: {found.bytes:,} bytes")
+    console.print(f"bare disk: {found.raw_write / 1e9:.2f} GB/s written, {found.raw_read / 1e9:.2f} GB/s read")
+    for phase, seconds in found.seconds.items():
+        beside = "" if phase == "build" else f", {found.ratio_to_disk(phase):.2f} of the bare disk's time"
+        console.print(f"{phase:<7} {seconds:7.1f} s{beside}")
+    console.print(f"peak memory: {found.peak_bytes / 2**30:.2f} GiB")
+    for problem in found.problems:
+        console.print(f"[bold red]FAILS[/]  {problem}", soft_wrap=True)
+    if not found.problems:
+        console.print("[green]holds[/]  every byte verified, every tensor loaded bit for bit")
+    return 1 if found.problems else 0
+
+
+def _say(what: str, status: Status, console: Console) -> None:
+    """A spinner on a terminal, a line elsewhere."""
+    status.update(what)
+    if not console.is_terminal:
+        console.print(what)
+
+
 def _show(finding: object, console: Console) -> None:
     mark = "[green]holds[/]" if finding.holds else "[bold red]FAILS[/]"  # type: ignore[attr-defined]
     console.print(f"{mark}  {finding.name}: {finding.detail}", soft_wrap=True)  # type: ignore[attr-defined]
-
-
-def _count(shapes: list[list[int]]) -> str:
-    import math
-
-    return f"{len(shapes)} tensors, {sum(math.prod(shape) for shape in shapes):,} elements"

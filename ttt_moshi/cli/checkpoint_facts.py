@@ -1,0 +1,105 @@
+"""What the commands about checkpoints share: finding them, reading facts off one, showing how far a long job is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint, iter_tensors
+from ttt_moshi.errors import UserError
+
+# How the folders in a checkpoints folder begin, whether or not they can be read.
+_BEGINNINGS = ("checkpoint_", "unhealthy_", ".quarantine_", ".saving_", ".trash_", ".replaced_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a path leads: to a folder of checkpoints, and to one in it if the path named one."""
+
+    root: Path
+    chosen: Path | None
+
+
+def find(path: Path) -> Place:
+    """What is meant by a run, its checkpoints folder, or one checkpoint.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if not path.is_dir():
+        raise UserError(f"no folder at {path}")
+    # A checkpoint that has lost its manifest is still one: a damaged one.
+    if (path / "manifest.json").exists() or path.absolute().name.startswith(_BEGINNINGS):
+        return Place(path.absolute().parent, path)
+    if (path / "checkpoints").is_dir():
+        return Place(path / "checkpoints", None)
+    if path.absolute().name == "checkpoints" or any(child.name.startswith(_BEGINNINGS) for child in path.iterdir()):
+        return Place(path, None)
+    raise UserError(f"{path} is neither a run, nor a checkpoints folder, nor a checkpoint")
+
+
+def find_one(path: Path) -> Path:
+    """The checkpoint that is meant: the one named, or the newest valid one of a run.
+
+    Raises:
+        NoCheckpoint: the run has no valid one.
+    """
+    place = find(path)
+    if place.chosen is not None:
+        return place.chosen
+    store = CheckpointStore(place.root)
+    newest = store.newest_valid()
+    if newest is None:
+        raise NoCheckpoint(f"no valid checkpoint in {place.root}")
+    return store.path(newest)
+
+
+def trained_counts(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Trained tensors and their elements by group: "base", "lora", "ttt"."""
+    from ttt_moshi.moshi import tensor_group
+
+    counts = {group: {"tensors": 0, "elements": 0} for group in ("base", "lora", "ttt")}
+    for name, entry in manifest["tensors"].items():
+        kind, _, parameter = name.partition("/")
+        if kind == "param":
+            counts[tensor_group(parameter)]["tensors"] += 1
+            counts[tensor_group(parameter)]["elements"] += math.prod(entry["shape"])
+    return counts
+
+
+def gate_openings(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Mean |tanh α| of each TTT layer's gates: layer index -> {"forward": share, "backward": share}."""
+    gates: dict[str, dict[str, float]] = {}
+    for name, alpha in iter_tensors(path, names=[n for n in manifest["tensors"] if _is_gate(n)]):
+        layer, direction = name.split(".")[2], name.split(".")[-2].removesuffix("_gating")
+        gates.setdefault(layer, {})[direction] = float(alpha.float().tanh().abs().mean())
+    return dict(sorted(gates.items(), key=lambda item: int(item[0])))
+
+
+def _is_gate(name: str) -> bool:
+    return name.startswith("param/transformer.layers.") and name.endswith(".gating_alpha")
+
+
+def size_text(count: int) -> str:
+    """Bytes for a person."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:.0f} {unit}"
+    return f"{count} B"
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal's error stream while the block runs; yields the function that moves it (done, total)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

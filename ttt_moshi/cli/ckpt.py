@@ -1,0 +1,366 @@
+"""List, show, compare, export, prune and repair checkpoints."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import ttt_moshi
+from ttt_moshi.checkpoint import (
+    CheckpointStore,
+    Retention,
+    diff,
+    export_weights,
+    list_folder,
+    prune,
+    read_manifest,
+    repair,
+    verify,
+)
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.checkpoint_facts import byte_progress, find, find_one, size_text
+from ttt_moshi.errors import UserError
+
+WHERE = "a run, its checkpoints folder, or one checkpoint"
+WHICH = "one checkpoint, or a run, of which the newest valid one is taken"
+SHOWN = 20  # changed tensors that `diff` prints
+LONGEST = 100  # characters of a value that `diff` prints; a random state has thousands
+UPDATE_COUNTS = "resume/state.json: state.update_counts"
+
+USAGE = """\
+usage: ttt-moshi ckpt COMMAND [options]
+
+  ls PATH              every checkpoint of a run, and what else lies beside them
+  show PATH            one checkpoint explained: step, data position, TTT, gates, learning rates, sizes, uses
+  verify PATH          every byte against the digests of the manifest
+  diff FIRST SECOND    what differs, tensor by tensor and key by key
+  export PATH FOLDER   the weights in a folder of their own, checked on the way
+  prune PATH           delete what no rule keeps
+  pin PATH             keep one checkpoint whatever the rules say
+  repair PATH          sweep what a crash left, set damaged checkpoints aside
+  bench                measure saving and loading beside the bare disk
+
+Every command takes --json and prints one JSON document then; `ttt-moshi ckpt COMMAND --help` explains one.
+
+exit status: 0  done, nothing wrong        1  problems or differences were found (repair: and put in order)
+             2  could not run: wrong arguments, nothing there, contents damaged where sound ones are needed
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`ttt-moshi ckpt COMMAND ...`; the exit status is explained in `USAGE`."""
+    commands: dict[str, Callable[[list[str], Console], int]] = {
+        "ls": _ls,
+        "show": _show,
+        "verify": _verify,
+        "diff": _diff,
+        "export": _export,
+        "prune": _prune,
+        "pin": _pin,
+        "repair": _repair,
+        "bench": _bench,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        nearest = get_close_matches(argv[0], commands, n=1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+        raise UserError(f"unknown command `ckpt {argv[0]}`{hint} (see `ttt-moshi ckpt --help`)")
+    return commands[argv[0]](argv[1:], Console(highlight=False))
+
+
+def _parser(command: str, what: str) -> Parser:
+    parser = Parser(prog=f"ttt-moshi ckpt {command}", description=what)
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    return parser
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _ls(argv: list[str], console: Console) -> int:
+    parser = _parser("ls", "List checkpoints. Status 1 if one of them is damaged.")
+    parser.add_argument("path", type=Path, help=WHERE)
+    options = parser.parse_args(argv)
+    place = find(options.path)
+    records = list_folder(place.root)
+    if place.chosen is not None:
+        records = [record for record in records if record["name"] == place.chosen.absolute().name]
+    damaged = any(record["status"] == "damaged" for record in records)
+    if options.json:
+        _print_json(records)
+        return int(damaged)
+    if not records:
+        console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
+        return 0
+    table = Table(title=str(place.root), title_justify="left")
+    table.add_column("name", no_wrap=True)
+    for column in ("status", "kind", "size", "metrics", "state id"):
+        table.add_column(column, overflow="fold")
+    for record in records:
+        metrics = {name: value for name, value in record.get("metrics", {}).items() if value is not None}
+        table.add_row(
+            record["name"],
+            record["status"] + (", pinned" if record.get("pinned") else ""),
+            record.get("kind", ""),
+            size_text(record["bytes"]) if "bytes" in record else "",
+            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+            record.get("state_id", "")[:12],
+        )
+    console.print(table)
+    for record in records:
+        if record["problem"]:
+            console.print(f"{record['name']}: {record['problem']}", soft_wrap=True, markup=False)
+    if any(record["status"] in ("leftover", "damaged") for record in records):
+        console.print(f"`ttt-moshi ckpt repair {place.root}` puts this in order", soft_wrap=True)
+    return int(damaged)
+
+
+def _show(argv: list[str], console: Console) -> int:
+    from ttt_moshi.cli.ckpt_show import explain, show
+
+    parser = _parser("show", "Explain a checkpoint.")
+    parser.add_argument("path", type=Path, help=WHICH)
+    options = parser.parse_args(argv)
+    seen = explain(find_one(options.path))
+    if options.json:
+        _print_json(seen)
+    else:
+        show(seen, console)
+    return 0
+
+
+def _verify(argv: list[str], console: Console) -> int:
+    parser = _parser("verify", "Check checkpoints against their manifests. Status 1 if anything is wrong.")
+    parser.add_argument("path", type=Path, help=WHERE)
+    parser.add_argument(
+        "--quick", action="store_true", help="manifest, sizes, headers and small files only; no tensor data"
+    )
+    options = parser.parse_args(argv)
+    place = find(options.path)
+    store = CheckpointStore(place.root)
+    paths = [place.chosen] if place.chosen is not None else [store.path(step) for step in store.steps()]
+    if not paths:
+        raise UserError(f"no checkpoint in {place.root}")
+    reports = []
+    for path in paths:
+        with byte_progress(f"verifying {path.name}") as advance:
+            reports.append(verify(path, deep=not options.quick, progress=advance))
+        if not options.json:
+            console.print(reports[-1].text(), soft_wrap=True, markup=False)
+    if options.json:
+        _print_json(
+            [
+                {
+                    "path": str(report.path),
+                    "ok": report.ok,
+                    "step": report.step,
+                    "state_id": report.state_id,
+                    "bytes": report.bytes,
+                    "seconds": report.seconds,
+                    "problems": [vars(problem) for problem in report.problems],
+                }
+                for report in reports
+            ]
+        )
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _diff(argv: list[str], console: Console) -> int:
+    parser = _parser("diff", "Compare two checkpoints. Status 1 if they differ.")
+    parser.add_argument("first", type=Path, help=WHICH)
+    parser.add_argument("second", type=Path, help=WHICH)
+    options = parser.parse_args(argv)
+    first, second = find_one(options.first), find_one(options.second)
+    with Console(stderr=True).status("comparing"):
+        seen = diff(first, second)
+    for change in seen["changed"].values():
+        # JSON has no infinity: a change of a tensor that was zero has no relative size.
+        change["relative"] = None if math.isinf(change["relative"]) else change["relative"]
+    if options.json:
+        _print_json({"first": str(first), "second": str(second), **seen})
+    else:
+        _print_diff(seen, first, second, console)
+    return 0 if seen["same_state"] and not seen["documents"] else 1
+
+
+def _print_diff(seen: dict[str, Any], first: Path, second: Path, console: Console) -> None:
+    console.print(f"first   {first}\nsecond  {second}", soft_wrap=True)
+    console.print("the same training state" if seen["same_state"] else "two different training states")
+    console.print(f"{seen['equal']} tensors are equal, {len(seen['changed'])} changed")
+    for key, what in (
+        ("only_in_first", "only in the first"),
+        ("only_in_second", "only in the second"),
+        ("other_shape_or_dtype", "of another shape or dtype"),
+    ):
+        if seen[key]:
+            console.print(f"{len(seen[key])} {what}: {', '.join(seen[key])}", soft_wrap=True)
+    if seen["changed"]:
+        table = Table()
+        for column in ("tensor", "largest difference", "relative to the first"):
+            table.add_column(column, overflow="fold")
+        largest = sorted(seen["changed"].items(), key=lambda item: -(item[1]["relative"] or math.inf))
+        for name, change in largest[:SHOWN]:
+            relative = "the first is zero" if change["relative"] is None else f"{change['relative']:.3g}"
+            table.add_row(name, f"{change['max_abs']:.3g}", relative)
+        console.print(table)
+        if len(largest) > SHOWN:
+            console.print(f"... and {len(largest) - SHOWN} more; --json has all")
+    counts = [name for name in seen["documents"] if UPDATE_COUNTS in name]
+    for name, (before, after) in seen["documents"].items():
+        if name not in counts:
+            console.print(f"{name}: {_short(before)} -> {_short(after)}", soft_wrap=True, markup=False)
+    if counts:
+        console.print(f"{UPDATE_COUNTS}: the numbers of updates of {len(counts)} parameters")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _export(argv: list[str], console: Console) -> int:
+    parser = _parser("export", "Copy the exported weights and their documents into a new folder, checking digests.")
+    parser.add_argument("path", type=Path, help=WHICH)
+    parser.add_argument("folder", type=Path, help="where to; must not exist or be empty")
+    parser.add_argument(
+        "--shard-gb", type=float, help="cut weight files into pieces of about so many GB, with an index"
+    )
+    options = parser.parse_args(argv)
+    if options.shard_gb is not None and options.shard_gb <= 0:
+        raise UserError(f"--shard-gb must be greater than 0, got {options.shard_gb}")
+    path = find_one(options.path)
+    shard_bytes = None if options.shard_gb is None else max(1, int(options.shard_gb * 1e9))
+    with Console(stderr=True).status(f"exporting {path.name}"):
+        written = export_weights(path, options.folder, shard_bytes)
+    sizes = {str(file): file.stat().st_size for file in written}
+    if options.json:
+        _print_json({"checkpoint": str(path), "files": sizes})
+    else:
+        for name, size in sizes.items():
+            console.print(f"{name}  {size_text(size)}", soft_wrap=True)
+    return 0
+
+
+def _prune(argv: list[str], console: Console) -> int:
+    parser = _parser("prune", "Delete the sound checkpoints that no rule keeps. Damaged ones are never touched.")
+    parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
+    parser.add_argument("--last", type=int, required=True, metavar="N", help="keep the newest N")
+    parser.add_argument("--every", type=int, metavar="K", help="keep every step divisible by K")
+    parser.add_argument("--best", type=int, default=0, metavar="N", help="keep the best N by --metric")
+    parser.add_argument("--metric", help="a metric that `ls` shows, such as loss")
+    parser.add_argument("--larger-is-better", action="store_true", help="for --metric; otherwise smaller is better")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    options = parser.parse_args(argv)
+    root = _folder(options.path)
+    policy = Retention(options.last, options.every, options.best, options.metric, options.larger_is_better)
+    if options.dry_run:
+        decisions = prune(root, policy, dry_run=True)
+    else:
+        # Opening refuses while a run is writing here: that run has rules of its own.
+        with CheckpointStore(root):
+            decisions = prune(root, policy)
+    if options.json:
+        _print_json([vars(decision) for decision in decisions])
+        return 0
+    verb = "would be deleted" if options.dry_run else "deleted"
+    for decision in decisions:
+        word = "kept" if decision.keep else verb
+        console.print(f"step {decision.step:>6}  {size_text(decision.bytes):>10}  {word}: {decision.reason}")
+    gone = [decision for decision in decisions if not decision.keep]
+    console.print(f"{len(gone)} checkpoints, {size_text(sum(decision.bytes for decision in gone))} {verb}")
+    return 0
+
+
+def _pin(argv: list[str], console: Console) -> int:
+    parser = _parser("pin", "Keep a checkpoint for good: neither training nor prune deletes it.")
+    parser.add_argument("path", type=Path, help="one checkpoint")
+    parser.add_argument("--off", action="store_true", help="let the rules decide again")
+    options = parser.parse_args(argv)
+    place = find(options.path)
+    if place.chosen is None:
+        raise UserError(f"{options.path} is a whole folder: name one checkpoint in it")
+    step = read_manifest(place.chosen)["step"]
+    CheckpointStore(place.root).set_pinned(step, not options.off)
+    if options.json:
+        _print_json({"step": step, "pinned": not options.off})
+    else:
+        console.print(f"step {step} is {'no longer pinned' if options.off else 'pinned'}")
+    return 0
+
+
+def _repair(argv: list[str], console: Console) -> int:
+    parser = _parser(
+        "repair", "Put a folder in order that no run writes to. Status 1 if there was something to do."
+    )
+    parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
+    parser.add_argument("--quick", action="store_true", help="do not read tensor data to find damage")
+    options = parser.parse_args(argv)
+    root = _folder(options.path)
+    with Console(stderr=True).status(f"checking {root}"):
+        done = repair(root, deep=not options.quick)
+    if options.json:
+        _print_json(done)
+    else:
+        for line in done or ["everything is in order"]:
+            console.print(line, soft_wrap=True, markup=False)
+    return 1 if done else 0
+
+
+def _bench(argv: list[str], console: Console) -> int:
+    parser = _parser("bench", "Measure saving, loading and verifying beside the bare disk and other writers.")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("."), help="on the disk to measure (default: here)"
+    )
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the state (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions (default: %(default)s)")
+    parser.add_argument("--many", type=int, default=100, help="saves of the memory test (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if not options.folder.is_dir():
+        raise UserError(f"no folder at {options.folder}")
+    benchmark = _benchmark()
+    result = benchmark.run(
+        options.folder, options.gigabytes, options.rounds, options.many, lambda line: print(line, file=sys.stderr)
+    )
+    if options.json:
+        _print_json(result)
+        return 0
+    table = Table(title=f"{result['gigabytes']:.2f} GB, medians of {result['rounds']} rounds", title_justify="left")
+    table.add_column("what")
+    table.add_column("seconds", justify="right")
+    for name, seconds in {**result["save_seconds"], **result["load_seconds"]}.items():
+        table.add_row(name.replace("_", " "), f"{seconds:.3f}")
+    console.print(table)
+    for name, ratio in result["ratios"].items():
+        console.print(f"{ratio:6.2f}  {name}")
+    return 0
+
+
+def _benchmark() -> ModuleType:
+    """The benchmark's module, which is in the repository beside the package and not in an installed package."""
+    path = Path(ttt_moshi.__file__).parents[1] / "benchmarks" / "checkpoint" / "bench.py"
+    spec = importlib.util.spec_from_file_location("checkpoint_bench", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"no benchmark at {path}: it is part of the repository, so run this from a clone of it")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _folder(path: Path) -> Path:
+    place = find(path)
+    if place.chosen is not None:
+        raise UserError(f"{path} is one checkpoint: name its folder, {place.root}")
+    return place.root
