@@ -130,6 +130,8 @@ class LongArgs:
     """clip lengths by step, as "0:10,500:30,2000:100" (from step 500 on, clips of 30 s); null keeps `duration_sec`"""
     random_phase: bool = False
     """whether a recording may begin at any place of an inner mini-batch, as it may in a shared stream"""
+    watch_freq: int = 0
+    """steps between looks inside the TTT layers (inner losses, drift, write strength, share of the gate); 0 never"""
 
 
 @dataclass
@@ -279,6 +281,7 @@ def validate(args: TrainArgs) -> None:
         args.train.stateful or not args.train.random_phase,
         "`train.random_phase` needs `train.stateful: true`: clips on their own begin at the start of a mini-batch",
     )
+    _require(args.train.watch_freq >= 0, f"`train.watch_freq` counts steps, got {args.train.watch_freq}; 0 never looks")
     _require(
         args.train.context_frames is None or args.train.context_frames >= 2,
         f"`train.context_frames` must be at least 2 or null, got {args.train.context_frames}",

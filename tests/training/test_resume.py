@@ -159,3 +159,15 @@ def test_a_checkpoint_can_be_asked_for(launch: Callable[..., Any]) -> None:
     steps = run.store.steps()
     assert len(steps) >= 2 and steps[-1] == 40 and asked[0] < steps[0] < 40
     assert not (run.run_dir / "SAVE").exists()
+
+
+def test_looking_inside_the_layers_changes_nothing(launch: Callable[..., Any]) -> None:
+    plain, watched = launch("plain", "--max_steps", "3"), launch("watched", "--max_steps", "3")
+    plain.run()
+    watched.run("--train.watch_freq", "2")
+    assert watched.state_id(3) == plain.state_id(3)
+    looks = [record.pop("memory", None) for record in watched.timeless]
+    assert [look is not None for look in looks] == [True, False, True]
+    for layer in looks[0].values():
+        # A frame written is a frame known better, and the memory moved.
+        assert layer["loss_after"] < layer["loss_before"] and layer["drift"] > 0

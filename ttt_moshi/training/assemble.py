@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from blake3 import blake3
@@ -38,6 +38,7 @@ from ttt_moshi.moshi.loading import geometry
 from ttt_moshi.training.distributed import World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
 from ttt_moshi.training.optimizer import build_optimizer
+from ttt_moshi.ttt import TTTLayer
 
 FRAME_RATE = 12.5
 ENCODING_REPORT_SECONDS = 2.0
@@ -75,6 +76,11 @@ class Parts:
     def data_fingerprint(self) -> str:
         """Identity of the clips of all stages."""
         return blake3(" ".join(f"{s.first_step} {s.loader.fingerprint}" for s in self.stages).encode()).hexdigest()
+
+    def ttt_layers(self) -> dict[str, TTTLayer]:
+        """The TTT layers by name."""
+        layers = {f"layer_{i}": self.model.transformer.layers[i].ttt for i in self.model.ttt_layers}
+        return cast(dict[str, TTTLayer], layers)
 
     @property
     def carried_rows(self) -> list[int] | None:

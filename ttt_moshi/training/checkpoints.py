@@ -29,7 +29,7 @@ STATE = "resume/state.json"
 # Keys that may differ between a run and its resumption without changing what is trained or with what result.
 HARMLESS_KEYS = (
     "run_dir", "log_freq", "do_ckpt", "ckpt_freq", "num_ckpt_keep", "overwrite_run_dir", "do_eval", "eval_freq",
-    "checkpoint", "paper_metrics", "wandb", "data.eval_data", "data.code_cache_dir",
+    "checkpoint", "paper_metrics", "wandb", "train.watch_freq", "data.eval_data", "data.code_cache_dir",
 )  # fmt: skip
 # Keys that decide which parameters exist; their tensors could not be restored.
 STRUCTURE_KEYS = ("ttt", "lora", "full_finetuning", "param_dtype")

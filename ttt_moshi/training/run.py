@@ -27,6 +27,7 @@ from ttt_moshi.training.schedule import one_cycle
 from ttt_moshi.training.signals import Requests, requests
 from ttt_moshi.training.sinks import JsonLines, Sink, TensorBoard, Wandb, cut_back
 from ttt_moshi.training.step import StepResult, digest, loss_weights, train_step
+from ttt_moshi.ttt import Diagnostics, watch
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +171,13 @@ def _loop(
         work = parts.layout.read(stage.loader, progress.cursor)
         rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
         store.wait_staged()
-        result = train_step(
-            parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm,
-            stop_requested=asked.stop is not None,
-            save_requested=_save_asked(asked, args, world, run_dir, saved_at),
-        )  # fmt: skip
+        watched = parts.ttt_layers() if args.train.watch_freq and progress.step % args.train.watch_freq == 0 else {}
+        with watch(watched) as seen:
+            result = train_step(
+                parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm,
+                stop_requested=asked.stop is not None,
+                save_requested=_save_asked(asked, args, world, run_dir, saved_at),
+            )  # fmt: skip
         if not result.finite:
             raise _stop_at_non_finite(result, args, world, parts, store, progress)
         positions = range(progress.cursor, progress.cursor + parts.layout.clips)
@@ -182,7 +185,8 @@ def _loop(
         seconds = time.perf_counter() - began
         progress = progress.after_step(parts.layout.clips, seconds)
         stopping = result.stop
-        sinks.train(_record(progress, result, rates, work, clip_ids, seconds, world))
+        record = _record(progress, result, rates, work, clip_ids, seconds, world)
+        sinks.train({**record, "memory": _memory(seen)} if watched else record)
 
         measured = evaluate_when_due(parts, args, world, progress.step, run_dir.benchmark_codes)
         if measured:
@@ -247,6 +251,15 @@ def _record(
             **({"max_memory_bytes": memory} if memory is not None else {}),
         },
     }
+
+
+def _memory(seen: dict[str, list[Diagnostics]]) -> dict[str, dict[str, float]]:
+    """What the TTT layers of this process did in the step, averaged over their calls."""
+    means = {}
+    for layer, calls in seen.items():
+        summaries = [call.summary() for call in calls]
+        means[layer] = {key: sum(s[key] for s in summaries) / len(summaries) for key in summaries[0]}
+    return means
 
 
 def _stop_at_non_finite(
