@@ -10,7 +10,8 @@ import torch
 
 from ttt_moshi.ttt import TTTConfig, TTTLayer, mlp_step
 from ttt_moshi.ttt.block import block_step
-from ttt_moshi.ttt.scan import _batches, _Plan, _room, scan
+from ttt_moshi.ttt.scan import scan
+from ttt_moshi.ttt.scan_types import make_batches
 from ttt_moshi.ttt.sequence import run_fresh
 
 TEN_MINUTES = 7500
@@ -43,9 +44,8 @@ def test_weights_are_found_again_walking_backwards(make_problem, max_rel):
     frames, memory, norm, rule = make_problem(B=1, H=2, f=32, T=469 * 16, K=16, dtype=torch.float32)
     inputs = [t.flatten(0, 1) for t in frames]
     start = [w.flatten(0, 1) for w in memory.weights]
-    plan = _Plan(K=16, bias=1.0, heads=2, group=469, rebuild=True)
-    batches = _batches(plan, slice(0, 2), *inputs, *norm, rule.tau(frames.q))
-    room = _room(mlp_step, start, 469, 2, 16)
+    batches = make_batches(16, 1.0, [*inputs, *norm], rule.tau(frames.q))
+    room = [torch.empty(469, 2, rows * 16, width) for rows, width in mlp_step.kept(start)]
     weights = [w.clone() for w in start]
     for n, batch in enumerate(batches):
         mlp_step.forward(weights, batch, [t[n] for t in room])

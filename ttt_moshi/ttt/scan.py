@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ttt_moshi.ttt import linear_step, mlp_step
+from ttt_moshi.ttt import fused, linear_step, mlp_step
 from ttt_moshi.ttt.block import Frames, Norm, Rule
-from ttt_moshi.ttt.scan_types import Batch
+from ttt_moshi.ttt.scan_types import make_batches
 from ttt_moshi.ttt.state import Weights
 
 Policy = Literal["rebuild", "checkpoint"]
@@ -88,32 +88,6 @@ def _step(weights: list[Tensor]) -> Any:
     return mlp_step if len(weights) == 4 else linear_step
 
 
-def _batches(
-    plan: _Plan,
-    heads: slice,
-    q: Tensor,
-    k: Tensor,
-    target: Tensor,
-    lam: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-) -> list[Batch]:
-    """The mini-batches of some heads, in order."""
-    K = plan.K
-    q, k, target, lam = (t[heads].unflatten(1, (-1, K)) for t in (q, k, target, lam))
-    kq = torch.cat([k, q], dim=2)
-    seen = torch.ones(K, K, dtype=torch.bool, device=q.device).tril()
-    E = torch.where(seen, lam[:, :, None, :], 0.0) * tau[:, None]
-    e = (lam * tau[-1])[..., None]
-    return [
-        Batch(
-            kq[:, n, K:], kq[:, n, :K], kq[:, n], target[:, n], E[:, n], e[:, n], gamma[heads], beta[heads], plan.bias
-        )
-        for n in range(q.shape[1])
-    ]
-
-
 def _room(step: Any, weights: Sequence[Tensor], count: int, G: int, K: int) -> list[Tensor]:
     """Space for what the steps of `count` mini-batches leave for the backward pass."""
     return [weights[0].new_empty(count, G, rows * K, width) for rows, width in step.kept(weights)]
@@ -122,6 +96,27 @@ def _room(step: Any, weights: Sequence[Tensor], count: int, G: int, K: int) -> l
 def _head_blocks(total: int, size: int) -> Iterator[slice]:
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
+
+
+def _walk(
+    plan: _Plan,
+    step: Any,
+    inputs: Sequence[Tensor],
+    tau: Tensor,
+    weights: list[Tensor],
+    factors: list[Tensor],
+    kept: list[Tensor],
+    out: Tensor,
+) -> None:
+    """The forward pass; `weights` become those after it, `factors`, `kept` and `out` are filled."""
+    for heads in _head_blocks(len(out), plan.heads):
+        now = [w[heads] for w in weights]
+        for n, batch in enumerate(make_batches(plan.K, plan.bias, [t[heads] for t in inputs], tau)):
+            if kept and n % plan.group == 0:
+                for store, w in zip(kept, now, strict=True):
+                    store[n // plan.group, heads] = w
+            keep = [t[n % len(t), heads] for t in factors]
+            out[heads, n * plan.K : (n + 1) * plan.K] = step.forward(now, batch, keep)
 
 
 class _Scan(torch.autograd.Function):
@@ -148,14 +143,10 @@ class _Scan(torch.autograd.Function):
         kept = []
         if training and not plan.rebuild:
             kept = [w.new_empty(math.ceil(count / plan.group), *w.shape) for w in weights]
-        for heads in _head_blocks(G, plan.heads):
-            now = [w[heads] for w in after]
-            for n, batch in enumerate(_batches(plan, heads, q, k, target, lam, gamma, beta, tau)):
-                if kept and n % plan.group == 0:
-                    for store, w in zip(kept, now, strict=True):
-                        store[n // plan.group, heads] = w
-                keep = [t[n % len(t), heads] for t in factors]
-                out[heads, n * plan.K : (n + 1) * plan.K] = step.forward(now, batch, keep)
+        if not kept and fused.usable(q, weights, plan.K):
+            out = fused.forward(q, k, target, lam, gamma, beta, tau, after, factors, plan.K, plan.bias)
+        else:
+            _walk(plan, step, (q, k, target, lam, gamma, beta), tau, after, factors, kept, out)
         if training:
             ctx.set_materialize_grads(False)
             ctx.plan = plan
@@ -185,7 +176,7 @@ class _Scan(torch.autograd.Function):
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
         seen = torch.ones(plan.K, plan.K, dtype=q.dtype, device=q.device).tril() * tau[:, None]
         for heads in _head_blocks(len(q), plan.heads):
-            batches = _batches(plan, heads, *inputs)
+            batches = make_batches(plan.K, plan.bias, [t[heads] for t in inputs[:-1]], tau)
             d_now = [d[heads] for d in d_weights]
             for start in reversed(range(0, len(batches), plan.group)):
                 stop = min(start + plan.group, len(batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,20 @@ class Batch(NamedTuple):
     """[G, 1, f]"""
     bias: float
     """1 where the biases are updated too (they are the weights of one more, constant input), else 0"""
+
+
+def make_batches(K: int, bias: float, inputs: Sequence[Tensor], tau: Tensor) -> list[Batch]:
+    """The mini-batches, in order, of inputs q, k, target [G, T, f], lam [G, T], gamma, beta [G, 1, f]; tau [K]."""
+    gamma, beta = inputs[4:]
+    q, k, target, lam = (t.unflatten(1, (-1, K)) for t in inputs[:4])
+    kq = torch.cat([k, q], dim=2)
+    seen = torch.ones(K, K, dtype=torch.bool, device=q.device).tril()
+    E = torch.where(seen, lam[:, :, None, :], 0.0) * tau[:, None]
+    e = (lam * tau[-1])[..., None]
+    return [
+        Batch(kq[:, n, K:], kq[:, n, :K], kq[:, n], target[:, n], E[:, n], e[:, n], gamma, beta, bias)
+        for n in range(q.shape[1])
+    ]
 
 
 class Gradients(NamedTuple):

@@ -1,0 +1,60 @@
+"""The fused kernel on Triton's interpreter, in a process of its own (the interpreter is chosen at import)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from ttt_moshi.ttt import fused
+
+SCRIPT = """
+import torch
+from ttt_moshi.ttt import fused
+torch.set_num_threads(1)
+for K, f, biases in {cases}:
+    error = fused.trial(torch.device("cpu"), K, f, biases)
+    print(K, f, biases, f"{{error:.1e}}")
+    assert error <= 1e-5, (K, f, biases, error)
+assert fused.reason_against("mlp", torch.device("cpu"), torch.float32, 16, 16) is None
+"""
+
+
+def interpret(cases):
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    script = SCRIPT.format(cases=cases)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kernel_equals_the_plain_form():
+    interpret([(16, 16, True), (32, 16, False)])
+
+
+@pytest.mark.slow
+def test_kernel_equals_the_plain_form_in_every_geometry():
+    interpret([(K, f, biases) for K in (16, 32, 64) for f in (16, 32, 64, 128) for biases in (True, False)])
+
+
+def test_a_processor_does_not_ask_for_it():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fused.usable(torch.zeros(2, 16, 16), [torch.zeros(1)] * 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("linear", torch.float32, 16, 16), "linear"),
+        (("mlp", torch.float64, 16, 16), "float64"),
+        (("mlp", torch.float32, 5, 16), "mini_batch_size"),
+        (("mlp", torch.float32, 16, 24), "head_dim"),
+    ],
+)
+def test_what_it_cannot_do_is_said(arguments, words):
+    kind, *rest = arguments
+    assert words in fused.reason_against(kind, torch.device("cuda"), *rest)

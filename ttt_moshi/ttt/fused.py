@@ -1,0 +1,124 @@
+"""When the fused forward kernel is used, and how it is called.
+
+It is tried once for every geometry, on random inputs, against the plain form: a kernel that does not compile, does not
+fit or computes something else is never used, and a warning says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttt_moshi.ttt import mlp_step
+from ttt_moshi.ttt.config import LN_EPS
+from ttt_moshi.ttt.scan_types import make_batches
+
+TOLERANCE = 1e-4
+"""Largest difference from the plain form in the trial, relative to the largest value."""
+
+
+def usable(q: Tensor, weights: Sequence[Tensor], K: int) -> bool:
+    """Whether `forward` can take these (q [G, T, f]); warns once per geometry if a GPU has to do without it."""
+    if q.device.type != "cuda":
+        return False
+    kind = "mlp" if len(weights) == 4 else "linear"
+    reason = reason_against(kind, q.device, q.dtype, K, q.shape[-1])
+    if reason:
+        _warn_once(f"TTT layers run without their fused kernel, slower: {reason}")
+    return not reason
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@functools.cache
+def reason_against(kind: str, device: torch.device, dtype: torch.dtype, K: int, f: int) -> str | None:
+    """Why the kernel cannot be used for this geometry; None if it can."""
+    if kind != "mlp":
+        return "there is none for the linear inner network"
+    if dtype != torch.float32:
+        return f"it works in torch.float32, not in {dtype}"
+    if K not in (16, 32, 64) or f not in (16, 32, 64, 128):
+        return f"it needs mini_batch_size 16, 32 or 64 and head_dim 16, 32, 64 or 128, got {K} and {f}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        error = trial(device, K, f)
+    except (CompilationError, OutOfResources) as failure:
+        return f"{type(failure).__name__} at mini_batch_size {K}, head_dim {f}: {failure}"
+    if not error <= TOLERANCE:
+        return f"its result is off by {error:.1e} (relative) at mini_batch_size {K}, head_dim {f} on this device"
+    return None
+
+
+@torch.no_grad()
+def trial(device: torch.device, K: int, f: int, update_biases: bool = True) -> float:
+    """Largest relative difference between the kernel and `mlp_step.forward`: outputs, kept tensors, weights."""
+    generator = torch.Generator().manual_seed(0)
+    G, N, h = 2, 3, 4 * f
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(device)
+
+    q, k, target = (random(G, N * K, f) for _ in range(3))
+    lam = random(G, N * K).abs() / h
+    gamma, beta = 1 + random(G, 1, f, scale=0.1), random(G, 1, f, scale=0.1)
+    tau = torch.arange(1, K + 1, device=device, dtype=torch.float32).reciprocal()
+    weights = [random(G, f, h, scale=f**-0.5), random(G, 1, h), random(G, h, f, scale=h**-0.5), random(G, 1, f)]
+    bias = float(update_biases)
+
+    def room() -> list[Tensor]:
+        return [torch.empty(N, G, rows * K, width, device=device) for rows, width in mlp_step.kept(weights)]
+
+    mine, theirs = [w.clone() for w in weights], [w.clone() for w in weights]
+    kept, expected_kept = room(), room()
+    out = forward(q, k, target, lam, gamma, beta, tau, mine, kept, K, bias)
+    batches = make_batches(K, bias, (q, k, target, lam, gamma, beta), tau)
+    expected = torch.cat(
+        [mlp_step.forward(theirs, b, [t[n] for t in expected_kept]) for n, b in enumerate(batches)], dim=1
+    )
+    pairs = zip([out, *kept, *mine], [expected, *expected_kept, *theirs], strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    target: Tensor,
+    lam: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+    weights: list[Tensor],
+    keep: list[Tensor],
+    K: int,
+    bias: float,
+) -> Tensor:
+    """All mini-batches: outputs [G, T, f]. `weights` are updated in place; `keep` is filled as by `mlp_step.forward`,
+    mini-batch by mini-batch along its first axis, or always at 0 if that axis has length 1.
+    """
+    import triton
+
+    from ttt_moshi.ttt.fused_kernel import forward_kernel
+
+    G, T, f = q.shape
+    h = weights[0].shape[-1]
+    q, k, target, lam, gamma, beta = (t.contiguous() for t in (q, k, target, lam, gamma, beta))
+    out = torch.empty_like(q)
+    strides = [t.stride(0) if len(t) > 1 else 0 for t in keep]
+    forward_kernel[(G,)](
+        q, k, target, lam, gamma, beta, tau, *weights, out, *keep, T // K, *strides,
+        BIAS=int(bias), K=K, F=f, H=h, TILE=min(h, triton.next_power_of_2(max(16, 4096 // f))), EPS=LN_EPS,
+        num_warps=8,
+    )  # fmt: skip
+    return out
