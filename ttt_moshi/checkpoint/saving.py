@@ -30,7 +30,9 @@ from ttt_moshi.checkpoint.reading import TensorSource
 from ttt_moshi.checkpoint.rows import Rows, as_bytes
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
 
-CACHED = 1 << 20  # bytes that are hashed and checked for NaN while they are in the processor's cache
+# Bytes that are hashed and then checked for NaN while they are in the processor's cache. Much smaller pieces would ask
+# for the interpreter's lock so often that the training thread felt it.
+CACHED = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -267,12 +269,12 @@ def inspect(image: Image) -> tuple[dict[str, str], list[str]]:
     """Digest of every tensor in the image, and the names of those that hold NaN or infinity."""
     digests, nonfinite = {}, []
     for name, view in image.views.items():
-        hasher, finite = blake3(), True
+        hasher, extremes = blake3(), list[Tensor]()
         for piece in view.reshape(-1).split(CACHED // view.element_size()):
             hasher.update(as_bytes(piece))
-            if finite and view.is_floating_point():
-                finite = bool(torch.isfinite(torch.stack(torch.aminmax(piece))).all())
+            if view.is_floating_point() and piece.numel():
+                extremes += torch.aminmax(piece)  # NaN wins over every number
         digests[name] = hasher.hexdigest()
-        if not finite:
+        if extremes and not bool(torch.stack(extremes).isfinite().all()):
             nonfinite.append(name)
     return digests, sorted(nonfinite)
