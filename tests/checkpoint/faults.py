@@ -136,9 +136,10 @@ def scenario(
     acknowledge: Callable[[int, int], None],
     kind: str = "adapters",
     saves: list[tuple[int, int]] = SAVES,
+    log: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Every save of the list in turn; `acknowledge` is told of each that the store called durable."""
-    store = CheckpointStore(root, files=files, retention=Retention(last=KEEP), log=lambda line: None)
+    store = CheckpointStore(root, files=files, retention=Retention(last=KEEP), log=log)
     try:
         store.open()
         for step, version in saves:

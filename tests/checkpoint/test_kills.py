@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from ttt_moshi.checkpoint import CheckpointError, verify
+
 WAYS = ["kill_before", "kill_inside", "kill_after"]
 
 
@@ -58,6 +60,28 @@ def test_a_killed_replacement_puts_the_old_checkpoint_back(faults, quick_disk):
         )
         faults.check_survivors(root, acknowledged, f"rename {at}")
     assert put_back == 1
+
+
+def test_leaving_out_any_rename_is_noticed(faults, quick_disk):
+    """The other half of the mutation check: each rename that is skipped breaks a save or a promise."""
+    log = faults.operations(quick_disk)
+    unnoticed = set()
+    for at in [index for index, name in enumerate(log) if name == "rename"]:
+        root, acknowledged, skipped, said = quick_disk / str(at), [], [], []
+
+        def acknowledge(step, version):
+            acknowledged.append((step, version))  # noqa: B023
+            assert verify(root / f"checkpoint_{step:06d}").ok  # noqa: B023
+
+        files = faults.At(at, lambda name, operation, args: skipped.append(args[1].name))  # noqa: B023
+        try:
+            faults.scenario(root, files, acknowledge, log=said.append)
+            faults.check_survivors(root, acknowledged, f"rename {at}")
+        except (AssertionError, CheckpointError, OSError):
+            continue
+        if not said:
+            unnoticed.add(skipped[0])
+    assert unnoticed == {"LATEST"}, "all but the advisory pointer, which the next save renews"
 
 
 @pytest.mark.slow

@@ -259,6 +259,7 @@ def test_non_finite_state_is_kept_apart(store):
     assert read_manifest(saved.path)["health"] == {"finite": False, "nonfinite": ["param/h", "param/w"]}
     assert verify(saved.path).ok
     assert store.steps() == [1] and store.newest_valid() == 1
+    assert save(store, 2, bad).path.name == "unhealthy_000002.1"
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,9 @@ class Saver:
             "info": job.info,
             "timings": job.seconds,
         }
-        name = f"unhealthy_{job.step:06d}" if nonfinite else layout.checkpoint_name(job.step)
+        name = layout.checkpoint_name(job.step)
+        if nonfinite:
+            name = layout.free_name(self._files, self._root, f"unhealthy_{job.step:06d}").name
         commit(self._files, self._root, folder, name, render(manifest))
         job.seconds["commit"] = seconds_since(begin)
         total = sum(record["size"] for record in records.values())
@@ -245,7 +247,7 @@ def commit(files: Files, root: Path, folder: Path, name: str, manifest: bytes) -
     files.sync_folder(folder)
     replaced = None
     if name in files.names(root):
-        replaced = layout.free_name(files, root, "." + name.replace("checkpoint", "replaced", 1))
+        replaced = layout.free_name(files, root, name.replace("checkpoint", ".replaced", 1))
         files.rename(root / name, replaced)
     files.rename(folder, root / name)
     files.sync_folder(root)
