@@ -114,18 +114,20 @@ class _Run:
         if options.checkpoint_dir == BASE:
             if base is None or options.out is None:
                 raise UserError("`--checkpoint_dir base` needs --hf_repo_id (which model) and --out (where to write)")
-            args = _with(TrainArgs(run_dir="none"), overrides)
+            args, clip_sec = _with(TrainArgs(run_dir="none"), overrides), None
             subject, out = from_base(base, device, _dtype(options, args)), options.out
         else:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             if not options.no_ttt_verify:
                 with Bars(console) as bars:
                     check(folder, lambda done, total: bars.update("verifying the checkpoint", done, total))
-            args = _with(args_from_dict(training_config(folder)), overrides)
+            trained = args_from_dict(training_config(folder))
+            args, clip_sec = _with(trained, overrides), trained.duration_sec
             out = options.out or _default_out(folder)
             with console.status("loading the model"):
                 subject = from_checkpoint(folder, device, _dtype(options, args), base)
-        results = Results(subject.facts, config=_recorded(options, args), seed=options.seed)
+        recorded = _recorded(options, args) | {"training_clip_sec": clip_sec}
+        results = Results(subject.facts, config=recorded, seed=options.seed)
         return cls(options, args, subject, results, out, {})
 
     def evaluate(self, console: Console) -> None:
@@ -142,10 +144,10 @@ class _Run:
     def finish(self, console: Console, seconds: float) -> int:
         """Writes the files, shows the table, and returns the exit status."""
         from ttt_moshi.evaluation.files import write_evaluation
+        from ttt_moshi.training.run_dir import git_state
 
-        write_evaluation(
-            self.out, self.results, self.outcomes, {"seconds": round(seconds, 3), "device": self.options.device}
-        )
+        circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
+        write_evaluation(self.out, self.results, self.outcomes, circumstances)
         console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
         show_perplexity(console, self.results)
         show_tasks(console, self.results)
@@ -160,7 +162,7 @@ class _Run:
         return list(PAPER_METRICS) if self.options.eval_type != "standard" else []
 
     def _standard(self, bars: Bars) -> None:
-        from ttt_moshi.data import Corpus, EvalSet
+        from ttt_moshi.data import Alphabet, Corpus, EvalSet
         from ttt_moshi.evaluation.outcome import Outcome
         from ttt_moshi.evaluation.perplexity import as_task, evaluate_perplexity
         from ttt_moshi.evaluation.results import skipped
@@ -175,6 +177,9 @@ class _Run:
                 self.subject.tokenizer,
                 self.args.duration_sec,
                 self.args.data.code_cache_dir,
+                alphabet=Alphabet(
+                    self.subject.model.num_codebooks, self.subject.model.text_card, self.subject.model.card
+                ),
             )
             corpus.encode_all(on_recording=lambda name, done, total: bars.update("encoding speech", done, total))
             result = evaluate_perplexity(

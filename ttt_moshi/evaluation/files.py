@@ -1,7 +1,7 @@
 """The files of one evaluation.
 
 results.json            every number (see `results`)
-timing.json             how long it took and where, which no two runs share
+timing.json             how long it took, where, and with which commit of this code
 samples/<task>.jsonl    one line per item: id, score, groups, NLL per codebook
 submission/             ZeroSpeech submission files of the tasks that were scored whole
 report.md, report.html  the same for people, with plots/*.svg and *.png

@@ -7,7 +7,7 @@
      "config", "seed", "data", "versions"}
 
 A task that did not run has no number: its value is null and its reason says why. Nothing that differs between two equal
-evaluations (times, paths, hosts) is in the file, so equal evaluations write equal bytes; `timing.json` has those.
+evaluations (times, paths, hosts) is in the file, so equal evaluations write equal bytes; `timing.json` has such things.
 """
 
 from __future__ import annotations

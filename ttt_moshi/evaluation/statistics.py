@@ -18,17 +18,23 @@ SEED = 0
 
 
 def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums over bootstrap samples of the rows: values [N, C] -> [resamples, C].
+    """Sums over bootstrap samples of the rows: values [N, C] -> [resamples, C]; in pieces that fit into memory.
 
-    A sample of N rows with replacement is a multinomial count of each row; chunks keep the counts small in memory.
+    Scores of pairs have a handful of distinct values, and then it is enough to draw how often each of these comes up.
     """
     generator = np.random.default_rng(seed)
     n = len(values)
+    distinct, counts = np.unique(values, axis=0, return_counts=True)
+    few = 4 * len(distinct) <= n
     chunk = max(1, 4_000_000 // n)
     sums = []
     for start in range(0, resamples, chunk):
-        counts = generator.multinomial(n, np.full(n, 1.0 / n), size=min(chunk, resamples - start))
-        sums.append(counts @ values)
+        size = min(chunk, resamples - start)
+        if few:
+            sums.append(generator.multinomial(n, counts / n, size=size) @ distinct)
+        else:
+            rows = generator.integers(n, size=(size, n))
+            sums.append(np.stack([column[rows].sum(axis=1) for column in values.T], axis=1))
     return np.concatenate(sums)
 
 

@@ -18,7 +18,7 @@ FRAME_RATE = 12.5
 
 def write_run_report(out: Path, results: Results) -> Path:
     """`report.md`, `report.html` and `plots/*.{svg,png}` of one evaluation; returns the page."""
-    clip = results.config.get("duration_sec")
+    clip = results.config.get("training_clip_sec")
     training_frames = None if clip is None else round(clip * FRAME_RATE)
     figures: dict[str, Figure] = {}
     for name, task in results.tasks.items():
