@@ -87,7 +87,7 @@ def test_the_report_of_many_checkpoints(tmp_path):
     ]
     page = write_comparison(tmp_path / "out", folders)
     text = page.read_text()
-    assert "★" in text and text.count("<svg") == 2 and "http://" not in text.replace("http://www.w3.org", "")
+    assert "★" in text and text.count("<svg") == 3 and "http://" not in text.replace("http://www.w3.org", "")
     assert "checkpoint_2 (step 20)" in text
     assert "<script" not in text
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}

@@ -192,6 +192,22 @@ def inner_loss(task: dict[str, Any]) -> Figure:
     return figure
 
 
+def trade_off(
+    labels: Sequence[str], x: Sequence[float], panels: dict[str, Sequence[float]], best: Sequence[bool]
+) -> Figure:
+    """Every checkpoint's perplexity against each of its accuracies; filled where no other checkpoint beats it."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(3.4, len(panels))
+        for one, (name, y) in zip(axes, panels.items(), strict=True):
+            for label, px, py, unbeaten in zip(labels, x, y, best, strict=True):
+                one.plot(px, py, marker="o", color=ORANGE, markerfacecolor=ORANGE if unbeaten else "none")
+                one.annotate(label, (px, py), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            one.set_xlabel("perplexity (lower is better)")
+            one.set_title(name, color=GREY)
+        axes[0].set_ylabel("accuracy")
+    return figure
+
+
 def over_steps(steps: Sequence[int], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
     """One task's value at several training steps; evaluations that lack it leave a gap."""
     with matplotlib.rc_context(STYLE):

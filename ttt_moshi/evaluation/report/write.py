@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from ttt_moshi.evaluation.compare import Evaluation, compare
 from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
 from ttt_moshi.evaluation.report.page import page
-from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
+from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render, trade_off
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
 
 FRAME_RATE = 12.5
+ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
 
 def write_run_report(out: Path, results: Results) -> Path:
@@ -39,7 +41,21 @@ def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
             chance = next((e.results.tasks[name].get("chance") for e in evaluations if name in e.results.tasks), None)
             figures[f"{name} over steps"] = over_steps(steps, task["values"], chance)
             text += f"\n## {name} over steps\n\n{task_caption(evaluations, name)}\n"
+    if (figure := _trade_off(comparison)) is not None:
+        figures["trade-off"] = figure
+        text += "\n## trade-off\n\nFilled: no other checkpoint is at least as good everywhere and better somewhere.\n"
     return _write(out, "Comparison", text, figures)
+
+
+def _trade_off(comparison: dict[str, Any]) -> Figure | None:
+    """Perplexity against accuracies, when all checkpoints have both."""
+    complete = {n: t["values"] for n, t in comparison["tasks"].items() if all(v["status"] == OK for v in t["values"])}
+    panels = {n: [v["value"] for v in values] for n, values in complete.items() if n in ACCURACIES}
+    if "perplexity" not in complete or not panels:
+        return None
+    shown = dict(list(panels.items())[:4])
+    steps = [str(c["step"]) for c in comparison["checkpoints"]]
+    return trade_off(steps, [v["value"] for v in complete["perplexity"]], shown, comparison["pareto"])
 
 
 def task_caption(evaluations: list[Evaluation], name: str) -> str:
