@@ -148,3 +148,30 @@ def test_model_built_on_meta_exports_no_state(make_layer):
     layer = make_layer()
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
     assert set(layer.state_dict()) == set(TTTLayer(TTTConfig(dim=32, num_heads=2), device="meta").state_dict())
+
+
+def two_ranks(rank, store_file, wanted):
+    """One of two processes: the gathered gradients must be those of the whole layer on both inputs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store_file}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    layer = TTTLayer(TTTConfig(dim=32, num_heads=2, mini_batch_size=4))
+    layer.load_state_dict(wanted["parameters"])
+    fully_shard(layer.inner, mesh=mesh)
+    fully_shard(layer, mesh=mesh)
+    y, _ = layer(wanted["x"][rank : rank + 1])
+    (2 * y.square().sum()).backward()  # gradients are averaged over the two ranks
+    for name, parameter in layer.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad.full_tensor(), wanted["gradients"][name], rtol=1e-4, atol=1e-4)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(make_layer, tmp_path):
+    layer, x = make_layer(), torch.randn(2, 22, 32)
+    _, wanted = gradients(layer, x)
+    package = {"parameters": layer.state_dict(), "x": x, "gradients": wanted}
+    torch.multiprocessing.spawn(two_ranks, (str(tmp_path / "store"), package), nprocs=2)

@@ -58,3 +58,26 @@ def test_a_processor_does_not_ask_for_it():
 def test_what_it_cannot_do_is_said(arguments, words):
     kind, *rest = arguments
     assert words in fused.reason_against(kind, torch.device("cuda"), *rest)
+
+
+OFFLINE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ttt_moshi.ttt.fused_kernel import forward_kernel
+names = forward_kernel.arg_names
+for K in (16, 64):
+    constants = dict(BIAS=0, K=K, F=128, H=512, TILE=32, EPS=1e-6)
+    kind = lambda n: "*fp32" if n.endswith("_ptr") else "constexpr" if n in constants else "i32" if n == "N" else "i64"
+    values = {(names.index(n),): v for n, v in constants.items()}
+    source = ASTSource(forward_kernel, {n: kind(n) for n in names}, values)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=8, num_stages=1))
+    print(K, made.metadata.shared, len(made.asm["cubin"]))
+    assert made.metadata.shared <= 232448, "more shared memory than a block of an H100 or H200 has"
+"""
+
+
+@pytest.mark.slow
+def test_kernel_compiles_for_hopper_without_a_gpu():
+    done = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -119,6 +119,6 @@ def forward(
     forward_kernel[(G,)](
         q, k, target, lam, gamma, beta, tau, *weights, out, *keep, T // K, *strides,
         BIAS=int(bias), K=K, F=f, H=h, TILE=min(h, triton.next_power_of_2(max(16, 4096 // f))), EPS=LN_EPS,
-        num_warps=8,
+        num_warps=8, num_stages=1,
     )  # fmt: skip
     return out
