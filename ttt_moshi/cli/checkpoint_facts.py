@@ -35,6 +35,8 @@ def find(path: Path) -> Place:
     """
     if not path.is_dir():
         raise UserError(f"no folder at {path}")
+    if path.absolute().name == "consolidated" and (path.absolute().parent / "manifest.json").exists():
+        path = path.absolute().parent
     # A checkpoint that has lost its manifest is still one: a damaged one.
     if (path / "manifest.json").exists() or path.absolute().name.startswith(_BEGINNINGS):
         return Place(path.absolute().parent, path)

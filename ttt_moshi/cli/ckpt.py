@@ -29,13 +29,11 @@ from ttt_moshi.checkpoint import (
 )
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import byte_progress, find, find_one, size_text
+from ttt_moshi.cli.ckpt_diff import show_diff
 from ttt_moshi.errors import UserError
 
 WHERE = "a run, its checkpoints folder, or one checkpoint"
 WHICH = "one checkpoint, or a run, of which the newest valid one is taken"
-SHOWN = 20  # changed tensors that `diff` prints
-LONGEST = 100  # characters of a value that `diff` prints; a random state has thousands
-UPDATE_COUNTS = "resume/state.json: state.update_counts"
 
 USAGE = """\
 usage: ttt-moshi ckpt COMMAND [options]
@@ -179,7 +177,7 @@ def _verify(argv: list[str], console: Console) -> int:
 
 
 def _diff(argv: list[str], console: Console) -> int:
-    parser = _parser("diff", "Compare two checkpoints. Status 1 if they differ.")
+    parser = _parser("diff", "Compare two checkpoints. Status 1 if their training states differ.")
     parser.add_argument("first", type=Path, help=WHICH)
     parser.add_argument("second", type=Path, help=WHICH)
     options = parser.parse_args(argv)
@@ -187,48 +185,13 @@ def _diff(argv: list[str], console: Console) -> int:
     with Console(stderr=True).status("comparing"):
         seen = diff(first, second)
     for change in seen["changed"].values():
-        # JSON has no infinity: a change of a tensor that was zero has no relative size.
-        change["relative"] = None if math.isinf(change["relative"]) else change["relative"]
+        # JSON has neither: a change of zeros has no relative size, and NaN has no size at all.
+        change |= {name: value if math.isfinite(value) else None for name, value in change.items()}
     if options.json:
         _print_json({"first": str(first), "second": str(second), **seen})
     else:
-        _print_diff(seen, first, second, console)
-    return 0 if seen["same_state"] and not seen["documents"] else 1
-
-
-def _print_diff(seen: dict[str, Any], first: Path, second: Path, console: Console) -> None:
-    console.print(f"first   {first}\nsecond  {second}", soft_wrap=True)
-    console.print("the same training state" if seen["same_state"] else "two different training states")
-    console.print(f"{seen['equal']} tensors are equal, {len(seen['changed'])} changed")
-    for key, what in (
-        ("only_in_first", "only in the first"),
-        ("only_in_second", "only in the second"),
-        ("other_shape_or_dtype", "of another shape or dtype"),
-    ):
-        if seen[key]:
-            console.print(f"{len(seen[key])} {what}: {', '.join(seen[key])}", soft_wrap=True)
-    if seen["changed"]:
-        table = Table()
-        for column in ("tensor", "largest difference", "relative to the first"):
-            table.add_column(column, overflow="fold")
-        largest = sorted(seen["changed"].items(), key=lambda item: -(item[1]["relative"] or math.inf))
-        for name, change in largest[:SHOWN]:
-            relative = "the first is zero" if change["relative"] is None else f"{change['relative']:.3g}"
-            table.add_row(name, f"{change['max_abs']:.3g}", relative)
-        console.print(table)
-        if len(largest) > SHOWN:
-            console.print(f"... and {len(largest) - SHOWN} more; --json has all")
-    counts = [name for name in seen["documents"] if UPDATE_COUNTS in name]
-    for name, (before, after) in seen["documents"].items():
-        if name not in counts:
-            console.print(f"{name}: {_short(before)} -> {_short(after)}", soft_wrap=True, markup=False)
-    if counts:
-        console.print(f"{UPDATE_COUNTS}: the numbers of updates of {len(counts)} parameters")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+        show_diff(seen, first, second, console)
+    return 0 if seen["same_state"] else 1
 
 
 def _export(argv: list[str], console: Console) -> int:
@@ -302,9 +265,7 @@ def _pin(argv: list[str], console: Console) -> int:
 
 
 def _repair(argv: list[str], console: Console) -> int:
-    parser = _parser(
-        "repair", "Put a folder in order that no run writes to. Status 1 if there was something to do."
-    )
+    parser = _parser("repair", "Put a folder in order that no run writes to. Status 1 if there was something to do.")
     parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
     parser.add_argument("--quick", action="store_true", help="do not read tensor data to find damage")
     options = parser.parse_args(argv)

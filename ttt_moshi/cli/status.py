@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, read_manifest, verify
@@ -131,11 +132,13 @@ def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
         manifest = read_manifest(folder)
         gates = gate_openings(folder, manifest)
     except CheckpointError as error:
-        return [step, "", "", "", "", "", "", f"[red]{error}[/]"], False
+        return [step, "", "", "", "", "", "", f"[red]{escape(str(error))}[/]"], False
     parameters = [entry for name, entry in manifest["tensors"].items() if name.startswith("param/")]
     elements = sum(math.prod(entry["shape"]) for entry in parameters)
     loss = manifest["metrics"].get("loss")
-    state = ("every byte verified" if full else "complete") if report.ok else f"[red]{report.problems[0].what}[/]"
+    state = (
+        ("every byte verified" if full else "complete") if report.ok else f"[red]{escape(report.problems[0].what)}[/]"
+    )
     cells = [
         step,
         manifest["kind"],

@@ -1,0 +1,219 @@
+"""`ttt-moshi ckpt` and `checkpoint_summary.py`: what they find, say, change and return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ttt_moshi.checkpoint import CheckpointStore, Export
+from ttt_moshi.cli.main import main
+from ttt_moshi.config import OptimArgs, TrainArgs, TTTArgs, to_dict
+
+GATES = {
+    "transformer.layers.1.ttt.forward_gating.gating_alpha": 0.5,
+    "transformer.layers.1.ttt.backward_gating.gating_alpha": 0.1,
+}
+
+
+def save(store: CheckpointStore, step: int, lr: float = 1e-3, value: float | None = None) -> None:
+    """A checkpoint as training writes it, of a model that is one matrix and one TTT layer's gates."""
+    base = torch.full((4, 8), float(step) if value is None else value)
+    tensors = {"param/linears.0.weight": base, "exp_avg/linears.0.weight": torch.zeros(4, 8) + step % 2}
+    tensors |= {f"param/{name}": torch.full((8,), alpha) for name, alpha in GATES.items()}
+    args = TrainArgs("runs/x", ttt=TTTArgs(enable=True), optim=OptimArgs(lr=lr, gate_lr=0.5), max_steps=10)
+    store.save(
+        step,
+        kind="adapters",
+        tensors=tensors,
+        state={"step": step, "clips": 2 * step, "cursor": 2 * step, "update_counts": {"linears.0.weight": step}},
+        exports={"lora.safetensors": {n: Export(f"param/{n}", torch.float32) for n in GATES}},
+        documents={
+            "consolidated/training_config.json": to_dict(args),
+            "consolidated/ttt.json": {"layers": [1], "inner": "mlp", "mini_batch_size": 16, "base_lr": 1.0},
+        },
+        metrics={"loss": 10.0 - step if step < 3 else 9.5},
+        info={"saved_at": "2026-01-02T03:04:05+00:00", "host": "h", "elapsed_seconds": 12.0},
+    )
+    store.wait()
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 1 to 3."""
+    with CheckpointStore(tmp_path / "run" / "checkpoints") as store:
+        for step in (1, 2, 3):
+            save(store, step)
+    return tmp_path / "run"
+
+
+@pytest.fixture()
+def read(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs `ckpt ... --json`, checks its exit status, and returns the document."""
+
+    def call(*words: object, status: int = 0) -> Any:
+        capsys.readouterr()
+        assert main(["ckpt", *map(str, words), "--json"]) == status
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def place(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"checkpoint_{step:06d}"
+
+
+def damage(path: Path) -> None:
+    file = path / "resume/shard_00000_of_00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[4096] ^= 1  # where the data begins, with exp_avg
+    file.write_bytes(content)
+
+
+def test_every_form_of_path_leads_there(run: Path, read: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["checkpoint_000001", "checkpoint_000002", "checkpoint_000003"]
+    for path in (run, run / "checkpoints"):
+        assert [record["name"] for record in read("ls", path)] == names
+        assert [report["step"] for report in read("verify", path)] == [1, 2, 3]
+        assert read("show", path)["step"] == 3
+    monkeypatch.chdir(place(run, 2))
+    for path in (place(run, 2), Path("."), place(run, 2) / "consolidated"):
+        assert [record["name"] for record in read("ls", path)] == names[1:2]
+        assert read("show", path)["step"] == 2
+
+
+def test_wrong_words_end_with_status_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["lss"], "did you mean `ls`?"),
+        (["ls", run, "--jsn"], "did you mean `--json`?"),
+        (["ls", tmp_path / "nowhere"], "no folder at"),
+        (["show", tmp_path], "neither a run, nor a checkpoints folder, nor a checkpoint"),
+        (["prune", run], "--last"),
+        (["prune", run, "--last", "0"], "would leave none"),
+        (["prune", place(run, 1), "--last", "1"], "is one checkpoint: name its folder"),
+        (["repair", place(run, 1)], "is one checkpoint: name its folder"),
+        (["pin", run], "is a whole folder"),
+        (["export", run, run], "is not empty"),
+        (["export", run, tmp_path / "new", "--shard-gb", "0"], "must be greater than 0"),
+        (["bench", tmp_path / "nowhere"], "no folder at"),
+        ([], "usage: ttt-moshi ckpt COMMAND"),
+    ):
+        capsys.readouterr()
+        assert main(["ckpt", *map(str, words)]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err, words
+        assert "Traceback" not in captured.err
+
+
+def test_show_explains_what_is_in_it(run: Path, read: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    seen = read("show", place(run, 2))
+    assert seen["trained"] == {
+        "base": {"tensors": 1, "elements": 32},
+        "lora": {"tensors": 0, "elements": 0},
+        "ttt": {"tensors": 2, "elements": 16},
+    }
+    assert seen["gates"]["1"]["forward"] == pytest.approx(0.46211716)  # tanh(0.5)
+    assert seen["gates"]["1"]["backward"] == pytest.approx(0.09966799)
+    rates = seen["learning_rates"]
+    assert (rates["peak"]["ttt"], rates["peak"]["gate"]) == (1e-3, 0.5) and 0 < rates["share_at_next_step"] <= 1
+    assert any("--checkpoint.resume_step 2" in use for use in seen["uses"])
+    assert main(["ckpt", "show", str(place(run, 2))]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("2 of 10, saved after step 1", "2 tensors, 16 elements", "layer 1: 0.4621 (prefix 0.0997)",
+                  "4 clips heard", "loss 8.0000", "2026-01-02T03:04:05+00:00 on h after 12 s"):  # fmt: skip
+        assert words in text, words
+
+
+def test_show_warns_of_what_nothing_resumes_from(run: Path, read: Callable[..., Any]) -> None:
+    with CheckpointStore(run / "checkpoints") as store:
+        save(store, 4, value=float("nan"))
+    uses = read("show", run / "checkpoints" / "unhealthy_000004")["uses"]
+    assert len(uses) == 1 and "NaN or infinity (param/linears.0.weight" in uses[0]
+    statuses = {record["name"]: record["status"] for record in read("ls", run)}
+    assert statuses["unhealthy_000004"] == "unhealthy" and read("show", run)["step"] == 3
+    # NaN has no size that JSON could hold.
+    seen = read("diff", place(run, 3), run / "checkpoints" / "unhealthy_000004", status=1)
+    assert seen["changed"]["param/linears.0.weight"] == {"max_abs": None, "relative": None}
+
+
+def test_damage_is_status_1_with_file_and_tensor(
+    run: Path, read: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(place(run, 2))
+    reports = read("verify", run, status=1)
+    assert [report["ok"] for report in reports] == [True, False, True]
+    (problem,) = reports[1]["problems"]
+    assert problem["file"].startswith("resume/shard_") and problem["tensor"] in problem["what"]
+    assert all(report["ok"] for report in read("verify", run, "--quick"))  # tensor data is not looked at
+    assert main(["status", str(run)]) == 0
+    assert main(["status", str(run), "--full"]) == 1
+    assert main(["verify", "--checkpoint_dir", str(place(run, 2))]) == 1
+    (place(run, 1) / "resume" / "state.json").unlink()
+    records = read("ls", run, status=1)
+    assert records[0]["status"] == "damaged" and "state.json: the file is missing" in records[0]["problem"]
+    (place(run, 3) / "manifest.json").unlink()
+    assert main(["status", str(run)]) == 1
+    assert read("verify", place(run, 3), status=1)[0]["problems"][0]["file"] == "manifest.json"
+    assert main(["ckpt", "show", str(place(run, 3))]) == 2
+    capsys.readouterr()
+
+
+def test_diff_is_about_the_training_state(run: Path, tmp_path: Path, read: Callable[..., Any], capsys: Any) -> None:
+    seen = read("diff", place(run, 1), place(run, 3), status=1)
+    assert seen["changed"] == {"param/linears.0.weight": {"max_abs": 2.0, "relative": 2.0}}
+    assert read("diff", place(run, 2), run, status=1)["changed"]["exp_avg/linears.0.weight"]["relative"] is None
+    with CheckpointStore(tmp_path / "other") as store:
+        save(store, 3, lr=2e-3)
+    seen = read("diff", run, tmp_path / "other")  # another learning rate, the same state
+    assert seen["same_state"] and seen["documents"] == {"consolidated/training_config.json: optim.lr": [1e-3, 2e-3]}
+    assert main(["ckpt", "diff", str(place(run, 1)), str(place(run, 2))]) == 1
+    text = capsys.readouterr().out
+    assert text.index("param/linears.0.weight") < text.index("exp_avg/linears.0.weight")
+    assert "state.cursor: 2 -> 4" in text and "numbers of updates of 1 parameters" in text
+
+
+def test_prune_says_and_does_the_same(run: Path, read: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    rules = ("--last", 1, "--best", 1, "--metric", "loss")
+    planned = read("prune", run, *rules, "--dry-run")
+    assert [decision["keep"] for decision in planned] == [False, True, True]
+    assert planned[1]["reason"] == "among the best 1 by loss"
+    store = CheckpointStore(run / "checkpoints")
+    assert store.steps() == [1, 2, 3]
+    read("pin", place(run, 1))
+    assert [record["pinned"] for record in read("ls", run)] == [True, False, False]
+    assert all(decision["keep"] for decision in read("prune", run, *rules, "--dry-run"))
+    read("pin", place(run, 1), "--off")
+    with store:
+        assert main(["ckpt", "prune", str(run), "--last", "1"]) == 2
+        assert "is being written by process" in capsys.readouterr().err
+    assert read("prune", run, *rules) == planned
+    assert store.steps() == [2, 3]
+
+
+def test_repair_reports_with_status_1_and_then_has_nothing_to_do(run: Path, read: Callable[..., Any]) -> None:
+    (run / "checkpoints" / ".saving_000009").mkdir()
+    damage(place(run, 3))
+    done = read("repair", run, status=1)
+    assert len(done) == 2 and ".saving_000009" in done[0] and ".quarantine_000003" in done[1]
+    assert read("repair", run) == []
+    assert read("show", run)["step"] == 2
+
+
+def test_export_refuses_damage(run: Path, tmp_path: Path, read: Callable[..., Any], capsys: Any) -> None:
+    written = read("export", run, tmp_path / "out")["files"]
+    assert {Path(name).name for name in written} == {"training_config.json", "ttt.json", "lora.safetensors"}
+    assert all(Path(name).stat().st_size == size for name, size in written.items())
+    file = place(run, 3) / "consolidated/lora.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    assert main(["ckpt", "export", str(run), str(tmp_path / "bad")]) == 2
+    assert "lora.safetensors: tensor" in capsys.readouterr().err
+
+
+def test_bench_measures_beside_the_bare_disk(tmp_path: Path, read: Callable[..., Any]) -> None:
+    result = read("bench", tmp_path, "--gigabytes", 0.02, "--rounds", 1, "--many", 2)
+    assert all(value > 0 for value in result["ratios"].values()) and len(result["ratios"]) >= 5
+    assert list(tmp_path.iterdir()) == []
