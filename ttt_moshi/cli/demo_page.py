@@ -88,25 +88,20 @@ def _loss_plot(facts: DemoFacts) -> Figure:
     )
     axes.axvspan(facts.resume_step, facts.kill_step, color=ORANGE, alpha=0.12)
     axes.axvline(facts.kill_step, color=ORANGE, linestyle="--", linewidth=1.3)
-    top = axes.get_ylim()[1]
-    axes.annotate(
-        f"SIGKILL after step {facts.kill_step}",
-        (facts.kill_step, top),
-        xytext=(6, -14),
-        textcoords="offset points",
-        color=ORANGE,
-    )
-    axes.annotate(
-        f"resumed from step {facts.resume_step}",
-        (facts.resume_step, top),
-        xytext=(-6, -30),
-        textcoords="offset points",
-        ha="right",
-        color=ORANGE,
-    )
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.22 * (top - bottom))
+    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+    for step, words, side in (
+        (facts.resume_step, f"resumed from step {facts.resume_step}", "right"),
+        (facts.kill_step, f"SIGKILL after step {facts.kill_step}", "left"),
+    ):
+        shift = (6 if side == "left" else -6, -14)
+        axes.annotate(
+            words, (step, axes.get_ylim()[1]), shift, textcoords="offset points", ha=side, color=ORANGE, bbox=plate
+        )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("weighted loss (nats)")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
