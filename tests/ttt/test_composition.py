@@ -55,6 +55,16 @@ def test_both_policies_and_the_block_steps_train_alike(make_layer):
         torch.testing.assert_close(steps[name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
+def test_autocast_does_not_reach_the_memory(make_layer):
+    layer, x = make_layer(), torch.randn(2, 41, 32)
+    y, state = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y16, state16 = layer(x)
+    assert {t.dtype for t in state16.tensors().values()} == {torch.float32, torch.int64}
+    assert 0 < (y16 - y).norm() <= 1e-2 * y.norm()
+    assert (state16.W1 - state.W1).norm() <= 2e-2 * (state.W1 - layer.inner.W1).norm()
+
+
 @pytest.fixture
 def mesh():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

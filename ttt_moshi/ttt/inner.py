@@ -121,10 +121,11 @@ class InnerNetwork(nn.Module):
         """
         self._check_dtypes()
         fresh = state is None
-        state = self.begin(x.shape[0], state, reset, relative)
-        frames, norm = self.frames(x, q, k, v, valid, state.phase)
-        out, state = self._scan(frames, norm, state, fresh, exec_mask, in_place)
-        return out, state.minus(self.initial_state(1)) if relative else state
+        with torch.autocast(x.device.type, enabled=False):  # whatever surrounds the layer, its memory is float32
+            state = self.begin(x.shape[0], state, reset, relative)
+            frames, norm = self.frames(x, q, k, v, valid, state.phase)
+            out, state = self._scan(frames, norm, state, fresh, exec_mask, in_place)
+            return out, state.minus(self.initial_state(1)) if relative else state
 
     def begin(self, batch_size: int, state: TTTState | None, reset: Tensor | None, relative: bool) -> TTTState:
         """The complete state from which a call of `forward` with these arguments goes on."""
