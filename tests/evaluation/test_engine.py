@@ -1,10 +1,7 @@
 """Scoring many examples: batches, cache, continuation after a kill."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +91,7 @@ def test_pieces_are_joined_in_their_order(tmp_path, toy, oracle):
 
 
 KILLED = """
-import sys, time, os
+import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import conftest
@@ -103,16 +100,16 @@ from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.nll_cache import NLLCache
 from ttt_moshi.evaluation.scorer import ModelScorer
 root = Path(sys.argv[1])
-slow = len(sys.argv) > 2
+stepwise = len(sys.argv) > 2
 wanted = [Example.file(p.stem, p) for p in sorted(root.glob("*.wav"))]
 scorer = ModelScorer(conftest.build_model(), "state")
-class Slow:
+class Announced:
     def __getattr__(self, name): return getattr(scorer, name)
     def score(self, codes, frames):
         print("batch", flush=True)
-        if slow: time.sleep(0.2)
+        if stepwise: sys.stdin.readline()  # goes on when told to
         return scorer.score(codes, frames)
-engine = Engine(Slow(), conftest.ToyTokens(), NLLCache(root / "cache", scorer.identity), BatchPolicy(60, 3))
+engine = Engine(Announced(), conftest.ToyTokens(), NLLCache(root / "cache", scorer.identity), BatchPolicy(60, 3))
 for name, nll in engine.nll(wanted).items():
     print(name, nll.tobytes().hex())
 """
@@ -131,12 +128,17 @@ def test_a_killed_evaluation_continues_and_ends_byte_equal(tmp_path, toy):
     batches = whole.count("batch")
     assert batches >= 5
     victim = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "killed"), "slow"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(tmp_path / "killed"), "stepwise"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    for _ in range(3):
-        victim.stdout.readline()
-    time.sleep(0.1)
-    os.kill(victim.pid, signal.SIGKILL)
+    for _ in range(2):
+        assert victim.stdout.readline() == "batch\n"
+        victim.stdin.write("\n")
+        victim.stdin.flush()
+    assert victim.stdout.readline() == "batch\n"  # two are done, the third is waiting
+    victim.kill()
     victim.wait()
     done = len(list((tmp_path / "killed" / "cache").rglob("*.safetensors")))
     assert done == 2
