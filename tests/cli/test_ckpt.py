@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointStore, Export
+from ttt_moshi.checkpoint import CheckpointStore, Export, diff, export_weights, repair
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import OptimArgs, TrainArgs, TTTArgs, to_dict
 
@@ -217,3 +217,14 @@ def test_bench_measures_beside_the_bare_disk(tmp_path: Path, read: Callable[...,
     result = read("bench", tmp_path, "--gigabytes", 0.02, "--rounds", 1, "--many", 2)
     assert all(value > 0 for value in result["ratios"].values()) and len(result["ratios"]) >= 5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_work_says_how_far_it_is(run: Path, tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {"export": [], "diff": [], "repair": []}
+    export_weights(place(run, 3), tmp_path / "out", 16, lambda *done: seen["export"].append(done))
+    diff(place(run, 1), place(run, 2), lambda *done: seen["diff"].append(done))
+    repair(run / "checkpoints", True, lambda *done: seen["repair"].append(done))
+    assert seen["diff"][-1] == (64, 64)
+    assert seen["export"] == [(32, 64), (64, 64)]
+    assert [part for part, whole in seen["repair"] if part == whole] != []
+    assert all(0 < part <= whole for part, whole in seen["repair"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,27 @@ def read_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     return dict(iter_tensors(path, file, names))
 
 
-def export_weights(path: Path, target: Path, shard_bytes: int | None = None) -> list[Path]:
+def export_weights(
+    path: Path,
+    target: Path,
+    shard_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Write what is under `consolidated/` into a new folder; the files written.
 
     Digests are checked on the way (DamagedCheckpoint). With `shard_bytes`, each weight file becomes several of about
     that size, named as in `model-00001-of-00003.safetensors`, and an index that Hugging Face loaders read. One tensor
-    and one buffer are in memory at a time. Raises CheckpointError if `target` exists with something in it.
+    and one buffer are in memory at a time. `progress` is called with (bytes done, bytes in all). Raises CheckpointError
+    if `target` exists with something in it.
     """
     files, manifest, written = Files(), read_manifest(path), []
     if files.names(target):
         raise CheckpointError(f"{target} is not empty; export into a new folder")
     make_folders(files, target.absolute())
+    done, total = (
+        0,
+        sum(nbytes(e["dtype"], e["shape"]) for table in manifest["exports"].values() for e in table.values()),
+    )
     for name, record in manifest["files"].items():
         if name.startswith("consolidated/") and "blake3" in record:
             written.append(target / Path(name).name)
@@ -70,7 +80,10 @@ def export_weights(path: Path, target: Path, shard_bytes: int | None = None) -> 
         for number, names in enumerate(groups, 1):
             single = f"{stem}.safetensors"
             shard = single if shard_bytes is None else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-            _write(files, path, file, {name: tensors[name] for name in names}, target / shard)
+            for size in _write(files, path, file, {name: tensors[name] for name in names}, target / shard):
+                done += size
+                if progress:
+                    progress(done, total)
             places |= dict.fromkeys(names, shard)
             written.append(target / shard)
         if shard_bytes is not None:
@@ -96,7 +109,8 @@ def _groups(tensors: dict[str, Any], limit: int | None) -> list[list[str]]:
     return groups
 
 
-def _write(files: Files, path: Path, file: str, tensors: dict[str, Any], target: Path) -> None:
+def _write(files: Files, path: Path, file: str, tensors: dict[str, Any], target: Path) -> Iterator[int]:
+    """Writes one file; gives the size of each tensor when it is written."""
     layout = plan({n: (e["dtype"], tuple(e["shape"])) for n, e in tensors.items()}, {"format": "pt"})
     with Output(files, target, layout.size, direct=False) as output:
         stream = Stream(output)
@@ -104,4 +118,5 @@ def _write(files: Files, path: Path, file: str, tensors: dict[str, Any], target:
         for name, tensor in iter_tensors(path, file, list(layout.entries)):
             stream.seek(layout.entries[name].begin)
             stream.add(tensor, DTYPES[tensors[name]["dtype"]])
+            yield tensor.nbytes
         stream.finish()

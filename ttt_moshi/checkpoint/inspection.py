@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,12 @@ def _count(groups: dict[str, dict[str, int]], group: str, entry: dict[str, Any])
     count["elements"] += math.prod(entry["shape"])
 
 
-def diff(first: Path, second: Path) -> dict[str, Any]:
+def diff(first: Path, second: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """What differs between two checkpoints' resumable states and documents.
 
     `changed` has, for each tensor of equal shape but other bytes, the largest absolute difference and the norm of the
     difference relative to the first's norm; only such tensors are read. `documents` maps "file: key" to both values.
+    `progress` is called with (elements compared, elements to compare).
     """
     manifests = read_manifest(first), read_manifest(second)
     one, two = (manifest["tensors"] for manifest in manifests)
@@ -99,11 +101,14 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
         name for name in both if (one[name]["dtype"], one[name]["shape"]) == (two[name]["dtype"], two[name]["shape"])
     ]
     moved = [name for name in fits if one[name]["blake3"] != two[name]["blake3"]]
-    changed = {}
+    changed, done, total = {}, 0, sum(math.prod(one[name]["shape"]) for name in moved)
     for (name, a), (_, b) in zip(iter_tensors(first, names=moved), iter_tensors(second, names=moved), strict=True):
         a, b = a.to(torch.float64), b.to(torch.float64)
         relative = float((b - a).norm() / a.norm()) if float(a.norm()) > 0 else math.inf
         changed[name] = {"max_abs": float((b - a).abs().max()), "relative": relative}
+        done += a.numel()
+        if progress:
+            progress(done, total)
     return {
         "same_state": manifests[0]["state_id"] == manifests[1]["state_id"],
         "only_in_first": sorted(set(one) - set(two)),

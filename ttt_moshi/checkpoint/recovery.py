@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,21 @@ def write_latest(files: Files, root: Path, name: str) -> None:
     files.rename(temporary, root / layout.LATEST)
 
 
-def repair(root: Path, deep: bool = True, files: Files | None = None) -> list[str]:
+def repair(
+    root: Path, deep: bool = True, progress: Callable[[int, int], None] | None = None, files: Files | None = None
+) -> list[str]:
     """Put a folder in order that no run is writing to; what was done, in words.
 
     Sweeps leftovers, moves every checkpoint that fails verification to quarantine, and points LATEST at the newest that
-    remains. Raises CheckpointError while a writer is at work.
+    remains. `progress` is that of `verify`, one checkpoint after the other. Raises CheckpointError while a writer is at
+    work.
     """
     files = files or Files()
     lock = WriterLock(files, root)
     try:
         done = sweep(files, root)
         for step in layout.committed_steps(files, root):
-            report = verify(root / layout.checkpoint_name(step), deep, files=files)
+            report = verify(root / layout.checkpoint_name(step), deep, progress, files)
             if not report.ok:
                 moved = quarantine(files, root, report.path, report.text())
                 note(files, root, "quarantined", step=step, reason=report.text())

@@ -28,7 +28,7 @@ from ttt_moshi.checkpoint import (
     verify,
 )
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.checkpoint_facts import byte_progress, find, find_one, size_text
+from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
 from ttt_moshi.errors import UserError
 
@@ -154,7 +154,7 @@ def _verify(argv: list[str], console: Console) -> int:
         raise UserError(f"no checkpoint in {place.root}")
     reports = []
     for path in paths:
-        with byte_progress(f"verifying {path.name}") as advance:
+        with progress_bar(f"verifying {path.name}") as advance:
             reports.append(verify(path, deep=not options.quick, progress=advance))
         if not options.json:
             console.print(reports[-1].text(), soft_wrap=True, markup=False)
@@ -182,8 +182,8 @@ def _diff(argv: list[str], console: Console) -> int:
     parser.add_argument("second", type=Path, help=WHICH)
     options = parser.parse_args(argv)
     first, second = find_one(options.first), find_one(options.second)
-    with Console(stderr=True).status("comparing"):
-        seen = diff(first, second)
+    with progress_bar("comparing", unit="elements") as advance:
+        seen = diff(first, second, advance)
     for change in seen["changed"].values():
         # JSON has neither: a change of zeros has no relative size, and NaN has no size at all.
         change |= {name: value if math.isfinite(value) else None for name, value in change.items()}
@@ -206,8 +206,8 @@ def _export(argv: list[str], console: Console) -> int:
         raise UserError(f"--shard-gb must be greater than 0, got {options.shard_gb}")
     path = find_one(options.path)
     shard_bytes = None if options.shard_gb is None else max(1, int(options.shard_gb * 1e9))
-    with Console(stderr=True).status(f"exporting {path.name}"):
-        written = export_weights(path, options.folder, shard_bytes)
+    with progress_bar(f"exporting {path.name}") as advance:
+        written = export_weights(path, options.folder, shard_bytes, advance)
     sizes = {str(file): file.stat().st_size for file in written}
     if options.json:
         _print_json({"checkpoint": str(path), "files": sizes})
@@ -270,8 +270,8 @@ def _repair(argv: list[str], console: Console) -> int:
     parser.add_argument("--quick", action="store_true", help="do not read tensor data to find damage")
     options = parser.parse_args(argv)
     root = _folder(options.path)
-    with Console(stderr=True).status(f"checking {root}"):
-        done = repair(root, deep=not options.quick)
+    with progress_bar(f"verifying {root}") as advance:
+        done = repair(root, not options.quick, advance)
     if options.json:
         _print_json(done)
     else:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, read_manifest, verify
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.checkpoint_facts import byte_progress, find, gate_openings, size_text
+from ttt_moshi.cli.checkpoint_facts import find, gate_openings, progress_bar, size_text
 
 EXAMPLES = """\
 train              python train.py --config configs/demo.yaml
@@ -126,7 +126,7 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
 
 def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
     step = str(int(folder.name.rsplit("_", 1)[-1]))
-    with byte_progress(f"verifying {folder.name}") as advance:
+    with progress_bar(f"verifying {folder.name}") as advance:
         report = verify(folder, deep=full, progress=advance)
     try:
         manifest = read_manifest(folder)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.status import Status
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.checkpoint_facts import byte_progress, find_one, trained_counts
+from ttt_moshi.cli.checkpoint_facts import find_one, progress_bar, trained_counts
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +38,7 @@ def _verify_checkpoint(path: Path, console: Console) -> int:
     from ttt_moshi.checkpoint import read_manifest, verify
 
     path = find_one(path)
-    with byte_progress(f"verifying {path.name}") as advance:
+    with progress_bar(f"verifying {path.name}") as advance:
         report = verify(path, progress=advance)
     console.print(report.text(), soft_wrap=True, markup=False)
     if not report.ok:
