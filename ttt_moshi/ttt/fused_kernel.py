@@ -31,20 +31,20 @@ def _dot(a, b):
 def forward_kernel(
     q_ptr, k_ptr, target_ptr, lam_ptr, gamma_ptr, beta_ptr, tau_ptr,
     W1_ptr, b1_ptr, W2_ptr, b2_ptr,
-    out_ptr, z_ptr, g2_ptr,
-    N, z_stride, g2_stride,
+    out_ptr, z1_ptr, z2_ptr,
+    N, z1_stride, z2_stride,
     BIAS: tl.constexpr, K: tl.constexpr, F: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     """q, k, target, out [G, N*K, F]; lam [G, N*K]; gamma, beta [G, 1, F]; tau [K]; W1 [G, F, H], b1 [G, 1, H], W2
-    [G, H, F], b2 [G, 1, F] (updated in place); z [N, G, 2K, H] and g2 [N, G, K, F] with strides of their first axis
+    [G, H, F], b2 [G, 1, F] (updated in place); z1 [N, G, 2K, H] and z2 [N, G, K, F] with strides of their first axis
     (0: every mini-batch writes to the same place). All float32 and contiguous otherwise."""
     g = tl.program_id(0).to(tl.int64)
     rows = tl.arange(0, K)
     cols = tl.arange(0, F)
     tile = tl.arange(0, TILE)
     wide = rows[:, None] * F + cols[None, :]  # offsets in a [K, F] block
-    z_ptr += g * 2 * K * H
-    g2_ptr += g * K * F
+    z1_ptr += g * 2 * K * H
+    z2_ptr += g * K * F
     W1_ptr += g * F * H
     b1_ptr += g * H
     W2_ptr += g * H * F
@@ -70,17 +70,17 @@ def forward_kernel(
             W2 = tl.load(W2_ptr + hidden[:, None] * F + cols[None, :])
             b1 = tl.load(b1_ptr + hidden)[None, :]
             z1 = _dot(k, W1) + b1
-            tl.store(z_ptr + rows[:, None] * H + hidden[None, :], z1)
-            tl.store(z_ptr + (K + rows[:, None]) * H + hidden[None, :], _dot(q, W1) + b1)
+            tl.store(z1_ptr + rows[:, None] * H + hidden[None, :], z1)
+            tl.store(z1_ptr + (K + rows[:, None]) * H + hidden[None, :], _dot(q, W1) + b1)
             z2 += _dot(z1 * _sigmoid_of_twice_u(z1), W2)
+        tl.store(z2_ptr + wide, z2)
         mean = tl.sum(z2, 1)[:, None] / F
         centred = z2 - mean
         inverse_std = 1.0 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / F + EPS)
         normed = centred * inverse_std
         d = gamma * (gamma * normed + beta - target)
         g2 = inverse_std * (d - tl.sum(d, 1)[:, None] / F - normed * (tl.sum(d * normed, 1)[:, None] / F))
-        tl.store(g2_ptr + wide, g2)
-        tl.debug_barrier()  # z was written by other threads than those that read it now
+        tl.debug_barrier()  # z1 was written by other threads than those that read it now
 
         # What the queries read, while the update is written tile by tile behind them.
         S1 = E * (_dot(q, tl.trans(k)) + BIAS)
@@ -88,7 +88,7 @@ def forward_kernel(
         z2_bar = tl.zeros((K, F), tl.float32) + b2[None, :]
         for start in range(0, H, TILE):
             hidden = start + tile
-            keys_at = z_ptr + rows[:, None] * H + hidden[None, :]
+            keys_at = z1_ptr + rows[:, None] * H + hidden[None, :]
             queries_at = keys_at + K * H
             W1_at = W1_ptr + cols[:, None] * H + hidden[None, :]
             W2_at = W2_ptr + hidden[:, None] * F + cols[None, :]
@@ -114,8 +114,8 @@ def forward_kernel(
         centred = z2_bar - mean
         inverse_std = 1.0 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / F + EPS)
         tl.store(out_ptr + base * F + wide, q + gamma * centred * inverse_std + beta)
-        z_ptr += z_stride
-        g2_ptr += g2_stride
+        z1_ptr += z1_stride
+        z2_ptr += z2_stride
         tl.debug_barrier()  # the next mini-batch reads the weights written here
     if BIAS:
         tl.store(b2_ptr + g * F + cols, b2)

@@ -23,14 +23,15 @@ def kept(weights: list[Tensor]) -> list[tuple[int, int]]:
 def forward(weights: list[Tensor], batch: Batch, keep: list[Tensor]) -> Tensor:
     """Outputs [G, K, f]; `weights` become those after the mini-batch.
 
-    `keep` is filled with [z1, z1_bar] (G, 2K, h) and g2 (G, K, f).
+    `keep` is filled with [z1, z1_bar] (G, 2K, h) and z2 (G, K, f).
     """
     W1, b1, W2, b2 = weights
     K = batch.k.shape[1]
     z1, z1_bar = keep[0].split(K, dim=1)
     torch.baddbmm(b1, batch.kq, W1, out=keep[0])  # keys and queries share one pass over W1
     a1 = gelu(z1)
-    g2 = keep[1].copy_(inner_gradient(torch.baddbmm(b2, a1, W2), batch.target, batch.gamma, batch.beta))
+    z2 = torch.baddbmm(b2, a1, W2, out=keep[1])
+    g2 = inner_gradient(z2, batch.target, batch.gamma, batch.beta)
     g1 = gelu_backward(torch.bmm(g2, W2.mT), z1)
     z1_bar.baddbmm_(batch.E * reach(batch.q, batch.k, batch), g1, alpha=-1.0)
     a1_bar = gelu(z1_bar)
@@ -53,7 +54,8 @@ def backward(
     q, k, E, e, gamma = batch.q, batch.k, batch.E, batch.e, batch.gamma
     G, K, f = k.shape
     z1, z1_bar = keep[0].split(K, dim=1)
-    g2 = keep[1]
+    z2 = keep[1]
+    g2 = inner_gradient(z2, batch.target, gamma, batch.beta)
     # dW2 is one product of three blocks of rows: [a1, a1_bar, du]^T [dz2, dz2_bar, g2], each computed in its place.
     left, right = W2.new_empty(G, 3 * K, W2.shape[1]), W2.new_empty(G, 3 * K, f)
     a1, a1_bar, du = left.split(K, dim=1)
@@ -65,8 +67,7 @@ def backward(
     update([W2, b2], batch, a1, g2, 1.0)
     reach1, reach2 = reach(q, k, batch), reach(a1_bar, a1, batch)
     S1, S2 = E * reach1, E * reach2
-    z2, z2_bar = torch.baddbmm(b2, left[:, : 2 * K], W2).split(K, dim=1)
-    z2_bar = torch.baddbmm(z2_bar, S2, g2, alpha=-1.0)
+    z2_bar = torch.baddbmm(b2, a1_bar, W2).baddbmm_(S2, g2, alpha=-1.0)
     normed_bar, mean, inverse_std = norm_forward(z2_bar)
     dz2_bar = norm_backward(d_out * gamma, z2_bar, mean, inverse_std)
     right[:, K : 2 * K] = dz2_bar

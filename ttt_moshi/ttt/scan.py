@@ -23,7 +23,7 @@ from ttt_moshi.ttt.state import Weights
 
 Policy = Literal["rebuild", "checkpoint"]
 
-CPU_HEADS = 8
+CPU_HEADS = 4
 """Heads that walk through time together on a CPU: their weights then stay in its cache."""
 
 
