@@ -247,6 +247,36 @@ def test_a_failure_of_any_rank_reaches_all_and_commits_nothing(tmp_path, faults)
     on_ranks(tmp_path / "a", 2, work)
 
 
+def test_what_another_host_made_may_be_seen_late(tmp_path, faults):
+    """Rank 1 sees the new folder, and rank 0 the other's shard, only after several looks."""
+
+    class Late(faults.Files):
+        looks = 0
+
+        def late(self, answer, missing):
+            self.looks += 1
+            return answer if self.looks % 4 == 0 else missing
+
+        def names(self, path):
+            names = super().names(path)
+            saving = [name for name in names if name.startswith(".saving")]
+            return self.late(names, [name for name in names if name not in saving]) if saving else names
+
+        def size(self, path):
+            if self.late(False, True):
+                raise FileNotFoundError(path)
+            return super().size(path)
+
+    def work(rank, world):
+        tensors = state_of(*trained(world, 1, True))
+        with CheckpointStore(tmp_path / "c", rank, world, files=Late(), timeout=60) as store:
+            store.save(1, kind="full", tensors=tensors, state={})
+            assert store.wait().healthy
+
+    on_ranks(tmp_path / "a", 2, work)
+    assert verify(tmp_path / "c/checkpoint_000001").ok
+
+
 def test_damage_seen_by_one_rank_makes_all_step_back(tmp_path):
     def work(rank, world):
         model, optimizer = trained(world, 1, True)

@@ -22,7 +22,6 @@ from ttt_moshi.checkpoint import (
     read_document,
     read_manifest,
     read_tensors,
-    restore,
     verify,
 )
 
@@ -188,15 +187,6 @@ def test_strict_load_names_every_difference_and_moves_nothing(store):
     assert store.steps() == [1] and wanted["param/e"].item() == 1
     partial = store.load(tensors=wanted, strict=False)
     assert not partial.report.ok and wanted["param/e"].item() == 0
-
-
-def test_weights_alone_are_restored_for_a_new_run(store):
-    path = save(store, 1, {"param/w": torch.ones(3), "exp_avg/w": torch.ones(3)}).path
-    target = {"param/w": torch.zeros(3)}
-    assert restore(path, target).restored == ["param/w"]
-    assert torch.equal(target["param/w"], torch.ones(3))
-    with pytest.raises(Mismatch):
-        restore(path, {"param/w": torch.zeros(3), "param/new": torch.zeros(1)})
 
 
 def test_missing_checkpoints_are_told_apart(store):

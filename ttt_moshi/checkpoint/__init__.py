@@ -7,7 +7,7 @@ from ttt_moshi.checkpoint.inspection import describe, diff, list_folder
 from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.mirror import copy_out
 from ttt_moshi.checkpoint.recovery import repair
-from ttt_moshi.checkpoint.restore import Loaded, LoadReport, restore
+from ttt_moshi.checkpoint.restore import Loaded, LoadReport
 from ttt_moshi.checkpoint.retention import Retention, prune
 from ttt_moshi.checkpoint.saving import Saved
 from ttt_moshi.checkpoint.store import CheckpointStore
@@ -37,6 +37,5 @@ __all__ = [
     "read_manifest",
     "read_tensors",
     "repair",
-    "restore",
     "verify",
 ]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.errors import DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.manifest import collapse, read_manifest
+from ttt_moshi.checkpoint.manifest import collapse
 from ttt_moshi.checkpoint.reading import READERS, TensorSource, checked_document
 from ttt_moshi.checkpoint.recovery import note, quarantine
 from ttt_moshi.checkpoint.rows import Rows, rows_of
@@ -191,28 +191,3 @@ def _mine(states: list[Any], talk: Coordinator) -> Any:
     if len(states) == talk.world_size:
         return states[talk.rank]
     return states[0] if len(collapse(states)) == 1 else None
-
-
-def restore(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    prefixes: tuple[str, ...] = ("param/",),
-    strict: bool = True,
-    rank: int = 0,
-    files: Files | None = None,
-) -> LoadReport:
-    """Fill tensors from any checkpoint folder, for example to start a new run from its weights.
-
-    Only saved tensors whose names begin with one of `prefixes` take part. `strict` refuses every difference (Mismatch);
-    otherwise what agrees is restored and the report names the rest. Digests are checked (DamagedCheckpoint).
-    """
-    files = files or Files()
-    manifest = read_manifest(path, files)
-    saved = {name: entry for name, entry in manifest["tensors"].items() if name.startswith(prefixes)}
-    report = compare(saved, tensors)
-    if strict and not report.ok:
-        raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
-    if not report.restored:
-        raise CheckpointError(f"{path} has no tensor that the model wants")
-    fill(TensorSource(files, path, saved), tensors, report.restored, rank)
-    return report

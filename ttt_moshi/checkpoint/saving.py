@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Saver:
         if self._rank == 0:
             self._prepare(folder, job)
         talk.share(number, "folder ready", True)
+        await_visible(lambda: folder.name in self._files.names(self._root), folder)
 
         begin = time.perf_counter()
         job.image.wait_host()
@@ -93,6 +95,8 @@ class Saver:
         shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
 
         begin = time.perf_counter()
+        for shard in shards:
+            await_visible(lambda: self._files.size(folder / shard["file"]) == shard["size"], folder / shard["file"])  # noqa: B023
         tensors = merge_tensors(job.rows, shards)
         source = TensorSource(self._files, folder, tensors)
         exported = self._write_exports(folder, job, source)
@@ -220,6 +224,20 @@ def check_room(size: int, free: int, root: Path, what: str) -> None:
             f"no room for {what}: it needs {size / 1e9:.4g} GB and {PIECE / 1e9:.2g} GB to spare, {root} has "
             f"{free / 1e9:.4g} GB free. Free some space, keep fewer checkpoints, or use another run_dir."
         )
+
+
+def await_visible(visible: Callable[[], bool], path: Path, patience: float = 60.0) -> None:
+    """Wait for what another rank has made: a network file system may show it on this host a little later."""
+    deadline = time.monotonic() + patience
+    while True:
+        with suppress(FileNotFoundError):
+            if visible():
+                return
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{path}, made by another rank, cannot be seen here. Do all hosts share the folder?"
+            )
+        time.sleep(0.02)
 
 
 def merge_tensors(rows: Mapping[str, Rows], shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -68,10 +68,7 @@ def check_quickly(path: Path, files: Files) -> dict[str, Any]:
 
 
 def verify(
-    path: Path,
-    deep: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-    files: Files | None = None,
+    path: Path, deep: bool = True, progress: Callable[[int, int], None] | None = None, files: Files | None = None
 ) -> VerifyReport:
     """Check a checkpoint folder and name every problem by file and tensor. `deep` reads all tensor data.
 
