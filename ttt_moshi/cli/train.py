@@ -73,7 +73,9 @@ def _bar(console: Console) -> Progress:
 def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, console: Console) -> None:
     step = record["step"]
     if "loss" not in record:
-        benchmarks = {name: task["value"] for name, task in record.get("paper_metrics", {}).items() if task["value"]}
+        benchmarks = {
+            name: task["value"] for name, task in record.get("paper_metrics", {}).items() if task["value"] is not None
+        }
         console.print(
             f"step {step:>6} · evaluation · " + _pairs({**record.get("nll", {}), **benchmarks}),
             highlight=False,
