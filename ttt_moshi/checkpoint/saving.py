@@ -234,9 +234,7 @@ def await_visible(visible: Callable[[], bool], path: Path, patience: float = 60.
             if visible():
                 return
         if time.monotonic() > deadline:
-            raise CheckpointError(
-                f"{path}, made by another rank, cannot be seen here. Do all hosts share the folder?"
-            )
+            raise CheckpointError(f"{path}, made by another rank, cannot be seen here. Do all hosts share the folder?")
         time.sleep(0.02)
 
 
