@@ -206,6 +206,7 @@ def in_child(
     if child == 0:
         os.close(reading)
         code = 1
+        signal.alarm(300)  # a child that hangs ends, and its test fails
         try:
             work(lambda step, version: (os.write(writing, f"{step} {version}\n".encode()), None)[1])
             code = 0
