@@ -81,7 +81,7 @@ class FullSize:
 
 
 def prove_full_size(
-    info: CheckpointInfo, layers: str, folder: Path, say: Callable[[str], None], raw_bytes: int = 4 << 30
+    info: CheckpointInfo, layers: str, folder: Path, say: Callable[[str], None], raw_bytes: int = 2 << 30
 ) -> FullSize:
     """Saves a whole model with TTT in `layers` to `folder`, verifies every byte, and loads it back bit for bit.
 
