@@ -28,6 +28,9 @@ second stage       python train.py --config configs/demo.yaml --run_dir runs/sta
 this overview      python checkpoint_summary.py runs/demo/killed
 verify             python test_checkpoint_verification.py \\
                      --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
+explain one        ttt-moshi ckpt show runs/demo/killed/checkpoints/checkpoint_000060
+compare two        ttt-moshi ckpt diff runs/demo/killed runs/demo/uninterrupted
+free disk          ttt-moshi ckpt prune runs/demo/killed --last 2 --dry-run
 evaluate           python eval_from_checkpoint.py \\
                      --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
 """
