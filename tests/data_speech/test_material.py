@@ -23,6 +23,7 @@ SMALLEST = replace(
     train_dialogues=1,
     eval_dialogues=1,
     pretraining_dialogues=1,
+    pretraining_monologues=1,
     pretraining=replace(TINY.pretraining, steps=1),
 )
 

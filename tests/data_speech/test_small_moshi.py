@@ -16,6 +16,7 @@ from ttt_moshi.data.loader import ClipLoader, EvalSet
 from ttt_moshi.data.speech.material import TINY, Material
 from ttt_moshi.data.speech.small_moshi import (
     Pretraining,
+    hide_text,
     learning_rate,
     lm_config,
     mean_nll,
@@ -88,6 +89,18 @@ def test_loss_weights_padding_half_and_semantics_eightfold() -> None:
     nll[0, 0] = torch.tensor([1.0, 4.0])
     nll[0, 1] = 1.0
     assert pretraining_loss(nll, mask, targets).item() == pytest.approx((1 + 0.5 * 4) / 1.5 + 16 / (16 + 14))
+
+
+def test_hidden_text_depends_on_the_position_alone() -> None:
+    codes = torch.arange(20 * 17 * 3).view(20, 17, 3)
+    together = hide_text(codes, 0, 0.4)
+    hidden = (together[:, 0] == -1).all(1)
+    assert hidden.sum() == 8
+    assert torch.equal(together[~hidden], codes[~hidden])
+    assert torch.equal(together[:, 1:], codes[:, 1:])
+    assert torch.equal(torch.cat([hide_text(codes[k : k + 4], k, 0.4) for k in range(0, 20, 4)]), together)
+    assert torch.equal(hide_text(codes, 0, 0.0), codes)
+    assert (hide_text(codes, 0, 1.0)[:, 0] == -1).all()
 
 
 def test_learning_rate_rises_to_its_peak_and_falls() -> None:

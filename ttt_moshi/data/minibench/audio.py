@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 import uuid
@@ -12,24 +13,28 @@ import numpy as np
 import soundfile
 import soxr
 
-from ttt_moshi.data.speech.espeak import SAMPLE_RATE, Voice, speak
+from ttt_moshi.data.speech.espeak import FRAME_SIZE, SAMPLE_RATE, Voice, speak
 
 BENCH_RATE = 16_000
-LEAD_SECONDS = 0.3
-TAIL_SECONDS = 0.2
+LEAD_SECONDS = 0.32
+TAIL_SECONDS = 0.16
 SENTENCE_GAP = 0.2
 
 
 def sentences(texts: Sequence[str], voices: Voice | Sequence[Voice]) -> np.ndarray:
-    """float32 [N] at 24 kHz: sentences one after the other with equal gaps, each spoken on its own.
+    """float32 [N] at 24 kHz: sentences one after the other, each spoken on its own and followed by a gap.
 
     What comes before a sentence is therefore bit-identical whatever the sentence says.
     """
     speakers = [voices] * len(texts) if isinstance(voices, Voice) else voices
-    pieces: list[np.ndarray] = []
-    for text, voice in zip(texts, speakers, strict=True):
-        pieces += [speak(text, voice).samples, silence(SENTENCE_GAP)]
-    return np.concatenate(pieces[:-1])
+    pairs = zip(texts, speakers, strict=True)
+    return np.concatenate([with_gap(speak(text, voice).samples, SENTENCE_GAP) for text, voice in pairs])
+
+
+def with_gap(samples: np.ndarray, seconds: float) -> np.ndarray:
+    """The samples and at least so much silence, up to a frame boundary, where turns of the training dialogues start."""
+    length = len(samples) + round(seconds * SAMPLE_RATE)
+    return np.pad(samples, (0, math.ceil(length / FRAME_SIZE) * FRAME_SIZE - len(samples)))
 
 
 def silence(seconds: float) -> np.ndarray:

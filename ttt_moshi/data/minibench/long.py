@@ -29,9 +29,9 @@ def tell(rng: random.Random, voice: Voice, seconds: float) -> tuple[np.ndarray, 
         for number, text in enumerate(story):
             samples = speak(text, voice).samples
             voiced.append([round(length / SAMPLE_RATE, 3), round((length + len(samples)) / SAMPLE_RATE, 3)])
-            gap = audio.silence(PARAGRAPH_GAP if number == len(story) - 1 else audio.SENTENCE_GAP)
-            pieces += [samples, gap]
-            length += len(samples) + len(gap)
+            gap = PARAGRAPH_GAP if number == len(story) - 1 else audio.SENTENCE_GAP
+            pieces.append(audio.with_gap(samples, gap))
+            length += len(pieces[-1])
             texts.append(text)
     return np.concatenate(pieces), texts, voiced
 

@@ -16,7 +16,7 @@ import numpy as np
 from ttt_moshi.data.minibench import audio
 from ttt_moshi.data.speech import grammar
 from ttt_moshi.data.speech.dialogues import MOSHI_VOICES
-from ttt_moshi.data.speech.espeak import Voice, speak
+from ttt_moshi.data.speech.espeak import SAMPLE_RATE, Voice
 from ttt_moshi.data.speech.grammar import Person
 
 
@@ -96,12 +96,12 @@ def _filler(rng: random.Random, other: Person, voice: Voice, seconds: float) -> 
     length = 0.0
     while length < seconds:
         sentences.append(grammar.agreement_sentence(rng, other))
-        length += speak(sentences[-1], voice).duration + audio.SENTENCE_GAP
+        length += len(audio.sentences(sentences[-1:], voice)) / SAMPLE_RATE
     return sentences
 
 
 def _write_pair(folder: Path, index: int, name: str, cloze: Cloze, voice: Voice) -> None:
-    start = np.concatenate([audio.sentences(cloze.sentences, voice), audio.silence(audio.SENTENCE_GAP)])
+    start = audio.sentences(cloze.sentences, voice)
     for offset, (ending, label) in enumerate(((cloze.fitting, "correct"), (cloze.unfitting, "incorrect"))):
         samples = np.concatenate([start, audio.sentences([ending], voice)])
         audio.write(folder / f"{2 * index + offset}_{name}_{label}.wav", audio.padded(samples))

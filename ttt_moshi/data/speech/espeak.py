@@ -24,6 +24,8 @@ import soxr
 from ttt_moshi.errors import UserError
 
 SAMPLE_RATE = 24_000
+FRAME_SIZE = 1920
+"""samples of one Mimi frame, 80 ms"""
 RMS_LEVEL = 0.06
 TAIL_SECONDS = 0.05
 NOISE_SEED = 1

@@ -20,6 +20,18 @@ NUMBERS = ("two", "three", "four", "five", "six")
 ADJECTIVES = ("small", "big", "old", "happy")
 VERBS = ("run", "sleep", "sing", "walk")
 
+VOCABULARY = (
+    *NAMES,
+    *CITIES,
+    *ANIMALS,
+    *(animal + "s" for animal in ANIMALS),
+    *PLACES,
+    *FOODS,
+    *NUMBERS,
+    *ADJECTIVES,
+    *VERBS,
+    *(verb + "s" for verb in VERBS),
+)
 BACKCHANNELS = ("Mm hmm.", "Right.", "I see.", "Really?")
 
 
@@ -91,6 +103,14 @@ def story_ending(rng: random.Random, person: Person) -> str:
             f"In the end {person.name} walks with the {person.number} {person.animal}s in {person.city}.",
         )
     )
+
+
+def monologue(rng: random.Random, words: int = 8, sentences: int = 6) -> list[Turn]:
+    """Moshi alone: some words, some sentences about somebody's animals, a story."""
+    person = random_person(rng)
+    said = [f"{word.capitalize()}." for word in rng.sample(VOCABULARY, words)]
+    said += [agreement_sentence(rng, random_person(rng)) for _ in range(sentences)]
+    return [Turn("moshi", text) for text in [*said, *story(rng, person, middle=1)]]
 
 
 def dialogue(rng: random.Random, questions: int = 3, stories: int = 1) -> list[Turn]:

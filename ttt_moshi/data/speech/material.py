@@ -15,7 +15,14 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.loader import ClipLoader, EvalSet
-from ttt_moshi.data.speech.dialogues import MOSHI_VOICES, USER_VOICES, dialogue_words, make_dialogues, read_words
+from ttt_moshi.data.speech.dialogues import (
+    MOSHI_VOICES,
+    USER_VOICES,
+    dialogue_words,
+    make_dialogues,
+    make_monologues,
+    read_words,
+)
 from ttt_moshi.data.speech.espeak import Utterance, speak
 from ttt_moshi.data.speech.grammar import dialogue
 from ttt_moshi.data.speech.small_mimi import MimiSize, fit_mimi, mimi_config, save_mimi
@@ -34,7 +41,7 @@ from ttt_moshi.data.speech.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 RECORD = "material.json"
 PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {
@@ -52,8 +59,10 @@ class MaterialSize:
     train_dialogues: int = 40
     """of about 33 s each"""
     eval_dialogues: int = 8
-    pretraining_dialogues: int = 100
+    pretraining_dialogues: int = 60
     """others, on which the base model is trained; they are deleted afterwards"""
+    pretraining_monologues: int = 60
+    """likewise, of about 30 s each"""
     questions: int = 3
     """about earlier facts, per dialogue"""
     stories: int = 1
@@ -70,7 +79,8 @@ DEMO = MaterialSize()
 TINY = MaterialSize(
     train_dialogues=4,
     eval_dialogues=2,
-    pretraining_dialogues=3,
+    pretraining_dialogues=2,
+    pretraining_monologues=1,
     questions=1,
     stories=0,
     fitting_sentences=45,
@@ -146,18 +156,23 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
 
     train_data = speech("train", size.train_dialogues)
     eval_data = speech("eval", size.eval_dialogues)
-    pretraining_data = speech("pretraining", size.pretraining_dialogues)
+    pretraining_data = [
+        speech("pretraining/dialogues", size.pretraining_dialogues),
+        make_monologues(folder / "pretraining/monologues", f"{seed}/monologues", size.pretraining_monologues, report),
+    ]
     base = folder / "base"
     base.mkdir()
-    tokenizer = train_tokenizer(read_words(pretraining_data), base / FILE_NAMES["tokenizer_name"], size.vocabulary)
+    words = [word for data in pretraining_data for word in read_words(data)]
+    tokenizer = train_tokenizer(words, base / FILE_NAMES["tokenizer_name"], size.vocabulary)
     report("fitting Mimi", 0, 1)
     mimi = fit_mimi(fitting_speech(seed, size.fitting_sentences), size.mimi, seed)
     save_mimi(mimi, size.mimi, base / FILE_NAMES["mimi_name"], base / FILE_NAMES["mimi_config_name"])
     report("fitting Mimi", 1, 1)
     codec = Codec(mimi, mimi_config(size.mimi))
     corpora = []
-    for data in (pretraining_data, eval_data, train_data):
-        corpus = Corpus(str(data), codec, tokenizer, size.pretraining.clip_seconds)
+    # The two kinds alternate in pre-training, since sources of equal weight do.
+    for data in (",".join(map(str, pretraining_data)), str(eval_data), str(train_data)):
+        corpus = Corpus(data, codec, tokenizer, size.pretraining.clip_seconds)
         corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
         corpora.append(corpus)
     results = _make_moshi(base, seed, size, tokenizer.vocab_size(), corpora[0], corpora[1], report)

@@ -125,8 +125,11 @@ def save_mimi(mimi: MimiModel, size: MimiSize, weights: Path, config: Path) -> N
     config.write_text(json.dumps(mimi_config(size), indent=2) + "\n")
 
 
-def mel_bands(count: int, low: float = 120.0, high: float = 8000.0) -> list[float]:
-    """Centre frequencies in Hz, equally spaced on the mel scale 2595 log10(1 + f/700)."""
+def mel_bands(count: int, low: float = 120.0, high: float = 7000.0) -> list[float]:
+    """Centre frequencies in Hz, equally spaced on the mel scale 2595 log10(1 + f/700).
+
+    The highest stays below 8 kHz, so that recordings at 16 kHz have the same codes as the same speech at 24 kHz.
+    """
 
     def mel(frequency: float) -> float:
         return 2595.0 * math.log10(1.0 + frequency / 700.0)

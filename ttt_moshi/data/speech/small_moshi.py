@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from ttt_moshi.data.loader import ClipLoader, EvalSet
 
 CODEBOOKS = 8
-PAD_ID, EPAD_ID = 3, 0
+PAD_ID, EPAD_ID, ABSENT = 3, 0, -1
 PADDING_WEIGHT = 0.5
 SEMANTIC_WEIGHT = 8.0
 
@@ -45,6 +45,8 @@ class Pretraining:
     steps: int = 400
     batch_size: int = 4
     clip_seconds: float = 12.0
+    hidden_text: float = 0.4
+    """share of the clips whose text is absent, so that speech without a transcript can be scored"""
     lr: float = 4e-3
     warmup: float = 0.1
     """share of the steps"""
@@ -105,7 +107,9 @@ def pretrain(
     for step in range(plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan, step)
-        nll, mask, targets = token_nll(model, loader.batch(step * plan.batch_size, plan.batch_size).codes)
+        first = step * plan.batch_size
+        codes = hide_text(loader.batch(first, plan.batch_size).codes, first, plan.hidden_text)
+        nll, mask, targets = token_nll(model, codes)
         loss = pretraining_loss(nll, mask, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_norm)
@@ -114,6 +118,17 @@ def pretrain(
         if progress:
             progress(step + 1, plan.steps, loss.item())
     model.eval()
+
+
+def hide_text(codes: Tensor, first: int, share: float) -> Tensor:
+    """The clips [B, 17, T] at positions `first`, `first + 1`, ..., that share of them with an absent text stream.
+
+    Which ones depends on the position alone, and is spread evenly.
+    """
+    hidden = [math.floor((first + k + 1) * share) > math.floor((first + k) * share) for k in range(len(codes))]
+    codes = codes.clone()
+    codes[torch.tensor(hidden), 0] = ABSENT
+    return codes
 
 
 def learning_rate(plan: Pretraining, step: int) -> float:
