@@ -74,6 +74,7 @@ def schedule(turns: Sequence[tuple[Turn, float]], rng: random.Random) -> list[fl
     free = 0.1  # when the floor is free
     silent = {"moshi": 0.0, "user": 0.0}  # when each speaker has finished
     holder = ""
+    begun = 0.0  # when the last turn that holds the floor began
     for turn, duration in turns:
         if turn.backchannel:
             start = free - rng.uniform(0.1, 0.5)
@@ -83,10 +84,12 @@ def schedule(turns: Sequence[tuple[Turn, float]], rng: random.Random) -> list[fl
             start = free - rng.uniform(0.1, 0.3)
         else:
             start = free + rng.uniform(0.2, 0.6)
-        start = math.ceil(max(start, silent[turn.speaker]) / FRAME_SECONDS) * FRAME_SECONDS
+        # Nobody answers before the question has begun, however short it is.
+        earliest = silent[turn.speaker] if turn.backchannel else max(silent[turn.speaker], begun)
+        start = math.ceil(max(start, earliest) / FRAME_SECONDS) * FRAME_SECONDS
         silent[turn.speaker] = start + duration
         if not turn.backchannel:
-            free, holder = start + duration, turn.speaker
+            free, holder, begun = start + duration, turn.speaker, start
         starts.append(start)
     return starts
 
