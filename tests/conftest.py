@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from ttt_moshi.data.speech import Material
 
 # Two test processes share two cores; more threads would only make them wait for one another.
 torch.set_num_threads(1)
+
+# A loaded machine is slow, not wrong. Continuous integration draws the same cases every time: a failure there means
+# that the change broke something; new cases are drawn wherever people work.
+settings.register_profile("anywhere", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
 
 
 @pytest.fixture(scope="session")
