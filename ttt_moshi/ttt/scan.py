@@ -23,8 +23,8 @@ from ttt_moshi.ttt.state import Weights
 
 Policy = Literal["rebuild", "checkpoint"]
 
-CPU_HEADS = 4
-"""Heads that walk through time together on a CPU: their weights then stay in its cache."""
+CPU_CACHE = 2**21
+"""Bytes of weights that walk through time together on a CPU, to stay in its cache: 4 heads of an MLP at f 128."""
 
 
 class _Plan(NamedTuple):
@@ -72,7 +72,7 @@ def scan(
     plan = _Plan(
         K=K,
         bias=1.0 if rule.update_biases else 0.0,
-        heads=CPU_HEADS if q.device.type == "cpu" else B * H,
+        heads=_heads_in_cache(flat) if q.device.type == "cpu" else B * H,
         group=group,
         rebuild=policy == "rebuild",
     )
@@ -82,6 +82,10 @@ def scan(
         after[1::2] = flat[1::2]
     after = [w.unflatten(0, (B, H)) for w in after] + [None] * (4 - len(after))
     return out.unflatten(0, (B, H)), Weights(*after)
+
+
+def _heads_in_cache(weights: list[Tensor]) -> int:
+    return max(1, CPU_CACHE // sum(w[0].numel() * w.element_size() for w in weights[::2]))
 
 
 def _step(weights: list[Tensor]) -> Any:
