@@ -174,7 +174,7 @@ class ToyTokens:
 class TableScorer:
     """An oracle: the NLL of a token follows from its channel, value and frame, so any score can be had by hand."""
 
-    n_q, dep_q, window, device = 16, 8, 32, torch.device("cpu")
+    dep_q, window, device = 8, 32, torch.device("cpu")
     delays = DELAYS
     zero_token_id = -1
 

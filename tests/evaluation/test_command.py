@@ -145,7 +145,8 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
     config = tmp_path / "c.yaml"
     config.write_text(
         f"run_dir: x\nduration_sec: 4\ndata:\n  eval_data: {tiny_material.eval_data}\n"
-        f"paper_metrics:\n  data_root: {bench}\nttt:\n  enable: true\n  layers: all\nlora:\n  enable: true\n"
+        f"paper_metrics:\n  data_root: {bench}\n  tasks: swuggy\n  split: dev\n  max_items: 2\n"
+        "ttt:\n  enable: true\n  layers: all\nlora:\n  enable: true\n"
     )
     arguments = [
         "eval",
@@ -157,11 +158,14 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
         "float32",
     ]
     out = tmp_path / "out"
-    assert main([*arguments, "--config", str(config), "--out", str(out), "--tasks", "ssc"]) == 0
+    assert main([*arguments, "--config", str(config), "--out", str(out), "--eval_type", "both"]) == 0
     found = results(out)
     assert found["config"]["duration_sec"] == 4.0
-    assert found["tasks"]["ssc"]["status"] == "ok"
+    assert list(found["tasks"]) == ["perplexity", "swuggy"]
+    assert found["tasks"]["swuggy"]["n"] == 2 and found["config"]["split"] == "dev"
     assert found["checkpoint"]["kind"] == "base"
+    assert main([*arguments, "--config", str(config), "--out", str(out), "--tasks", "ssc", "--max_items", "1"]) == 0
+    assert results(out)["tasks"]["ssc"]["status"] == "ok" and results(out)["config"]["max_items"] == 1
 
 
 def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):
@@ -170,6 +174,7 @@ def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):
         (["--checkpoint_dir", "base"], "needs --hf_repo_id"),
         (["--checkpoint_dr", "x"], "checkpoint_dir"),
         (["--checkpoint_dir", "x", "--batch_sise", "1"], "--batch_size"),
+        (["--checkpoint_dir", "x", "--batch_size", "0"], "0 is not a whole number greater than 0"),
     ):
         assert main(["eval", *words]) == 2
         assert message in capsys.readouterr().err

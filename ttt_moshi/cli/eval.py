@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,37 +55,44 @@ def _parser() -> Parser:
         help="YAML whose data and evaluation keys replace the checkpoint's; others mean nothing here",
     )
     add("--eval_type", choices=("standard", "paper_metrics", "both"), default="standard", help="default: %(default)s")
-    add("--batch_size", type=int, help="sequences in one forward pass at most; 1 scores them one by one")
+    add("--batch_size", type=positive, help="sequences in one forward pass at most; 1 scores them one by one")
     add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
     add("--out", type=Path, help="folder for the results; default: <run>/evaluation/<checkpoint>")
     add("--data", help="recordings for the perplexity, instead of the checkpoint's `data.eval_data`")
     add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
     add("--tasks", help=f"comma-separated, or all; default: {','.join(PAPER_METRICS)}; there are: {', '.join(TASKS)}")
-    add("--split", choices=("dev", "test"), default="test", help="part of sLM21 (default: %(default)s)")
-    add("--max_items", type=int, help="at most so many items a task, a seeded sample from every stratum")
+    add("--split", choices=("dev", "test"), help="part of sLM21 (default: test)")
+    add("--max_items", type=positive, help="at most so many items a task, a seeded sample from every stratum")
     add("--seed", type=int, default=0, help="seed of samples (default: %(default)s)")
     add("--text", choices=TEXT_MODES, default="absent", help="text stream of benchmarks (default: %(default)s)")
     add("--user", choices=USER_MODES, default="silence", help="user stream of benchmarks (default: %(default)s)")
     add(
         "--sampled_texts",
-        type=int,
+        type=positive,
         default=8,
         help="texts drawn per recording with --text sampled (default: %(default)s)",
     )
     add("--ttt", default="on", help="on, off (gates closed), no_writes (memory stays W0), or reset:FRAMES; controls")
     add(
         "--chunk_frames",
-        type=int,
+        type=positive,
         default=1500,
         help="longer recordings are read in such chunks (default: %(default)s)",
     )
-    add("--max_frames", type=int, default=6000, help="frames in one forward pass at most (default: %(default)s)")
+    add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
     add("--cache_dir", type=Path, help="folder for codes and scores that several evaluations share (default: in --out)")
     add("--reference", choices=tuple(REFERENCES), help="also show the deviation from published values of this model")
     add("--hf_repo_id", help="where the base model is now: hub id or folder")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number greater than 0, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text} is not a whole number greater than 0")
+    return int(text)
 
 
 @dataclass
@@ -109,6 +117,7 @@ class _Run:
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
         overrides = _overrides(options.config)
+        _fill_in(options, overrides.get("paper_metrics", {}))
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE:
@@ -238,6 +247,13 @@ def _overrides(config: Path | None) -> dict[str, Any]:
     if config is None:
         return {}
     return {key: value for key, value in check_config_file(config).items() if key in DATA_KEYS}
+
+
+def _fill_in(options: Any, section: dict[str, Any]) -> None:
+    """Options that were not given on the command line: from the YAML file's `paper_metrics`, or else the defaults."""
+    for name, default in (("tasks", None), ("split", "test"), ("max_items", None), ("max_frames", 6000)):
+        if getattr(options, name) is None:
+            setattr(options, name, section.get(name, default))
 
 
 def _with(args: TrainArgs, overrides: dict[str, Any]) -> TrainArgs:

@@ -22,7 +22,7 @@ class Tokens(Protocol):
     """Where an example's tokens come from; `Recordings` is one."""
 
     def tokens(self, example: Example) -> np.ndarray:
-        """int32 [1 + n_q, T]."""
+        """int32 [channels, T]."""
 
     def digest(self, examples: list[Example]) -> str:
         """Identity of the data set."""

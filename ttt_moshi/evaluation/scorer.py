@@ -22,13 +22,12 @@ class Scorer(Protocol):
     """The whole interface that tasks see of a model."""
 
     identity: str  # equal only for scorers that give equal scores
-    n_q: int  # audio codebooks that are read, of both speakers
     dep_q: int  # audio codebooks that are predicted
     window: int  # attention context in frames
     device: torch.device  # where processes exchange results
 
     def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
-        """codes int64 [B, 1 + n_q, T] and true lengths int64 [B] -> nll [B, 1 + dep_q, T]."""
+        """codes int64 [B, channels, T] and true lengths int64 [B] -> nll [B, 1 + dep_q, T]."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ModelScorer:
     def __init__(self, model: LMModel, state_id: str, options: ScoringOptions | None = None):
         self.model = model
         self.options = options or ScoringOptions()
-        self.n_q, self.dep_q, self.window = model.n_q, model.dep_q, model.context or 0
+        self.dep_q, self.window = model.dep_q, model.context or 0
         self.device = model.device
         dtype = str(model.dtype).removeprefix("torch.")
         facts = {"state": state_id, "dtype": dtype, "window": self.window, **asdict(self.options)}
