@@ -1,0 +1,105 @@
+"""The models that are compared, and their training: the package's own `run`, on the same recordings in one order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ttt_moshi.config import DataArgs, LongArgs, ModelPaths, OptimArgs, TrainArgs, TTTArgs
+from ttt_moshi.moshi import TTTMoshi, load_trained
+from ttt_moshi.training import run
+
+WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model: its attention window in frames (None: that of the base model), and its TTT layers (None: none)."""
+
+    window: int | None
+    inner: Literal["linear", "mlp"] | None = None
+
+
+ARMS = {
+    "window": Arm(WINDOW),
+    "ttt-linear": Arm(WINDOW, "linear"),
+    "ttt-mlp": Arm(WINDOW, "mlp"),
+    "full": Arm(None),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an arm is trained from scratch.
+
+    The rates were found for this size: TTT layers learn what to write where the rest of the model moves slowly, and
+    their gates may open at once since there is no trained model to protect.
+    """
+
+    steps: int
+    batch_size: int
+    clip_frames: int
+    seed: int
+    lr: float = 2e-3
+    ttt_lr: float = 1e-2
+    gate_lr: float = 2e-2
+    gating_alpha: float = 0.3
+    semantic_weight: float = 10.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An arm loaded back from its checkpoint."""
+
+    model: TTTMoshi
+    seconds: float
+    """wall clock, checkpoint included"""
+    cpu_seconds: float
+    final_loss: float
+
+
+def train(
+    arm: Arm, plan: Plan, base_model: Path, train_data: Path, run_dir: Path, report: Callable[[dict[str, Any]], None]
+) -> Trained:
+    """Trains all parameters, base and TTT together, and loads the checkpoint as any user would."""
+    args = TrainArgs(
+        run_dir=str(run_dir),
+        data=DataArgs(train_data=str(train_data)),
+        moshi_paths=ModelPaths(hf_repo_id=str(base_model)),
+        ttt=TTTArgs(
+            enable=arm.inner is not None,
+            layers="all",
+            inner=arm.inner or "mlp",
+            initial_gating_alpha=plan.gating_alpha,
+            # Given frames are heard once, forwards, as everything else.
+            bidirectional_prefix=False,
+        ),
+        train=LongArgs(context_frames=arm.window),
+        optim=OptimArgs(lr=plan.lr, ttt_lr=plan.ttt_lr, gate_lr=plan.gate_lr, weight_decay=0.01),
+        full_finetuning=True,
+        save_adapters=False,
+        seed=plan.seed,
+        duration_sec=plan.clip_frames * 0.08,
+        batch_size=plan.batch_size,
+        max_steps=plan.steps,
+        first_codebook_weight_multiplier=plan.semantic_weight,
+        param_dtype="float32",
+        gradient_checkpointing=False,
+    )
+    losses: list[float] = []
+
+    def step(record: dict[str, Any]) -> None:
+        losses.append(record["loss"])
+        report(record)
+
+    began, cpu = time.perf_counter(), time.process_time()
+    outcome = run(args, step)
+    if not outcome.finished or outcome.checkpoint is None:
+        raise SystemExit(f"training was stopped by {outcome.stopped_by}")
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    return Trained(load_trained(outcome.checkpoint, dtype=torch.float32), seconds, cpu_seconds, losses[-1])

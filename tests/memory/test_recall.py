@@ -1,0 +1,96 @@
+"""The reason for TTT layers, in two minutes: they recall what left the window, and only by writing it down."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.memory import recall, recordings
+from benchmarks.memory.arms import WINDOW
+from benchmarks.memory.base_model import reach, write_base_model
+from benchmarks.memory.run import AS_TRAINED, bars, one_run, summarise
+from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
+from ttt_moshi.moshi import build_model, resolve_model, set_context
+
+DISTANCES = (64, 256, 1024)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Two models trained alike, on the same recordings: attention alone, and TTT-Linear beside it."""
+    return {name: one_run(name, 0, steps=250, recordings=32, distances=DISTANCES) for name in ("window", "ttt-linear")}
+
+
+def worst(run, control, choose):
+    return choose(point["value"] for point in run["recall"][control].values())
+
+
+def test_attention_alone_guesses_beyond_its_reach(measured):
+    assert reach(WINDOW) < min(DISTANCES)
+    assert worst(measured["window"], AS_TRAINED, max) <= 0.12
+
+
+def test_a_ttt_layer_recalls_at_many_times_the_distances_of_training(measured):
+    assert recordings.FAR[1] < min(DISTANCES)
+    assert worst(measured["ttt-linear"], AS_TRAINED, min) >= 0.75
+
+
+@pytest.mark.parametrize("control", ["reset", "inner lr 0", "gate 0"])
+def test_without_its_memory_the_same_model_guesses(measured, control):
+    assert set(measured["ttt-linear"]["recall"][control]) == {str(d) for d in DISTANCES}
+    assert worst(measured["ttt-linear"], control, max) <= 0.15
+
+
+@pytest.mark.parametrize(("pairs", "distance"), [(8, 32), (1, 2), (32, 100)])
+def test_an_example_asks_for_every_pair_once_and_for_nothing_else(pairs, distance):
+    example = recall.make_example(np.random.default_rng(0), pairs, distance)
+    _, moshi, acoustic, user, _ = example.codes
+    told, answers = np.arange(pairs), recall.answer_frames(pairs, distance)
+    assert example.given == pairs and example.codes.shape == (5, recall.length(pairs, distance))
+    assert set(np.flatnonzero(moshi >= 0)) == {*told, *answers} == set(np.flatnonzero(acoustic >= 0))
+    assert set(np.flatnonzero(user < recall.KEYS)) == {*told, *(answers - 1)}
+    assert answers[0] - 1 - told[-1] == distance + 1 and answers[-1] == example.codes.shape[1] - 1
+    values = dict(zip(user[told], moshi[told], strict=True))
+    assert len(values) == pairs
+    assert [values[key] for key in user[answers - 1]] == moshi[answers].tolist()
+    assert (example.codes[[0, 4]] == -1).all() and example.codes.max() < recall.CARD
+
+
+def test_the_values_cannot_be_guessed():
+    rng = np.random.default_rng(0)
+    answers = np.concatenate(
+        [recall.make_example(rng, 8, 20).codes[1, recall.answer_frames(8, 20)] for _ in range(2000)]
+    )
+    shares = np.bincount(answers, minlength=recall.VALUES) / len(answers)
+    assert len(shares) == recall.VALUES and abs(shares - recall.CHANCE).max() < 0.01
+
+
+def test_the_reach_of_the_window_is_what_it_is_said_to_be(tmp_path):
+    """Changing a code further back than that changes no semantic prediction; changing the code at that place does."""
+    info = resolve_model(ModelPaths(hf_repo_id=str(write_base_model(tmp_path / "base", seed=0))))
+    model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), dtype=torch.float32).eval()
+    set_context(model, WINDOW)
+    codes = torch.from_numpy(recall.make_example(np.random.default_rng(0), 8, 64).codes)[None]
+    last = codes.shape[2] - 1
+
+    def prediction(frame):
+        changed = codes.clone()
+        changed[:, 1:, frame] = (changed[:, 1:, frame] + 1) % recall.CARD
+        with torch.no_grad():
+            return model(changed).logits[0, 0, last]
+
+    untouched = prediction(last - reach(WINDOW) - 1)
+    assert torch.equal(prediction(last - reach(WINDOW) - 2), untouched)
+    assert not torch.equal(prediction(last - reach(WINDOW)), untouched)
+
+
+def test_a_bar_is_missed_by_the_worst_seed_alone():
+    def run(value, control=0.06):
+        points = {str(d): {"value": value} for d in DISTANCES}
+        return {"recall": {AS_TRAINED: points, "reset": {d: {"value": control} for d in points}}}
+
+    good = bars(summarise({"ttt-linear/0": run(0.99), "ttt-linear/1": run(0.97)}))
+    assert [bar["met"] for bar in good] == [True, True] and good[0]["value"] == 0.97
+    bad = bars(summarise({"ttt-linear/0": run(0.99), "ttt-linear/1": run(0.90, control=0.2)}))
+    assert [bar["met"] for bar in bad] == [False, False]
+    window = bars(summarise({"window/0": {"recall": {AS_TRAINED: {"16": {"value": 0.9}, "64": {"value": 0.07}}}}}))
+    assert [(bar["value"], bar["met"]) for bar in window] == [(0.07, True)], "within its reach a window may recall"
