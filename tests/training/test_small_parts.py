@@ -84,8 +84,9 @@ def test_the_first_signal_asks_and_handlers_return(number: signal.Signals) -> No
 
 def test_the_second_signal_ends_the_process() -> None:
     script = (
-        "import os, signal\nfrom ttt_moshi.training.signals import requests\n"
-        "with requests():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('asked', flush=True)\n"
+        "import os, signal, time\nfrom ttt_moshi.training.signals import requests\n"
+        "with requests():\n    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(2.1)\n    print('asked', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('survived')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ unhealthy_005000/      committed, but with NaN or infinity in it: kept to be loo
 .replaced_005000/      the older checkpoint of a step that is being saved again; put back if that save did not finish
 .trash_005000/         being deleted
 .quarantine_005000/    failed verification; reason.txt says why
+.left_005000/          sound, but of a branch that the run left when it was resumed from an earlier step
 """
 
 from __future__ import annotations

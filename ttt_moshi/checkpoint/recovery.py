@@ -45,6 +45,24 @@ def quarantine(files: Files, root: Path, path: Path, reason: str) -> Path:
     return target
 
 
+def leave_branch(files: Files, root: Path, step: int) -> list[Path]:
+    """Move checkpoints later than `step` aside, for good: the run goes on from there and no longer contains them.
+
+    Otherwise they would be the newest, for retention and for the next resume. Nothing in them is deleted.
+    """
+    moved = []
+    for later in layout.committed_steps(files, root):
+        if later > step:
+            path = root / layout.checkpoint_name(later)
+            target = layout.free_name(files, root, path.name.replace("checkpoint", ".left", 1))
+            files.rename(path, target)
+            note(files, root, "left behind", step=later, resumed_from=step, folder=target.name)
+            moved.append(target)
+    if moved:
+        files.sync_folder(root)
+    return moved
+
+
 def note(files: Files, root: Path, event: str, **details: Any) -> None:
     """Add a line to the journal, which people read and no program trusts."""
     files.append(root / layout.JOURNAL, (json.dumps({"event": event, **details}) + "\n").encode())

@@ -24,7 +24,7 @@ from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.recovery import note, sweep, write_latest
+from ttt_moshi.checkpoint.recovery import leave_branch, note, sweep, write_latest
 from ttt_moshi.checkpoint.restore import Loaded, Loader
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
@@ -269,6 +269,14 @@ class CheckpointStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def leave_branch(self, step: int) -> list[Path]:
+        """Move checkpoints later than `step` aside before the run goes on from it; where they are now (rank 0)."""
+        self.open()
+        number = self._talk.next_round()
+        moved = leave_branch(self._files, self.root, step) if self.rank == 0 else []
+        self._talk.share(number, "branch", None)
+        return moved
 
     def set_pinned(self, step: int, pinned: bool = True) -> None:
         """Keep a step from retention for good, or no longer."""

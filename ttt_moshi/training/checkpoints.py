@@ -111,12 +111,12 @@ def _elements(export: Export, parts: Parts) -> int:
     return export.source.numel()
 
 
-def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) -> Progress:
-    """Restores the newest valid checkpoint, or exactly the named one, and says which and why.
+def check_resumable(store: CheckpointStore, parts: Parts, args: TrainArgs) -> None:
+    """Refuses, before anything is touched, what cannot be resumed.
 
     Raises:
         NoCheckpoint: the run has none yet, or not the named step.
-        ConfigError: the configuration describes other parameters or other data than the checkpoint.
+        ConfigError: the configuration describes another model than the checkpoint.
     """
     steps = store.steps()
     wanted = args.checkpoint.resume_step
@@ -132,6 +132,15 @@ def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) 
         path = store.path(candidate)
         _compare_configs(read_document(path, TRAINING_CONFIG), to_dict(args), path)
         _compare_rows(read_document(path, STATE), parts)
+
+
+def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) -> Progress:
+    """Restores the newest valid checkpoint, or exactly the named one, and says which and why.
+
+    Raises:
+        ConfigError: the configuration describes other data than the checkpoint.
+    """
+    wanted = args.checkpoint.resume_step
     loaded = store.load(wanted, tensors=_tensors(parts, world))
     for path, reason in loaded.skipped:
         logger.warning("skipped damaged checkpoint %s: %s", path, reason)
@@ -141,6 +150,8 @@ def resume(store: CheckpointStore, parts: Parts, args: TrainArgs, world: World) 
             "the training data, tokenizer, codec or clip length differ from those of the checkpoint, so the run cannot "
             f"continue exactly. Use the same data, or start a new run with --checkpoint.init_state_dir {loaded.path}"
         )
+    for moved in store.leave_branch(loaded.step):
+        logger.warning("kept %s aside: the run goes on from step %d without it", moved, loaded.step)
     set_update_counts(parts.model, parts.optimizer, state["update_counts"])
     if loaded.rank_state is not None:
         random_state.restore(loaded.rank_state["random"])

@@ -85,6 +85,9 @@ def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
         )
         progress = checkpoints.Progress()
         if args.checkpoint.resume:
+            checkpoints.check_resumable(store, parts, args)
+            # Open for writing, so that a damaged checkpoint is set aside rather than met again.
+            stack.enter_context(store)
             progress = checkpoints.resume(store, parts, args, world)
         if world.is_main:
             if not args.checkpoint.resume:
@@ -92,9 +95,8 @@ def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
             record_launch(run_dir, args, world.size, progress.step)
         world.barrier()
         if args.do_ckpt:
-            stack.enter_context(store)
-            for swept in store.open():
-                logger.info("%s", swept)
+            if not args.checkpoint.resume:
+                stack.enter_context(store)
             checkpoints.reserve(store, parts, world)
         sinks = _Sinks(args, run_dir, progress.step, world, stack, report)
         asked = stack.enter_context(requests())
