@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test test-faults lint bench bench-ttt bench-gpu clean
+.PHONY: demo test test-faults test-kills lint bench bench-ttt bench-ckpt bench-gpu bench-memory clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ test: $(READY)
 test-faults: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/checkpoint -m slow
 
+# Fifty SIGKILLs at random moments of training runs, each compared with a run that was never killed.
+test-kills: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/training/test_many_kills.py -m slow -s
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +41,16 @@ bench-ttt: $(READY)
 # The same layer on a GPU; says so and succeeds where there is none.
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.ttt.gpu --json runs/bench-gpu.json
+
+# Saving and loading beside the bare disk and other writers, in one run.
+bench-ckpt: $(READY)
+	$(BIN)/ttt-moshi ckpt bench
+
+bench: bench-ttt bench-ckpt
+
+# Recall beyond the attention window, with controls: about forty minutes.
+bench-memory: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.run --out runs/bench-memory
 
 clean:
 	rm -rf $(VENV) runs
