@@ -51,6 +51,7 @@ bench: bench-ttt bench-ckpt
 # Recall beyond the attention window, with controls: about forty minutes.
 bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.run --out runs/bench-memory
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --out runs/bench-memory
 
 clean:
 	rm -rf $(VENV) runs

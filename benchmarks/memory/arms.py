@@ -50,6 +50,8 @@ class Plan:
     gate_lr: float = 2e-2
     gating_alpha: float = 0.3
     semantic_weight: float = 10.0
+    carried: bool = False
+    """whether each batch row walks through one recording, attention and memory carried from clip to clip"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def train(
             # Given frames are heard once, forwards, as everything else.
             bidirectional_prefix=False,
         ),
-        train=LongArgs(context_frames=arm.window),
+        train=LongArgs(context_frames=arm.window, stateful=plan.carried),
         optim=OptimArgs(lr=plan.lr, ttt_lr=plan.ttt_lr, gate_lr=plan.gate_lr, weight_decay=0.01),
         full_finetuning=True,
         save_adapters=False,

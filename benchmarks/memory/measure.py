@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from moshi.models.lm import LMOutput
 
 from benchmarks.memory.recall import MOSHI_SEMANTIC
 from ttt_moshi.data import Alphabet, Corpus, EvalSet
@@ -58,6 +59,28 @@ def semantic_nll(model: TTTMoshi, recordings: Path, frames: int, batch_size: int
             mask = valid_tokens(model, batch.codes, batch.valid_frames, batch.prefix_lengths)
             rows.append(gather_nll(output.text_logits, output.logits, batch.codes, mask).nll[:, MOSHI_SEMANTIC])
     return torch.cat(rows).numpy()
+
+
+def nll_with_memory_of_another(model: TTTMoshi, recordings: Path, frames: int, swap: int) -> np.ndarray:
+    """`semantic_nll` where each recording, at frame `swap`, gets the memory of the one before it in the list.
+
+    Attention keeps its own window, so only what TTT layers wrote is somebody else's.
+    """
+    (batch,) = _clips(model, recordings, frames).batches(1_000_000)
+    nll = []
+    with undisturbed(model):
+        stream = model.start_stream(len(batch))
+        for codes in batch.codes.split(swap, dim=2):
+            chunk = model.forward_chunk(codes, stream)
+            output, stream = chunk.output, chunk.stream
+            nll.append(gather_nll(output.text_logits, output.logits, chunk.targets, _masks(output)).nll)
+            if len(nll) == 1:
+                stream = stream.with_memory_of(stream.map(lambda tensor: tensor.roll(1, 0)))
+    return torch.cat(nll, dim=2)[:, MOSHI_SEMANTIC].numpy()
+
+
+def _masks(output: LMOutput) -> torch.Tensor:
+    return torch.cat([output.text_mask, output.mask], dim=1)
 
 
 def mean_and_interval(values: np.ndarray) -> dict[str, float | list[float] | int]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
 COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "full": ORANGE}
-CONTROLS = {"reset": ":", "inner lr 0": "--", "gate 0": "-."}
+CONTROLS = {"reset": ":", "inner lr 0": "--", "gate 0": "-.", "memory of another": (0, (1, 2, 4, 2))}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -35,31 +35,27 @@ def recall_figure(summary: dict[str, Any], chance: float, trained: tuple[int, in
                 x = [int(distance) for distance in points]
                 mean = [point["mean"] for point in points.values()]
                 label = arm if control == "as trained" else f"{arm}, {control}"
-                axes.plot(x, mean, CONTROLS.get(control, "-"), marker=".", color=COLOURS[arm], label=label)
+                axes.plot(x, mean, ls=CONTROLS.get(control, "-"), marker=".", color=COLOURS[arm], label=label)
                 low, high = ([point[key] for point in points.values()] for key in ("min", "max"))
                 axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.2, lw=0)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         return figure
 
 
-def position_figure(curves: dict[str, list[dict[str, Any]]], training_frames: int) -> Figure:
+def position_figure(curves: dict[str, list[dict[str, Any]]], training_frames: int, floor: float) -> Figure:
     """NLL against position with intervals over documents; `curves` as in `position.json`."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("frame of the recording", "nats per semantic code")
         axes.axvline(training_frames, color=GREY, lw=0.8, label="training length")
+        axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (1, 3)), label="knowing chain and voice")
         for name, points in curves.items():
-            arm, _, control = name.partition(", ")
+            arm, *rest = name.split(", ")
+            colour = GREEN if "carried" in rest else COLOURS[arm]
+            style = next((CONTROLS[control] for control in rest if control in CONTROLS), "-")
             middle = [(point["from"] * point["to"]) ** 0.5 for point in points]
-            axes.plot(
-                middle,
-                [point["value"] for point in points],
-                CONTROLS.get(control, "--" if control else "-"),
-                marker=".",
-                color=COLOURS[arm] if not control.startswith("carried") else GREEN,
-                label=name,
-            )
+            axes.plot(middle, [point["value"] for point in points], ls=style, marker=".", color=colour, label=name)
             low, high = ([point["ci95"][i] for point in points] for i in (0, 1))
-            axes.fill_between(middle, low, high, color=COLOURS[arm], alpha=0.15, lw=0)
+            axes.fill_between(middle, low, high, color=colour, alpha=0.15, lw=0)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         return figure
 

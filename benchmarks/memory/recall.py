@@ -33,6 +33,10 @@ class Example:
     codes: np.ndarray
     given: int
 
+    def last(self, frames: int) -> Example:
+        """Its last frames alone."""
+        return Example(self.codes[:, -frames:], given=0)
+
 
 def length(pairs: int, distance: int) -> int:
     """Frames of an example: pairs, other speech, and a question and an answer for every pair."""
