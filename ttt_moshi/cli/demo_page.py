@@ -157,6 +157,7 @@ th {{ font-weight: 500; color: #475569; width: 40%; }} footer {{ color: #64748b;
 killed and resumed: <code>{killed}</code><br>never killed: <code>{whole}</code></div>
 <table>{rows}</table>
 {images}
+<p>Everything that was evaluated: <a href="evaluation/report.html">the report</a>.</p>
 <footer>Synthetic speech (espeak-ng), a model of a few million parameters, CPU: this shows that the machinery is right,
 not how well a 7B model speaks.</footer>
 </body></html>
