@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=48, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    console = Console()
+    unknown = set(options.models.split(";")) - set(MODELS)
+    if unknown:
+        parser.error(f"no model {'; '.join(sorted(unknown))}; there are {'; '.join(MODELS)}")
+    console = Console(width=110)
     path = options.out / "position.json"
     settings = {"steps": options.steps, "batch": BATCH, "documents": options.documents, "seed": options.seed}
     result: dict[str, Any] = {"schema": 1, "settings": settings, "training_frames": TRAINING_FRAMES, "models": {}}

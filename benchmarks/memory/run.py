@@ -19,7 +19,7 @@ from benchmarks.memory.recall import CHANCE, length
 from benchmarks.memory.recordings import FAR, NEAR, PAIRS, TRAINING_FRAMES, write_recall_test, write_recall_training
 from benchmarks.ttt.machine import facts, write
 
-DISTANCES = (32, 64, 96, 128, 256, 512, 1024)
+DISTANCES = (4, 16, 32, 64, 96, 128, 256, 512, 1024)
 CONTROL_DISTANCES = (64, 256, 1024)
 AS_TRAINED = "as trained"
 BATCH = 16
@@ -34,9 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recordings", type=int, default=128, help="for each measured distance")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    console = Console()
+    unknown = set(options.models.split(",")) - set(arms.ARMS)
+    if unknown:
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
+    console = Console(width=110)
     path = options.out / "recall.json"
-    settings = {"steps": options.steps, "batch": BATCH, "recordings": options.recordings, "pairs": PAIRS}
+    settings = {
+        "steps": options.steps,
+        "batch": BATCH,
+        "recordings": options.recordings,
+        "pairs": PAIRS,
+        "distances": list(DISTANCES),
+    }
     result = _begin(path, settings)
     for seed in map(int, options.seeds.split(",")):
         for name in options.models.split(","):
@@ -128,7 +137,7 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    title = "recall at a distance in frames, mean of the seeds (worst)"
+    title = "recall at a distance in frames, % of the answers: mean of the seeds (worst)"
     table = Table("model", *(str(d) for d in DISTANCES), title=title)
     for arm, curves in summary.items():
         for control, points in curves.items():
@@ -136,7 +145,7 @@ def _table(summary: dict[str, Any]) -> Table:
             worst = "max" if control != AS_TRAINED or arm == "window" else "min"
             table.add_row(
                 arm if control == AS_TRAINED else f"  {control}",
-                *("" if cell is None else f"{cell['mean']:.3f} ({cell[worst]:.3f})" for cell in cells),
+                *("" if cell is None else f"{100 * cell['mean']:.0f} ({100 * cell[worst]:.0f})" for cell in cells),
             )
     return table
 
