@@ -1,4 +1,4 @@
-"""One batch read ahead in a background thread."""
+"""Batches read ahead in a background thread."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ class Prefetch(Generic[T]):
 
     def __init__(self, read: Callable[[int, int], T]):
         self._read = read
-        self._pending: tuple[int, int, Future[T]] | None = None
+        self._begun: dict[tuple[int, int], Future[T]] = {}
         self._worker: ThreadPoolExecutor | None = None
 
     def begin(self, cursor: int, size: int) -> None:
-        """Starts to read in the background; forgets what was started before."""
+        """Starts to read in the background, after what was begun before."""
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="clips")
-        self._pending = (cursor, size, self._worker.submit(self._read, cursor, size))
+        if (cursor, size) not in self._begun:
+            self._begun[cursor, size] = self._worker.submit(self._read, cursor, size)
 
     def take(self, cursor: int, size: int) -> T:
         """The result, waited for if it was begun and read now if not. Raises what reading raises."""
-        pending, self._pending = self._pending, None
-        if pending and pending[:2] == (cursor, size):
-            return pending[2].result()
+        if (cursor, size) in self._begun:
+            return self._begun.pop((cursor, size)).result()
+        for guess in self._begun.values():  # another place than was foreseen: what was begun will not be asked for
+            guess.cancel()
+        self._begun.clear()
         return self._read(cursor, size)
 
     def close(self) -> None:
         """Ends the thread, if there is one."""
         if self._worker is not None:
             self._worker.shutdown(cancel_futures=True)
-            self._worker = self._pending = None
+        self._worker = None
+        self._begun.clear()

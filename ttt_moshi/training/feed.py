@@ -63,16 +63,18 @@ class Layout:
 
     def read(self, loader: ClipLoader | StreamLoader, cursor: int) -> list[list[Batch]]:
         """This rank's clips of the step at `cursor`: for each micro-batch, its consecutive batches."""
-        return [
-            [
-                loader.batch(cursor + turn * self.rows + self._first_row(micro), self.batch_size)
-                for turn in range(self.clips_per_row)
-            ]
-            for micro in range(self.micro_batches)
-        ]
+        return [[loader.batch(start, self.batch_size) for start in micro] for micro in self._starts(cursor)]
 
-    def _first_row(self, micro: int) -> int:
-        return (micro * self.world_size + self.rank) * self.batch_size
+    def read_ahead(self, loader: ClipLoader | StreamLoader, cursor: int) -> None:
+        """Begins to read the step at `cursor` in the background."""
+        for micro in self._starts(cursor):
+            for start in micro:
+                loader.prefetch(start, self.batch_size)
+
+    def _starts(self, cursor: int) -> list[list[int]]:
+        """Position of the first clip of every batch of this rank."""
+        first_rows = [(micro * self.world_size + self.rank) * self.batch_size for micro in range(self.micro_batches)]
+        return [[cursor + turn * self.rows + row for turn in range(self.clips_per_row)] for row in first_rows]
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
         if not args.checkpoint.resume:
             check_free(run_dir, args.overwrite_run_dir)
         parts = assemble(args, world)
+        for stage in parts.stages:
+            stack.callback(stage.loader.close)
         store = CheckpointStore(
             run_dir.checkpoints,
             world.rank,
@@ -171,6 +173,8 @@ def _loop(
             progress = progress.at_stage_start()
             parts.feed.restart(parts.model)
         work = parts.layout.read(stage.loader, progress.cursor)
+        if progress.step + 1 < args.max_steps and stage_at(parts.stages, progress.step + 1) is stage:
+            parts.layout.read_ahead(stage.loader, progress.cursor + parts.layout.clips)
         rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
         store.wait_staged()
         watched = parts.ttt_layers() if args.train.watch_freq and progress.step % args.train.watch_freq == 0 else {}
