@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ttt_moshi.config import DataArgs, LongArgs, ModelPaths, OptimArgs, TrainArgs, TTTArgs
+from ttt_moshi.config import CheckpointArgs, DataArgs, LongArgs, ModelPaths, OptimArgs, TrainArgs, TTTArgs
 from ttt_moshi.moshi import TTTMoshi, load_trained
 from ttt_moshi.training import run
 
@@ -35,7 +35,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How an arm is trained from scratch.
+    """How an arm is trained.
 
     The rates were found for this size: TTT layers learn what to write where the rest of the model moves slowly, and
     their gates may open at once since there is no trained model to protect.
@@ -52,6 +52,8 @@ class Plan:
     semantic_weight: float = 10.0
     carried: bool = False
     """whether each batch row walks through one recording, attention and memory carried from clip to clip"""
+    start: Path | None = None
+    """checkpoint whose weights the training starts from, instead of those of the base model"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Trained:
     """An arm loaded back from its checkpoint."""
 
     model: TTTMoshi
+    checkpoint: Path
     seconds: float
     """wall clock, checkpoint included"""
     cpu_seconds: float
@@ -83,6 +86,7 @@ def train(
         ),
         train=LongArgs(context_frames=arm.window, stateful=plan.carried),
         optim=OptimArgs(lr=plan.lr, ttt_lr=plan.ttt_lr, gate_lr=plan.gate_lr, weight_decay=0.01),
+        checkpoint=CheckpointArgs(init_state_dir=None if plan.start is None else str(plan.start)),
         full_finetuning=True,
         save_adapters=False,
         seed=plan.seed,
@@ -104,4 +108,5 @@ def train(
     if not outcome.finished or outcome.checkpoint is None:
         raise SystemExit(f"training was stopped by {outcome.stopped_by}")
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    return Trained(load_trained(outcome.checkpoint, dtype=torch.float32), seconds, cpu_seconds, losses[-1])
+    model = load_trained(outcome.checkpoint, dtype=torch.float32)
+    return Trained(model, outcome.checkpoint, seconds, cpu_seconds, losses[-1])

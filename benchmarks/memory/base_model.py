@@ -1,4 +1,4 @@
-"""A small untrained Moshi in the layout of a hub repository, for tasks of two codebooks a speaker."""
+"""Small untrained Moshis in the layout of a hub repository: one that reads made-up codes, one that reads speech."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moshi.models.compression import MimiModel
 from moshi.models.loaders import get_mimi
 from safetensors.torch import save_file
 
 from benchmarks.memory.recall import CARD, CODEBOOKS
-from ttt_moshi.data.speech.small_mimi import MimiSize, mimi_config, save_mimi
+from ttt_moshi.data.speech.material import FILE_NAMES, fitting_speech
+from ttt_moshi.data.speech.small_mimi import CODEBOOKS as SPEECH_CODEBOOKS
+from ttt_moshi.data.speech.small_mimi import MimiSize, fit_mimi, mimi_config, save_mimi
 from ttt_moshi.data.speech.small_moshi import new_lm, write_config
 from ttt_moshi.data.speech.tokenizer import train_tokenizer
 
 DIM = 96
 HEADS = 4
 LAYERS = 2
-DELAYS = [0, 0, 1, 0, 1]
+DELAY = 1
+"""of the acoustic codebooks, in frames"""
 CONTEXT = 4096
 """attention window of the base model in frames: longer than any recording here"""
 
@@ -27,24 +31,38 @@ BRANCH_SCALE = 0.3
 mixes in from its neighbours. Otherwise all keys of a short stretch resemble one another, and the TTT layer needs
 several times as many steps before it can tell them apart."""
 
+SPEECH_MIMI = MimiSize(bins=64, components=16)
+FITTING_SENTENCES = 120
+
 
 def reach(context: int) -> int:
     """How many frames back a code can influence a prediction through attention alone, the delay of codes included."""
-    return LAYERS * (context - 1) + 1 + max(DELAYS)
+    return LAYERS * (context - 1) + 1 + DELAY
 
 
 def write_base_model(folder: Path, seed: int) -> Path:
-    """Random weights that depend on `seed` alone.
+    """Random weights that depend on `seed` alone, for recordings that come encoded in two codebooks a speaker.
 
-    Mimi and the tokenizer belong to the layout. Recordings that come encoded use neither.
+    Mimi belongs to the layout and is never used.
     """
-    folder.mkdir(parents=True)
-    tokenizer = train_tokenizer(["nothing", "is", "said"], folder / "tokenizer.model", vocabulary=128)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mimi = get_mimi(None, mimi_config(MimiSize()), num_codebooks=CODEBOOKS)
-    save_mimi(mimi, MimiSize(), folder / "mimi.safetensors", folder / "mimi_config.json")
-    config = _lm_config(tokenizer.vocab_size())
+    return _write(folder, seed, mimi, MimiSize(), CODEBOOKS, CARD)
+
+
+def write_speech_model(folder: Path, seed: int) -> Path:
+    """Random weights that depend on `seed` alone, and a Mimi fitted on speech that is the same for all seeds."""
+    mimi = fit_mimi(fitting_speech(0, FITTING_SENTENCES), SPEECH_MIMI)
+    return _write(folder, seed, mimi, SPEECH_MIMI, SPEECH_CODEBOOKS, SPEECH_MIMI.bins)
+
+
+def _write(folder: Path, seed: int, mimi: MimiModel, size: MimiSize, codebooks: int, card: int) -> Path:
+    folder.mkdir(parents=True)
+    # No text is ever heard; a tokenizer belongs to the layout.
+    tokenizer = train_tokenizer(["nothing", "is", "said"], folder / FILE_NAMES["tokenizer_name"], vocabulary=128)
+    save_mimi(mimi, size, folder / FILE_NAMES["mimi_name"], folder / FILE_NAMES["mimi_config_name"])
+    config = _lm_config(tokenizer.vocab_size(), codebooks, card)
     model = new_lm(config, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,26 +70,21 @@ def write_base_model(folder: Path, seed: int) -> Path:
                 parameter.mul_(EMBEDDING_SCALE)
             if name.startswith("transformer.") and ("out_projs" in name or "linear_out" in name):
                 parameter.mul_(BRANCH_SCALE)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    names = {
-        "moshi_name": "model.safetensors",
-        "mimi_name": "mimi.safetensors",
-        "mimi_config_name": "mimi_config.json",
-        "tokenizer_name": "tokenizer.model",
-    }
-    write_config(folder / "config.json", config, names)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / FILE_NAMES["moshi_name"])
+    write_config(folder / "config.json", config, FILE_NAMES)
     return folder
 
 
-def _lm_config(text_card: int) -> dict[str, Any]:
+def _lm_config(text_card: int, codebooks: int, card: int) -> dict[str, Any]:
     """The arguments of the official `LMModel`: Moshi 7B's, with smaller numbers."""
     return {
         "dim": DIM,
         "text_card": text_card,
         "existing_text_padding_id": 3,
-        "n_q": 2 * CODEBOOKS,
-        "dep_q": CODEBOOKS,
-        "card": CARD,
+        "n_q": 2 * codebooks,
+        "dep_q": codebooks,
+        "card": card,
         "num_heads": HEADS,
         "num_layers": LAYERS,
         "hidden_scale": 2,
@@ -88,10 +101,10 @@ def _lm_config(text_card: int) -> dict[str, Any]:
         "depformer_num_layers": 1,
         "depformer_layer_scale": None,
         "depformer_multi_linear": True,
-        "depformer_context": CODEBOOKS,
+        "depformer_context": codebooks,
         "depformer_max_period": 10000,
         "depformer_gating": "silu",
         "depformer_pos_emb": "none",
         "depformer_weights_per_step": True,
-        "delays": DELAYS,
+        "delays": [0] + 2 * ([0] + [DELAY] * (codebooks - 1)),
     }

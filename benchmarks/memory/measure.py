@@ -10,14 +10,20 @@ import torch
 from moshi.models.lm import LMOutput
 
 from benchmarks.memory.recall import MOSHI_SEMANTIC
-from ttt_moshi.data import Alphabet, Corpus, EvalSet
+from benchmarks.memory.recordings import FRAME_SECONDS
+from ttt_moshi.config import ModelPaths
+from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.evaluation import undisturbed
+from ttt_moshi.evaluation.chunked import score_in_chunks
 from ttt_moshi.evaluation.score import gather_nll, valid_tokens
 from ttt_moshi.evaluation.statistics import bootstrap_mean
-from ttt_moshi.moshi import TTTMoshi, ablate
+from ttt_moshi.moshi import TTTMoshi, ablate, resolve_model
 
 SEMANTIC = MOSHI_SEMANTIC - 1
 """place of Moshi's semantic codebook among the audio logits"""
+
+CHUNK_FRAMES = 256
+"""Long recordings are scored piece by piece; the result is that of one pass."""
 
 
 def controls(window: int) -> dict[str, dict[str, float | int]]:
@@ -50,32 +56,41 @@ def recall(model: TTTMoshi, recordings: Path, frames: int, batch_size: int = 16)
     return torch.cat(shares).double().numpy()
 
 
-def semantic_nll(model: TTTMoshi, recordings: Path, frames: int, batch_size: int = 8) -> np.ndarray:
-    """Nats of every semantic code, float32 [recordings, frames]."""
+def read_codes(model: TTTMoshi, recordings: Path, frames: int, base_model: Path | None = None) -> torch.Tensor:
+    """The first `frames` of every recording, int64 [recordings, streams, frames], -1 where something is absent.
+
+    Args:
+        base_model: whose Mimi encodes recordings that are sound.
+    """
+    (batch,) = _clips(model, recordings, frames, base_model).batches(1_000_000)
+    return batch.codes
+
+
+def semantic_nll(model: TTTMoshi, codes: torch.Tensor, batch_size: int = 8) -> np.ndarray:
+    """Nats of every semantic code, float32 [recordings, frames], from codes [recordings, streams, frames]."""
     rows = []
     with undisturbed(model):
-        for batch in _clips(model, recordings, frames).batches(batch_size):
-            output = model(batch.codes)
-            mask = valid_tokens(model, batch.codes, batch.valid_frames, batch.prefix_lengths)
-            rows.append(gather_nll(output.text_logits, output.logits, batch.codes, mask).nll[:, MOSHI_SEMANTIC])
+        for part in codes.split(batch_size):
+            frames = torch.full((len(part),), part.shape[2])
+            rows.append(score_in_chunks(model, part, frames, CHUNK_FRAMES).nll[:, MOSHI_SEMANTIC])
     return torch.cat(rows).numpy()
 
 
-def nll_with_memory_of_another(model: TTTMoshi, recordings: Path, frames: int, swap: int) -> np.ndarray:
+def nll_with_memory_of_another(model: TTTMoshi, codes: torch.Tensor, swap: int) -> np.ndarray:
     """`semantic_nll` where each recording, at frame `swap`, gets the memory of the one before it in the list.
 
     Attention keeps its own window, so only what TTT layers wrote is somebody else's.
     """
-    (batch,) = _clips(model, recordings, frames).batches(1_000_000)
     nll = []
     with undisturbed(model):
-        stream = model.start_stream(len(batch))
-        for codes in batch.codes.split(swap, dim=2):
-            chunk = model.forward_chunk(codes, stream)
-            output, stream = chunk.output, chunk.stream
-            nll.append(gather_nll(output.text_logits, output.logits, chunk.targets, _masks(output)).nll)
-            if len(nll) == 1:
+        stream = model.start_stream(len(codes))
+        for part in (codes[..., :swap], codes[..., swap:]):
+            if nll:
                 stream = stream.with_memory_of(stream.map(lambda tensor: tensor.roll(1, 0)))
+            for piece in part.split(CHUNK_FRAMES, dim=2):
+                chunk = model.forward_chunk(piece, stream)
+                output, stream = chunk.output, chunk.stream
+                nll.append(gather_nll(output.text_logits, output.logits, chunk.targets, _masks(output)).nll)
     return torch.cat(nll, dim=2)[:, MOSHI_SEMANTIC].numpy()
 
 
@@ -88,6 +103,10 @@ def mean_and_interval(values: np.ndarray) -> dict[str, float | list[float] | int
     return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values)), "n": len(values)}
 
 
-def _clips(model: TTTMoshi, recordings: Path, frames: int) -> EvalSet:
+def _clips(model: TTTMoshi, recordings: Path, frames: int, base_model: Path | None = None) -> EvalSet:
+    codec = tokenizer = None
+    if base_model is not None:
+        info = resolve_model(ModelPaths(hf_repo_id=str(base_model)))
+        codec, tokenizer = Codec(info.get_mimi(device="cpu"), info.mimi_config), info.get_text_tokenizer()
     alphabet = Alphabet(model.num_codebooks, model.text_card, model.card)
-    return EvalSet(Corpus(str(recordings), None, None, frames * 0.08, alphabet=alphabet))
+    return EvalSet(Corpus(str(recordings), codec, tokenizer, frames * FRAME_SECONDS, alphabet=alphabet))

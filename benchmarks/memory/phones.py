@@ -7,9 +7,13 @@ knowledge of this recording: nothing trained into the weights helps with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks.memory.recall import ABSENT, CARD, MOSHI_SEMANTIC, STREAMS, Example
+from benchmarks.memory.recordings import write_data_set
 
 PHONES = 24
 _CHAIN_SEED = 2_000_000
@@ -41,3 +45,9 @@ def make_document(rng: np.random.Generator, frames: int) -> Example:
     codes = np.full((STREAMS, frames), ABSENT)
     codes[MOSHI_SEMANTIC] = voice[phones]
     return Example(codes, given=0)
+
+
+def write_recordings(folder: Path, lengths: Iterable[int], seed: int) -> Path:
+    """One recording for each length in frames; returns the jsonl file that lists them in order."""
+    rng = np.random.default_rng([seed, 1])
+    return write_data_set(folder, (make_document(rng, frames) for frames in lengths))

@@ -1,18 +1,29 @@
-"""Pictures of what was measured."""
+"""Pictures of what was measured: the colour of a curve is its model, the dashes and the marks are its control."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
 COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "full": ORANGE}
-CONTROLS = {"reset": ":", "inner lr 0": "--", "gate 0": "-.", "memory of another": (0, (1, 2, 4, 2))}
+AS_TRAINED, BEFORE_CARRYING = "as trained", "before carrying"
+LOOKS: dict[str, dict[str, Any]] = {
+    AS_TRAINED: {"linestyle": "-", "marker": "o"},
+    "reset": {"linestyle": (0, (1, 1.5)), "marker": "v"},
+    "inner lr 0": {"linestyle": (0, (5, 2)), "marker": "s"},
+    "gate 0": {"linestyle": (0, (5, 2, 1, 2)), "marker": "D"},
+    "memory of another": {"linestyle": (0, (8, 2, 1, 2, 1, 2)), "marker": "x"},
+    BEFORE_CARRYING: {"linestyle": (0, (2, 2)), "marker": "+"},
+}
+LINE = {"linewidth": 1.3, "markersize": 4.0}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -27,41 +38,45 @@ def recall_figure(summary: dict[str, Any], chance: float, trained: tuple[int, in
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("frames between the last pair and the first question", "share of answers that are right")
         axes.set_ylim(0, 1.03)
-        axes.axvspan(*trained, color=GREEN, alpha=0.15, lw=0, label="training distances")
-        axes.axhline(chance, color=GREY, lw=0.8, ls=(0, (1, 3)), label="chance")
-        axes.axvline(reach, color=GREY, lw=0.8, label="reach of the attention window")
+        axes.axvspan(*trained, color=GREEN, alpha=0.15, linewidth=0, label="training distances")
+        axes.axhline(chance, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
+        axes.axvline(reach, color=GREY, linewidth=0.8, label="reach of the attention window")
         for arm, curves in summary.items():
             for control, points in curves.items():
-                x = [int(distance) for distance in points]
-                mean = [point["mean"] for point in points.values()]
-                label = arm if control == "as trained" else f"{arm}, {control}"
-                axes.plot(x, mean, ls=CONTROLS.get(control, "-"), marker=".", color=COLOURS[arm], label=label)
-                low, high = ([point[key] for point in points.values()] for key in ("min", "max"))
-                axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.2, lw=0)
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+                x = [float(distance) for distance in points]
+                mean, low, high = ([point[key] for point in points.values()] for key in ("mean", "min", "max"))
+                _curve(axes, arm, control, x, mean, low, high)
+        _legend(figure, axes, summary, (control for curves in summary.values() for control in curves))
         return figure
 
 
-def position_figure(curves: dict[str, list[dict[str, Any]]], training_frames: int, floor: float) -> Figure:
-    """NLL against position with intervals over documents; `curves` as in `position.json`."""
+def position_figure(
+    curves: dict[str, dict[str, list[dict[str, Any]]]], marks: dict[str, int], floor: dict[str, float]
+) -> Figure:
+    """NLL against position with intervals over documents.
+
+    Args:
+        curves: by model and control, points with `from`, `to`, `value` and `ci95`.
+        marks: lengths in frames, each drawn as a line, by their description.
+        floor: values in nats, each drawn as a line, by their description.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("frame of the recording", "nats per semantic code")
-        axes.axvline(training_frames, color=GREY, lw=0.8, label="training length")
-        axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (1, 3)), label="knowing chain and voice")
-        for name, points in curves.items():
-            arm, *rest = name.split(", ")
-            colour = GREEN if "carried" in rest else COLOURS[arm]
-            style = next((CONTROLS[control] for control in rest if control in CONTROLS), "-")
-            middle = [(point["from"] * point["to"]) ** 0.5 for point in points]
-            axes.plot(middle, [point["value"] for point in points], ls=style, marker=".", color=colour, label=name)
-            low, high = ([point["ci95"][i] for point in points] for i in (0, 1))
-            axes.fill_between(middle, low, high, color=colour, alpha=0.15, lw=0)
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        for (label, frames), style in zip(marks.items(), ("-", (0, (6, 3))), strict=False):
+            axes.axvline(frames, color=GREEN, linewidth=1, linestyle=style, label=label)
+        for label, value in floor.items():
+            axes.axhline(value, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label=label)
+        for arm, controls in curves.items():
+            for control, points in controls.items():
+                x = [(point["from"] * point["to"]) ** 0.5 for point in points]
+                low, high = ([point["ci95"][i] for point in points] for i in (0, 1))
+                _curve(axes, arm, control, x, [point["value"] for point in points], low, high)
+        _legend(figure, axes, curves, (control for controls in curves.values() for control in controls))
         return figure
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.5, 4), layout="constrained")
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -69,3 +84,20 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _curve(
+    axes: Axes, arm: str, control: str, x: list[float], middle: list[float], low: list[float], high: list[float]
+) -> None:
+    axes.plot(x, middle, color=COLOURS[arm], **LOOKS[control], **LINE)
+    axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.13, linewidth=0)
+
+
+def _legend(figure: Figure, axes: Axes, arms: Iterable[str], controls: Iterable[str]) -> None:
+    """Below the axes: what lines across them mean, a colour for each model, a look for each control."""
+    handles = list(axes.get_legend_handles_labels()[0])
+    handles += [Line2D([], [], color=COLOURS[arm], linewidth=3, label=arm) for arm in arms]
+    handles += [
+        Line2D([], [], color=GREY, label=control, **LOOKS[control], **LINE) for control in dict.fromkeys(controls)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, handlelength=4.5, frameon=False)

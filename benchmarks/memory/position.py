@@ -13,143 +13,107 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.memory import arms, measure, plots
-from benchmarks.memory.base_model import write_base_model
-from benchmarks.memory.phones import entropy_rate, make_document
-from benchmarks.memory.recordings import TEST_SEED, write_data_set
-from benchmarks.ttt.machine import facts, write
+from benchmarks.memory import arms, plots
+from benchmarks.memory.compare import compare, gather, points
+from benchmarks.memory.curves import (
+    BATCH,
+    BINS,
+    CARRIED_FRAMES,
+    CLIP_FRAMES,
+    CONTEXTS,
+    LANGUAGES,
+    TARGET_FRAMES,
+    Steps,
+    one_run,
+    prepare,
+)
+from benchmarks.memory.measure import mean_and_interval
+from benchmarks.memory.phones import entropy_rate
+from benchmarks.ttt.machine import write
 
-TRAINING_FRAMES = 256
-TEST_FRAMES = 4 * TRAINING_FRAMES
-BINS = (8, 16, 32, 64, 128, 256, 512, 1024)
-TARGET_FRAMES = 64
-CONTEXTS = (16, 32, 64, 128, 192, 448, 960)
-BATCH = 8
-MODELS = ("window", "ttt-linear", "ttt-linear, carried", "full")
+MODELS = ("window", "ttt-linear", "ttt-mlp")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains what is missing in the result file, measures it, and draws."""
+    """Trains what is missing in the result file, measures it, and draws; 0 where every bound is kept, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=";".join(MODELS), help=f"of {'; '.join(MODELS)} (separated by semicolons)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600, help=f"optimizer steps of {BATCH} clips")
-    parser.add_argument("--documents", type=int, default=48, help="recordings that are measured")
+    parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
+    parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
+    parser.add_argument("--steps", type=int, default=600, help=f"optimizer steps of {BATCH} single clips")
+    parser.add_argument("--carried-steps", type=int, default=300, help=f"further steps of {BATCH} clips, carried")
+    parser.add_argument("--documents", type=int, default=32, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    unknown = set(options.models.split(";")) - set(MODELS)
+    names, seeds = options.models.split(","), [int(seed) for seed in options.seeds.split(",")]
+    unknown = set(names) - set(arms.ARMS)
     if unknown:
-        parser.error(f"no model {'; '.join(sorted(unknown))}; there are {'; '.join(MODELS)}")
-    console = Console(width=110)
-    path = options.out / "position.json"
-    settings = {"steps": options.steps, "batch": BATCH, "documents": options.documents, "seed": options.seed}
-    result: dict[str, Any] = {"schema": 1, "settings": settings, "training_frames": TRAINING_FRAMES, "models": {}}
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
+    console = Console(width=120)
+    path = options.out / f"position-{options.language}.json"
+    steps = Steps(options.steps, options.carried_steps)
+    settings = {"steps": [steps.clips, steps.carried], "batch": BATCH, "documents": options.documents}
+    result: dict[str, Any] = {"schema": 2, "settings": settings, "runs": {}}
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         result = earlier if earlier["settings"] == settings else result
-    result["floor"] = entropy_rate()
-    for name in options.models.split(";"):
-        if name not in result["models"]:
-            console.print(f"{name}: training {options.steps} steps")
-            result["models"][name] = one_model(name, options.seed, options.steps, options.documents)
-            write(path, result)
-    result["comparisons"] = compare(result["models"])
+    for seed in seeds:
+        missing = [name for name in names if f"{name}/{seed}" not in result["runs"]]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            language = LANGUAGES[options.language]
+            place = prepare(language, Path(folder), seed, steps, options.documents)
+            for name in missing:
+                console.print(f"{name}, seed {seed}: training {steps.clips} and {steps.carried} steps")
+                result["runs"][f"{name}/{seed}"] = one_run(language, place, name, seed, steps)
+                write(path, result)
+    curves = gather(result["runs"])
+    summary = points(curves)
+    result |= {"summary": summary, "comparisons": compare(curves)}
     write(path, result)
-    curves = {
-        name if control == "as trained" else f"{name}, {control}": by_position(np.array(nll))
-        for name, model in result["models"].items()
-        for control, nll in model["by_bin"].items()
-    }
-    plots.save(plots.position_figure(curves, TRAINING_FRAMES, result["floor"]), options.out / "position")
-    console.print(_table(curves))
+    marks = {"length of a training clip": CLIP_FRAMES, "length of a carried recording": CARRIED_FRAMES}
+    floor = {"knowing chain and voice": entropy_rate()} if options.language == "chain" else {}
+    plots.save(plots.position_figure(summary, marks, floor), path.with_suffix(""))
+    console.print(_positions(summary))
+    console.print(_contexts(result["runs"]))
     for entry in result["comparisons"]:
-        low, high = entry["ci95"]
-        console.print(f"{entry['name']}: {entry['value']:+.3f} nats [{low:+.3f}, {high:+.3f}]")
-    console.print(f"{path} and {options.out / 'position.svg'}")
-    return 0
+        console.print(_line(entry))
+    console.print(f"{path} and {path.with_suffix('.svg')}")
+    return 0 if all(entry.get("met", True) for entry in result["comparisons"]) else 1
 
 
-def one_model(name: str, seed: int, steps: int, documents: int) -> dict[str, Any]:
-    """Trains one arm and measures it: mean NLL of every document in every bin, per control, and by context length."""
-    arm_name, _, mode = name.partition(", ")
-    arm, carried = arms.ARMS[arm_name], mode == "carried"
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        base = write_base_model(work / "base", seed)
-        rng = np.random.default_rng([seed, 1])
-        length = TEST_FRAMES if carried else TRAINING_FRAMES
-        recordings = steps * BATCH * TRAINING_FRAMES // length
-        data = write_data_set(work / "train", (make_document(rng, length) for _ in range(recordings)))
-        plan = arms.Plan(steps, BATCH, TRAINING_FRAMES, seed, carried=carried)
-        trained = arms.train(arm, plan, base, data, work / "run", lambda record: None)
-        model = trained.model
-
-        heard = [make_document(np.random.default_rng([TEST_SEED, 1, i]), TEST_FRAMES) for i in range(documents)]
-        test = write_data_set(work / "test", heard)
-        named: dict[str, Any] = {"as trained": None}
-        if arm.inner is not None:
-            named |= measure.controls(arms.WINDOW)
-        by_bin = {}
-        for control, change in named.items():
-            with measure.ablated(model, change):
-                by_bin[control] = _binned(measure.semantic_nll(model, test, TEST_FRAMES))
-        if arm.inner is not None:
-            swapped = measure.nll_with_memory_of_another(model, test, TEST_FRAMES, TEST_FRAMES // 2)
-            by_bin["memory of another"] = _binned(swapped)
-        by_context = {}
-        for context in CONTEXTS:
-            frames = context + TARGET_FRAMES
-            part = write_data_set(work / f"context-{context}", (example.last(frames) for example in heard))
-            nll = measure.semantic_nll(model, part, frames)[:, -TARGET_FRAMES:].mean(1)
-            by_context[str(context)] = measure.mean_and_interval(nll)
-    cost = {"train_seconds": trained.seconds, "train_cpu_seconds": trained.cpu_seconds, "loss": trained.final_loss}
-    return {"by_bin": by_bin, "by_context": by_context, **cost, "machine": facts()}
-
-
-def by_position(binned: np.ndarray) -> list[dict[str, Any]]:
-    """Mean and interval over documents of every bin; `binned` [documents, bins]."""
-    return [
-        {"from": start, "to": stop, **measure.mean_and_interval(binned[:, i])}
-        for i, (start, stop) in enumerate(pairwise(BINS))
-    ]
-
-
-def compare(models: dict[str, Any]) -> list[dict[str, Any]]:
-    """Differences of mean NLL over the same documents: negative is better, an interval without 0 is no accident."""
-    end_of_training, far = BINS.index(TRAINING_FRAMES) - 1, len(BINS) - 2
-    binned = {name: {c: np.array(v) for c, v in model["by_bin"].items()} for name, model in models.items()}
-    found = []
-    for name, curves in binned.items():
-        plain = curves["as trained"]
-        if name != "window" and "window" in binned:
-            window = binned["window"]["as trained"]
-            for place in (end_of_training, far):
-                where = f"frames {BINS[place]} to {BINS[place + 1]}"
-                found.append(_difference(f"{name} against window, {where}", window[:, place], plain[:, place]))
-        found.append(_difference(f"{name}, last bin against training length", plain[:, end_of_training], plain[:, far]))
-        for control, values in curves.items():
-            if control != "as trained":
-                found.append(
-                    _difference(f"{name}, {control} against as trained, last bin", plain[:, far], values[:, far])
-                )
-    return found
-
-
-def _difference(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    return {"name": name, **measure.mean_and_interval(second - first)}
-
-
-def _binned(nll: np.ndarray) -> list[list[float]]:
-    """Mean NLL of every document in every bin, from [documents, frames]."""
-    return np.stack([nll[:, start:stop].mean(1) for start, stop in pairwise(BINS)], axis=1).astype(float).tolist()
-
-
-def _table(curves: dict[str, list[dict[str, Any]]]) -> Table:
+def _positions(summary: dict[str, Any]) -> Table:
     bins = [f"{start}-{stop}" for start, stop in pairwise(BINS)]
     table = Table("model", *bins, title="nats per semantic code, by frame of the recording")
-    for name, points in curves.items():
-        table.add_row(name, *(f"{point['value']:.3f}" for point in points))
+    for arm, controls in summary.items():
+        for control, curve in controls.items():
+            name = arm if control == plots.AS_TRAINED else f"  {control}"
+            table.add_row(name, *(f"{point['value']:.3f}" for point in curve))
     return table
+
+
+def _contexts(runs: dict[str, Any]) -> Table:
+    """Mean over seeds, with the interval over documents."""
+    title = f"nats per semantic code of the same last {TARGET_FRAMES} frames, by frames of context before them"
+    table = Table("model", *map(str, CONTEXTS), title=title)
+    for arm in dict.fromkeys(key.split("/")[0] for key in runs):
+        cells = []
+        for context in CONTEXTS:
+            nll = np.array([run["by_context"][str(context)] for key, run in runs.items() if key.split("/")[0] == arm])
+            found = mean_and_interval(nll.mean(0))
+            low, high = found["ci95"]  # type: ignore[misc]
+            cells.append(f"{found['value']:.3f}\n{low:.3f}-{high:.3f}")
+        table.add_row(arm, *cells)
+    return table
+
+
+def _line(entry: dict[str, Any]) -> str:
+    low, high = entry["ci95"]
+    seeds = ", ".join(f"{seed['value']:+.3f}" for seed in entry["seeds"])
+    verdict = {True: "met   ", False: "MISSED", None: "      "}[entry.get("met")]
+    expected = f", expected {entry['expected']}" if "expected" in entry else ""
+    return f"{verdict} {entry['name']}: {entry['value']:+.3f} nats [{low:+.3f}, {high:+.3f}] (seeds {seeds}){expected}"
 
 
 if __name__ == "__main__":

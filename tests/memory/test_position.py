@@ -6,8 +6,9 @@ import torch
 
 from benchmarks.memory import measure, phones
 from benchmarks.memory.base_model import write_base_model
-from benchmarks.memory.position import BINS, by_position, compare
-from benchmarks.memory.recordings import write_data_set
+from benchmarks.memory.compare import compare, gather, points
+from benchmarks.memory.curves import BINS
+from benchmarks.memory.plots import AS_TRAINED
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
 
@@ -56,51 +57,66 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def documents(tmp_path):
+def documents(tmp_path, model):
+    """Codes of so many recordings of 96 frames."""
+
     def make(count: int):
-        folder = tmp_path / str(count)
-        if not folder.exists():
-            write_data_set(folder, (phones.make_document(np.random.default_rng(i), 96) for i in range(count)))
-        return folder / "data.jsonl"
+        jsonl = phones.write_recordings(tmp_path / str(count), [96] * count, seed=0)
+        return measure.read_codes(model, jsonl, 96)
 
     return make
 
 
 def test_memory_of_oneself_changes_nothing(model, documents):
     """The list has one document, so the one before it is itself: two clips score as one long forward."""
-    plain = measure.semantic_nll(model, documents(1), 96)
-    swapped = measure.nll_with_memory_of_another(model, documents(1), 96, 48)
+    codes = documents(1)
+    plain = measure.semantic_nll(model, codes)
+    swapped = measure.nll_with_memory_of_another(model, codes, 48)
     assert plain.shape == (1, 96)
     np.testing.assert_allclose(swapped, plain, atol=2e-4)
 
 
 def test_memory_of_another_matters_from_the_swap_on(model, documents):
-    jsonl = documents(3)
-    plain, swapped = measure.semantic_nll(model, jsonl, 96), measure.nll_with_memory_of_another(model, jsonl, 96, 48)
+    codes = documents(3)
+    plain, swapped = measure.semantic_nll(model, codes), measure.nll_with_memory_of_another(model, codes, 48)
     np.testing.assert_allclose(swapped[:, :48], plain[:, :48], atol=2e-4)
     assert (abs(swapped[:, 48:] - plain[:, 48:]).max(1) > 1e-2).all()
     with measure.ablated(model, {"gate": 0.0}):
-        plain, swapped = (
-            measure.semantic_nll(model, jsonl, 96),
-            measure.nll_with_memory_of_another(model, jsonl, 96, 48),
-        )
+        plain, swapped = measure.semantic_nll(model, codes), measure.nll_with_memory_of_another(model, codes, 48)
     np.testing.assert_allclose(swapped, plain, atol=2e-4)
 
 
-def test_comparisons_are_paired_by_document():
+def test_comparisons_are_paired_by_document_and_pool_seeds():
     rng = np.random.default_rng(0)
     difficulty = rng.normal(3, 1, (30, 1))
-    window = np.repeat(difficulty, len(BINS) - 1, axis=1)
-    better = window - 0.1 + rng.normal(0, 0.01, window.shape)
-    models = {"window": {"by_bin": {"as trained": window.tolist()}}}
-    models["ttt-linear"] = {"by_bin": {"as trained": better.tolist(), "gate 0": window.tolist()}}
-    found = {entry["name"]: entry for entry in compare(models)}
-    gain = found["ttt-linear against window, frames 128 to 256"]
-    assert gain["value"] == pytest.approx(-0.1, abs=0.01) and gain["ci95"][1] < -0.09, (
-        "voices differ far more than that"
-    )
-    assert found["ttt-linear, gate 0 against as trained, last bin"]["value"] == pytest.approx(0.1, abs=0.01)
-    low, high = found["window, last bin against training length"]["ci95"]
-    assert low == high == 0
-    points = by_position(better)
-    assert [point["from"] for point in points] == list(BINS[:-1]) and points[0]["ci95"][1] > points[0]["ci95"][0] + 0.3
+    bins = len(BINS) - 1
+    runs = {}
+    for seed in range(3):
+        window = np.repeat(difficulty, bins, axis=1)
+        better = window - 0.1 + rng.normal(0, 0.01, window.shape)
+        runs[f"window/{seed}"] = {"by_bin": {AS_TRAINED: window.tolist()}}
+        runs[f"ttt-linear/{seed}"] = {"by_bin": {AS_TRAINED: better.tolist(), "gate 0": window.tolist()}}
+    curves = gather(runs)
+    found = {entry["name"]: entry for entry in compare(curves)}
+    gain = found["ttt-linear - window, frames 128 to 256"]
+    assert gain["value"] == pytest.approx(-0.1, abs=0.01) and gain["ci95"][1] < -0.09, "documents differ far more"
+    assert gain["met"] and len(gain["seeds"]) == 3
+    assert found["ttt-linear, as trained - gate 0, last bin"]["met"]
+    assert found["window, last bin - end of a clip"]["value"] == 0
+    curve = points(curves)["ttt-linear"][AS_TRAINED]
+    assert [point["from"] for point in curve] == list(BINS[:-1]) and curve[0]["ci95"][1] > curve[0]["ci95"][0] + 0.3
+
+
+def test_drift_and_a_seed_that_gains_nothing_miss_their_bounds():
+    """A model that is better by 0.1 with two seeds, equal with the third, and worse from frame 2048 on with all."""
+    rng = np.random.default_rng(1)
+    window = rng.normal(3, 1, (30, 1)) + rng.normal(0, 0.01, (30, len(BINS) - 1))
+    runs = {f"window/{seed}": {"by_bin": {AS_TRAINED: window.tolist()}} for seed in range(3)}
+    for seed, gain in enumerate((0.1, 0.1, 0.0)):
+        drifting = window - gain
+        drifting[:, -1] += 0.05
+        runs[f"ttt-mlp/{seed}"] = {"by_bin": {AS_TRAINED: drifting.tolist()}}
+    met = {entry["name"]: entry["met"] for entry in compare(gather(runs))}
+    assert not met["ttt-mlp - window, frames 128 to 256"]
+    assert not met["ttt-mlp, frames 2048 to 4096 - 512 to 1024"]
+    assert met["ttt-mlp, frames 512 to 1024 - 128 to 256"]

@@ -1,0 +1,96 @@
+"""What the curves say: differences over the same documents, and the bounds they must keep."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory.curves import BINS, CARRIED_FRAMES, CLIP_FRAMES
+from benchmarks.memory.measure import mean_and_interval
+from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
+
+CLIP, CARRIED, LAST = BINS.index(CLIP_FRAMES) - 1, BINS.index(CARRIED_FRAMES) - 1, len(BINS) - 2
+"""places of the bins that end with a clip, with a carried recording, and with a test recording"""
+PLATEAU = 0.03
+"""nats by which a curve that stays level may change"""
+
+Curves = dict[str, dict[str, np.ndarray]]
+"""by model and control, NLL [seeds, documents, bins]"""
+
+
+def gather(runs: dict[str, Any]) -> Curves:
+    """The curves of all seeds, from runs named `model/seed`."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for key, run in runs.items():
+        for control, values in run["by_bin"].items():
+            found.setdefault(key.split("/")[0], {}).setdefault(control, []).append(values)
+    return {arm: {control: np.array(v) for control, v in curves.items()} for arm, curves in found.items()}
+
+
+def points(curves: Curves) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every curve's mean over seeds with its interval over documents, bin by bin."""
+    return {
+        arm: {
+            control: [
+                {"from": start, "to": stop, **mean_and_interval(values[:, :, i].mean(0))}
+                for i, (start, stop) in enumerate(pairwise(BINS))
+            ]
+            for control, values in by_control.items()
+        }
+        for arm, by_control in curves.items()
+    }
+
+
+def compare(curves: Curves) -> list[dict[str, Any]]:
+    """Differences of NLL, negative where the first named is better: mean over seeds, interval over documents, and the
+    value of every seed. Where something is expected of a difference, `met` says whether it holds.
+    """
+    found = []
+    window = curves.get("window", {}).get(AS_TRAINED)
+    for arm, by_control in curves.items():
+        plain = by_control[AS_TRAINED]
+        if arm == "window":
+            change = _difference("window, last bin - end of a clip", plain[..., LAST], plain[..., CLIP])
+            found.append({**change, "expected": "level", "met": abs(change["value"]) <= PLATEAU})
+            continue
+        if window is not None:
+            for place in (CLIP, CARRIED, LAST):
+                name = f"{arm} - window, frames {_bin(place)}"
+                found.append(_lower(_difference(name, plain[..., place], window[..., place])))
+        for place in range(CLIP - 2, CARRIED + 1):
+            name = f"{arm}, frames {_bin(place)} - {_bin(place - 1)}"
+            found.append(_no_higher(_difference(name, plain[..., place], plain[..., place - 1])))
+        for far, near in ((CARRIED, CLIP), (LAST, CLIP), (LAST, CARRIED)):
+            name = f"{arm}, frames {_bin(far)} - {_bin(near)}"
+            found.append(_no_higher(_difference(name, plain[..., far], plain[..., near])))
+        for control, values in by_control.items():
+            if control == BEFORE_CARRYING:
+                name = f"{arm}, {control}, frames {_bin(CARRIED)} - {_bin(CLIP)}"
+                found.append(_difference(name, values[..., CARRIED], values[..., CLIP]))
+            elif control != AS_TRAINED:
+                change = _difference(f"{arm}, as trained - {control}, last bin", plain[..., LAST], values[..., LAST])
+                found.append(_lower(change))
+    return found
+
+
+def _bin(place: int) -> str:
+    return f"{BINS[place]} to {BINS[place + 1]}"
+
+
+def _difference(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Of NLL [seeds, documents]."""
+    difference = first - second
+    seeds = [mean_and_interval(values) for values in difference]
+    return {"name": name, **mean_and_interval(difference.mean(0)), "seeds": seeds}
+
+
+def _lower(change: dict[str, Any]) -> dict[str, Any]:
+    """Expects every seed's interval to lie below zero."""
+    return {**change, "expected": "lower", "met": all(seed["ci95"][1] < 0 for seed in change["seeds"])}
+
+
+def _no_higher(change: dict[str, Any]) -> dict[str, Any]:
+    """Expects the interval of the mean over seeds not to lie above zero."""
+    return {**change, "expected": "no higher", "met": change["ci95"][0] <= 0}

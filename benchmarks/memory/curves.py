@@ -1,0 +1,128 @@
+"""Likelihood by position: how the models are trained for it, and what is measured of them.
+
+Two stages at equal data for every model. First clips that each begin a conversation, which teach a TTT layer soonest
+what to write. Then the same recordings from end to end in clips of the same length with everything carried, which teach
+it to live with a memory that is already full.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory import arms, measure, phones, spoken
+from benchmarks.memory.base_model import write_base_model, write_speech_model
+from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
+from benchmarks.ttt.machine import facts
+
+CLIP_FRAMES = 256
+RECORDING_CLIPS = (3, 4, 5)
+"""lengths of training recordings; different ones, so that the rows of a batch are at different places"""
+CARRIED_FRAMES = 4 * CLIP_FRAMES
+TEST_FRAMES = 4 * CARRIED_FRAMES
+BINS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+TARGET_FRAMES = 64
+CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+BATCH = 8
+TEST_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Language:
+    """What is spoken, and by whom it is learned."""
+
+    write_model: Callable[[Path, int], Path]
+    """writes an untrained base model of a seed into a folder"""
+    write_recordings: Callable[[Path, Iterable[int], int], Path]
+    """writes recordings of given lengths in frames for a seed into a folder"""
+    sound: bool
+    """whether recordings are sound, which the base model's Mimi encodes"""
+
+
+LANGUAGES = {
+    "chain": Language(write_base_model, phones.write_recordings, sound=False),
+    "speech": Language(write_speech_model, spoken.write_recordings, sound=True),
+}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of `BATCH` clips."""
+
+    clips: int
+    carried: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all models of one seed share."""
+
+    folder: Path
+    base_model: Path
+    train_data: Path
+    test_data: Path
+
+
+def prepare(language: Language, folder: Path, seed: int, steps: Steps, documents: int) -> Place:
+    """Writes base model, training recordings (as many as the longer stage hears) and test recordings."""
+    rng = random.Random(seed)
+    lengths: list[int] = []
+    while sum(lengths) < max(steps.clips, steps.carried) * BATCH * CLIP_FRAMES:
+        lengths.append(CLIP_FRAMES * rng.choice(RECORDING_CLIPS))
+    return Place(
+        folder,
+        language.write_model(folder / "base", seed),
+        language.write_recordings(folder / "train", lengths, seed),
+        language.write_recordings(folder / "test", [TEST_FRAMES] * documents, TEST_SEED),
+    )
+
+
+def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
+    """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
+    arm = arms.ARMS[arm_name]
+
+    def stage(name: str, count: int, carried: bool, start: Path | None) -> arms.Trained:
+        plan = arms.Plan(count, BATCH, CLIP_FRAMES, seed, carried=carried, start=start)
+        return arms.train(arm, plan, place.base_model, place.train_data, place.folder / arm_name / name, _ignore)
+
+    clips = stage("clips", steps.clips, False, None)
+    trained = stage("carried", steps.carried, True, clips.checkpoint)
+    model = trained.model
+    codes = measure.read_codes(model, place.test_data, TEST_FRAMES, place.base_model if language.sound else None)
+    by_bin = {AS_TRAINED: _binned(measure.semantic_nll(model, codes))}
+    by_bin[BEFORE_CARRYING] = _binned(measure.semantic_nll(clips.model, codes))
+    if arm.inner is not None:
+        for control, change in measure.controls(arms.WINDOW).items():
+            with measure.ablated(model, change):
+                by_bin[control] = _binned(measure.semantic_nll(model, codes))
+        by_bin["memory of another"] = _binned(measure.nll_with_memory_of_another(model, codes, TEST_FRAMES // 2))
+    by_context = {
+        str(context): measure.semantic_nll(model, codes[..., -context - TARGET_FRAMES :])[:, -TARGET_FRAMES:]
+        .mean(1)
+        .astype(float)
+        .tolist()
+        for context in CONTEXTS
+    }
+    return {
+        "by_bin": by_bin,
+        "by_context": by_context,
+        "train_seconds": clips.seconds + trained.seconds,
+        "train_cpu_seconds": clips.cpu_seconds + trained.cpu_seconds,
+        "loss": [clips.final_loss, trained.final_loss],
+        "machine": facts(),
+    }
+
+
+def _ignore(record: dict[str, Any]) -> None:
+    pass
+
+
+def _binned(nll: np.ndarray) -> list[list[float]]:
+    """Mean NLL of every document in every bin, from [documents, frames]."""
+    return np.stack([nll[:, start:stop].mean(1) for start, stop in pairwise(BINS)], axis=1).astype(float).tolist()
