@@ -12,6 +12,8 @@ from ttt_moshi.errors import UserError
 COMMANDS = {
     "train": "train, interrupt and resume a model",
     "eval": "evaluate a checkpoint",
+    "generate": "let a checkpoint answer a recording",
+    "serve": "let people talk to a checkpoint",
     "status": "explain the environment, a run or a checkpoint",
     "verify": "prove a checkpoint, or the checkpoint system itself",
     "ckpt": "list, show, compare, export, prune and repair checkpoints",

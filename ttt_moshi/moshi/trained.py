@@ -217,7 +217,9 @@ def _parse_ttt(document: Mapping[str, Any]) -> tuple[list[int], TTTConfig]:
     try:
         rate_scale, layers = values.pop("rate_scale"), list(values.pop("layers"))
         config = TTTConfig(**values)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise MoshiError(f"{TTT} does not describe TTT layers: it lacks {error}") from error
+    except (TypeError, ValueError) as error:
         raise MoshiError(f"{TTT} does not describe TTT layers: {error}") from error
     if config.rate_scale != rate_scale:
         raise MoshiError(

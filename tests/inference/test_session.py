@@ -1,0 +1,140 @@
+"""A saved conversation goes on bit for bit, in a fresh process too, or is refused."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ttt_moshi.inference import Conversation, InferenceError, load_session, save_session
+
+
+def noise(frames: int) -> torch.Tensor:
+    return 0.1 * torch.randn(frames, 1920, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_conversation_goes_on_where_it_was_saved(speaker, make_speaker, tmp_path):
+    """Beyond attention's window, in the middle of a mini-batch, with draws: as if nothing had happened in between."""
+    frames, cut = noise(70), 47
+    torch.manual_seed(1)
+    with Conversation(speaker) as conversation:
+        whole = []
+        for i, frame in enumerate(frames):
+            if i == cut:
+                save_session(conversation, tmp_path / "session")
+            whole.append(conversation.hear(frame))
+    torch.manual_seed(77)
+    with Conversation(make_speaker()) as conversation:
+        for frame in noise(5):  # another conversation was going on
+            conversation.hear(frame)
+        load_session(conversation, tmp_path / "session")
+        assert conversation.frames == cut
+        rest = [conversation.hear(frame) for frame in frames[cut:]]
+    for a, b in zip(whole[cut:], rest, strict=True):
+        assert torch.equal(a.samples, b.samples) and a.piece == b.piece
+
+
+def test_every_tensor_of_the_session_matters_or_is_constant(speaker, tmp_path):
+    """What is saved is the whole streaming state: attention, memory, codec and generator."""
+    with Conversation(speaker) as conversation:
+        for frame in noise(6):
+            conversation.hear(frame)
+        save_session(conversation, tmp_path / "session")
+    names = load_file(tmp_path / "session").keys()
+    for part in (
+        "memory/W1",
+        "memory/W2",
+        "memory/k",
+        "memory/phase",
+        "kv_cache/cache",
+        "generator//cache",
+        "random/cpu",
+    ):
+        assert any(part in name for name in names), part
+    assert any(name.startswith("mimi/") and name.endswith("/partial") for name in names)
+    assert any(name.startswith("mimi/") and name.endswith("/previous") for name in names)
+
+
+@pytest.fixture
+def saved(speaker, tmp_path):
+    with Conversation(speaker) as conversation:
+        for frame in noise(3):
+            conversation.hear(frame)
+        save_session(conversation, tmp_path / "session")
+    return tmp_path / "session"
+
+
+def refused(speaker, path, complaint):
+    """Loading is refused, and the conversation goes on as if nobody had tried."""
+    replies = []
+    for tried in (False, True):
+        torch.manual_seed(2)
+        with Conversation(speaker) as conversation:
+            if tried:
+                with pytest.raises(InferenceError, match=complaint):
+                    load_session(conversation, path)
+            replies.append([conversation.hear(frame).samples for frame in noise(4)])
+    assert all(torch.equal(a, b) for a, b in zip(*replies, strict=True))
+
+
+def test_damage_is_noticed(speaker, saved):
+    data = saved.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    for place in (length, length + (len(data) - length) // 2, len(data) - 1, data.index(b'"frames"') + 11):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        saved.write_bytes(flipped)
+        refused(speaker, saved, "damaged")
+    saved.write_bytes(data[: len(data) // 2])
+    refused(speaker, saved, "damaged")
+    saved.write_bytes(b"")
+    refused(speaker, saved, "damaged")
+    saved.unlink()
+    refused(speaker, saved, "no saved conversation")
+
+
+def test_another_checkpoint_is_refused(make_speaker, saved):
+    refused(make_speaker(state_id="b" * 64), saved, "another|only means something")
+    refused(make_speaker(ttt=False), saved, "another form")
+
+
+def test_an_older_session_survives_a_failed_save(speaker, saved, monkeypatch):
+    before = saved.read_bytes()
+    with Conversation(speaker) as conversation:
+        conversation.hear(noise(1)[0])
+        # A folder stands where the temporary file goes, as any failure of the disk would.
+        blocked = saved.with_name(f".{saved.name}.tmp")
+        blocked.mkdir()
+        with pytest.raises(OSError):
+            save_session(conversation, saved)
+        blocked.rmdir()
+    assert saved.read_bytes() == before
+
+
+def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path):
+    """Two halves with a saved session between equal the whole, sample by sample."""
+    import soundfile
+
+    sound, rate = soundfile.read(recording)
+    size = 1920 * round(0.08 * rate) // 1920  # one frame at the file's rate
+    cut = 31 * size
+    soundfile.write(tmp_path / "first.wav", sound[:cut], rate)
+    soundfile.write(tmp_path / "second.wav", sound[cut : 60 * size], rate)
+    soundfile.write(tmp_path / "whole.wav", sound[: 60 * size], rate)
+
+    def generate(name: str, *options: str) -> None:
+        script = "import sys; from ttt_moshi.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", script, "generate", "--checkpoint_dir", str(trained)]
+        command += ["--input", str(tmp_path / f"{name}.wav"), "--out", str(tmp_path / f"{name}.out.wav"), *options]
+        subprocess.run(command, check=True, capture_output=True)
+
+    session = str(tmp_path / "session")
+    generate("whole")
+    generate("first", "--save_session", session)
+    generate("second", "--resume_session", session)
+    parts = [soundfile.read(tmp_path / f"{name}.out.wav")[0] for name in ("first", "second")]
+    whole, _ = soundfile.read(tmp_path / "whole.out.wav")
+    assert (whole[: len(parts[0]), 0] == parts[0][:, 0]).all()
+    assert (whole[len(parts[0]) :, 0] == parts[1][:, 0]).all()
+    assert abs(whole[:, 0]).max() > 0.001

@@ -1,0 +1,7 @@
+"""Errors of this room."""
+
+from ttt_moshi.errors import UserError
+
+
+class InferenceError(UserError):
+    """A conversation that cannot be begun, continued or saved."""
