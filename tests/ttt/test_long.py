@@ -10,8 +10,9 @@ import torch
 
 from ttt_moshi.ttt import TTTConfig, TTTLayer, mlp_step
 from ttt_moshi.ttt.block import block_step
+from ttt_moshi.ttt.norm_step import InnerGradient
 from ttt_moshi.ttt.scan import scan
-from ttt_moshi.ttt.scan_types import make_batches
+from ttt_moshi.ttt.scan_types import Fixed, Gradients, make_batches
 from ttt_moshi.ttt.sequence import run_fresh
 
 TEN_MINUTES = 7500
@@ -44,16 +45,18 @@ def test_weights_are_found_again_walking_backwards(make_problem, max_rel):
     frames, memory, norm, rule = make_problem(B=1, H=2, f=32, T=469 * 16, K=16, dtype=torch.float32)
     inputs = [t.flatten(0, 1) for t in frames]
     start = [w.flatten(0, 1) for w in memory.weights]
-    batches = make_batches(16, 1.0, [*inputs, *norm], rule.tau(frames.q))
+    batches, fixed = make_batches(inputs, rule.tau(frames.q), 1.0), Fixed(*norm, 1.0)
     room = [torch.empty(469, 2, rows * 16, width) for rows, width in mlp_step.kept(start)]
     weights = [w.clone() for w in start]
-    for n, batch in enumerate(batches):
-        mlp_step.forward(weights, batch, [t[n] for t in room])
+    for n, batch in enumerate(batches.unbind()):
+        mlp_step.forward(weights, batch, fixed, [t[n] for t in room])
     assert max_rel(weights[0], start[0]) > 0.1, "nothing was learned: the test would prove nothing"
     end = [w.clone() for w in weights]
+    inner = InnerGradient.of(room[1], batches.target, *norm)
     gradients = [torch.zeros_like(w) for w in start]
-    for n in reversed(range(469)):
-        mlp_step.backward(weights, batches[n], [t[n] for t in room], torch.zeros(2, 16, 32), gradients)
+    each = zip(batches.unbind(), zip(*room, strict=True), inner.unbind(), Gradients.room(batches).unbind(), strict=True)
+    for batch, keep, inner_own, d in reversed(list(each)):
+        mlp_step.backward(weights, batch, fixed, keep, inner_own, torch.zeros(2, 16, 32), gradients, d)
     for found, wanted, largest in zip(weights, start, end, strict=True):
         assert float((found - wanted).abs().max() / largest.abs().max()) <= 1e-6
 

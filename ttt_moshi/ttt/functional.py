@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttt_moshi.ttt.config import LN_EPS
 
-_GELU_C = math.sqrt(2.0 / math.pi)
+_GELU_C = 2.0 * math.sqrt(2.0 / math.pi)
 _GELU_A = 0.044715
 
 
@@ -24,21 +24,33 @@ def gelu_backward(d: Tensor, z: Tensor) -> Tensor:
     return torch.ops.aten.gelu_backward(d, z, approximate="tanh")
 
 
-def gelu_slopes(z: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of `gelu`; `gelu(z)` itself is written into `value`. All from one tanh, no autograd.
+def gelu_sigmoid(z: Tensor) -> Tensor:
+    """s with gelu(z) = z s: s = sigmoid(w), w = c (z + a z^3).
 
-    With u = c (z + a z^3), t = tanh(u): slope = (1 + t) / 2 + z (1 - t^2) u' / 2 and
-    curvature = (1 - t^2) (u' (1 - z t u') + 3 c a z^2).
+    On a CPU a sigmoid takes a fifth of the time of a tanh, and one serves `gelu` and its derivatives.
     """
-    square = z * z
-    du = (square * (3.0 * _GELU_A * _GELU_C)).add_(_GELU_C)
-    t = (square * (_GELU_A * _GELU_C)).add_(_GELU_C).mul_(z).tanh_()
-    half = (t * 0.5).add_(0.5)
-    sech = (t * t).neg_().add_(1.0)
-    torch.mul(half, z, out=value)
-    slope = half.addcmul_(z * sech, du, value=0.5)
-    curvature = t.mul_(z).mul_(du).neg_().add_(1.0).mul_(du).add_(square, alpha=3.0 * _GELU_C * _GELU_A).mul_(sech)
-    return slope, curvature
+    c = z.new_full((), _GELU_C)
+    return torch.addcmul(c, z, z, value=_GELU_C * _GELU_A).mul_(z).sigmoid_()
+
+
+def gelu_rate(z: Tensor) -> Tensor:
+    """r = dw/dz, for the derivatives of `gelu` by `gelu_sigmoid`."""
+    return torch.addcmul(z.new_full((), _GELU_C), z, z, value=3.0 * _GELU_C * _GELU_A)
+
+
+def gelu_slope(z: Tensor, s: Tensor, rate: Tensor) -> Tensor:
+    """First derivative of `gelu`, s + z s'."""
+    return torch.addcmul(s, z, torch.ops.aten.sigmoid_backward(rate, s))
+
+
+def gelu_curvature(z: Tensor, value: Tensor, s: Tensor, rate: Tensor) -> Tensor:
+    """Second derivative of `gelu`, 2 s' + z s''; `value` is gelu(z).
+
+    With s' = s (1 - s) r it is s (1 - s) ((z (1 - 2 s) r + 4) r - 2 c).
+    """
+    bracket = torch.addcmul(z.new_full((), 4.0), torch.sub(z, value, alpha=2.0), rate)
+    bracket = torch.addcmul(z.new_full((), -2.0 * _GELU_C), bracket, rate)
+    return torch.ops.aten.sigmoid_backward(bracket, s)
 
 
 def standardise(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttt_moshi.ttt import mlp_step
 from ttt_moshi.ttt.config import LN_EPS
-from ttt_moshi.ttt.scan_types import make_batches
+from ttt_moshi.ttt.scan_types import Fixed, make_batches
 
 TOLERANCE = 1e-4
 """Largest difference from the plain form in the trial, relative to the largest value."""
@@ -83,9 +83,10 @@ def trial(device: torch.device, K: int, f: int, update_biases: bool = True) -> f
     mine, theirs = [w.clone() for w in weights], [w.clone() for w in weights]
     kept, expected_kept = room(), room()
     out = forward(q, k, target, lam, gamma, beta, tau, mine, kept, K, bias)
-    batches = make_batches(K, bias, (q, k, target, lam, gamma, beta), tau)
+    batches, fixed = make_batches((q, k, target, lam), tau, bias), Fixed(gamma, beta, bias)
     expected = torch.cat(
-        [mlp_step.forward(theirs, b, [t[n] for t in expected_kept]) for n, b in enumerate(batches)], dim=1
+        [mlp_step.forward(theirs, b, fixed, [t[n] for t in expected_kept]) for n, b in enumerate(batches.unbind())],
+        dim=1,
     )
     pairs = zip([out, *kept, *mine], [expected, *expected_kept, *theirs], strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

@@ -1,28 +1,56 @@
-"""The way back through the inner gradient, on plain tensors."""
+"""The inner gradients of many mini-batches at once, and the way back through them, on plain tensors."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ttt_moshi.ttt.functional import norm_backward, norm_forward
 
 
-def inner_gradient_backward(
-    dg: Tensor, g: Tensor, z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of z, target [G, K, f], gamma, beta [G, 1, f] from that of `g = inner_gradient(z, ...)`.
+class InnerGradient(NamedTuple):
+    """g = inner_gradient(z, target, gamma, beta), and what its way back needs. All [..., K, f] or [..., K, 1].
 
-    With x the standardised z and s the inverse deviation, g = s (d - mean(d) - x mean(d x)) and
-    d = gamma (gamma x + beta - target). The bracket is linear and symmetric in d, so the way back is the same map; x
-    also stands in its last term, and s in front of it.
+    With x the standardised z, s the inverse deviation and N(v) = s (v - mean(v) - x mean(v x)), the way back through
+    the standardisation: g = N(d), d = gamma (gamma x + beta - target).
     """
-    x, mean, s = norm_forward(z)
-    err = (gamma * x).add_(beta).sub_(target)
-    d = gamma * err
-    d_hat = norm_backward(dg, z, mean, s)  # gradient of d
-    d_err = gamma * d_hat
-    a = dg * s
-    dx = gamma * d_err - a * (d * x).mean(-1, keepdim=True) - d * (a * x).mean(-1, keepdim=True)
-    dz = norm_backward(dx, z, mean, s).addcmul_(x, s * (dg * g).sum(-1, keepdim=True), value=-1.0 / z.shape[-1])
-    d_gamma = (d_hat * err).addcmul_(d_err, x).sum(1, keepdim=True)
-    return dz, -d_err, d_gamma, d_err.sum(1, keepdim=True)
+
+    z: Tensor
+    mean: Tensor
+    s: Tensor
+    x: Tensor
+    g: Tensor
+    s_dx: Tensor
+    """s mean(d x)"""
+
+    @staticmethod
+    def of(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -> InnerGradient:
+        """Of any number of mini-batches."""
+        x, mean, s = norm_forward(z)
+        d = (gamma * x).add_(beta).sub_(target).mul_(gamma)
+        return InnerGradient(z, mean, s, x, norm_backward(d, z, mean, s), (d * x).mean(-1, keepdim=True).mul_(s))
+
+    def unbind(self) -> list[InnerGradient]:
+        """One for each index of the first axis."""
+        return [InnerGradient(*own) for own in zip(*(t.unbind() for t in self), strict=True)]
+
+    def backward(self, dg: Tensor, gamma: Tensor, d_hat: Tensor) -> Tensor:
+        """Gradient of z from that of g; `d_hat` is filled with that of d.
+
+        N is symmetric in v, so d_hat = N(dg). x and s also depend on z: with dx = gamma^2 d_hat - s dg mean(d x)
+        - d mean(s dg x), dz = N(dx) - x s mean(dg g); N of the last two terms of dx are multiples of d_hat and g.
+        """
+        d_hat.copy_(norm_backward(dg, self.z, self.mean, self.s))
+        dz = norm_backward(gamma.square() * d_hat, self.z, self.mean, self.s).addcmul_(self.s_dx, d_hat, value=-1.0)
+        scale = self.s * (-1.0 / dg.shape[-1])
+        dz.addcmul_(self.g, (dg * self.x).sum(-1, keepdim=True).mul_(scale))
+        return dz.addcmul_(self.x, (dg * self.g).sum(-1, keepdim=True).mul_(scale))
+
+    def outer_gradients(
+        self, d_hat: Tensor, target: Tensor, gamma: Tensor, beta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of target [..., K, f], and of gamma and beta [G, 1, f], summed over mini-batches (first axis)."""
+        err_twice = (2.0 * gamma * self.x).add_(beta).sub_(target)
+        d_target = d_hat * -gamma
+        return d_target, err_twice.mul_(d_hat).sum((0, 2))[:, None], -d_target.sum((0, 2))[:, None]

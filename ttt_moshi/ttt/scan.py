@@ -18,13 +18,17 @@ from torch.autograd.function import once_differentiable
 
 from ttt_moshi.ttt import fused, linear_step, mlp_step
 from ttt_moshi.ttt.block import Frames, Norm, Rule
-from ttt_moshi.ttt.scan_types import make_batches
+from ttt_moshi.ttt.norm_step import InnerGradient
+from ttt_moshi.ttt.scan_types import Batch, Fixed, Gradients, by_batch, by_frame, make_batches, seen
 from ttt_moshi.ttt.state import Weights
 
 Policy = Literal["rebuild", "checkpoint"]
 
 CPU_CACHE = 2**21
 """Bytes of weights that walk through time together on a CPU, to stay in its cache: 4 heads of an MLP at f 128."""
+
+GROUP = 64
+"""Mini-batches whose weightless parts are computed together; more would only need more memory."""
 
 
 class _Plan(NamedTuple):
@@ -35,7 +39,7 @@ class _Plan(NamedTuple):
     heads: int
     """G slices handled together"""
     group: int
-    """mini-batches between two kept weights"""
+    """mini-batches handled together; "checkpoint" keeps the weights between two groups"""
     rebuild: bool
 
 
@@ -47,7 +51,7 @@ def scan(
     Args:
         frames: T of them, a multiple of K.
         weights: fast weights and slow biases of every stream; gradients flow to both.
-        policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 3f
+        policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 2f
             for the linear network) or "checkpoint" (some weights).
 
     Raises:
@@ -63,7 +67,7 @@ def scan(
     flat = [w.flatten(0, 1) for w in weights if w is not None]
     step = _step(flat)
     count = T // K
-    group = count
+    group = min(count, GROUP)
     if policy == "checkpoint":
         # Weights kept + factors recomputed at a time is least where both are equal.
         of_weights = sum(w[0].numel() for w in flat[::2])
@@ -102,6 +106,11 @@ def _head_blocks(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
+def _groups(count: int, size: int) -> list[slice]:
+    """Mini-batches in groups, in order."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def _walk(
     plan: _Plan,
     step: Any,
@@ -113,14 +122,18 @@ def _walk(
     out: Tensor,
 ) -> None:
     """The forward pass; `weights` become those after it, `factors`, `kept` and `out` are filled."""
+    K = plan.K
+    *frames, gamma, beta = inputs
     for heads in _head_blocks(len(out), plan.heads):
         now = [w[heads] for w in weights]
-        for n, batch in enumerate(make_batches(plan.K, plan.bias, [t[heads] for t in inputs], tau)):
-            if kept and n % plan.group == 0:
-                for store, w in zip(kept, now, strict=True):
-                    store[n // plan.group, heads] = w
-            keep = [t[n % len(t), heads] for t in factors]
-            out[heads, n * plan.K : (n + 1) * plan.K] = step.forward(now, batch, keep)
+        fixed = Fixed(gamma[heads], beta[heads], plan.bias)
+        for number, group in enumerate(_groups(out.shape[1] // K, plan.group)):
+            for store, w in zip(kept, now, strict=False):
+                store[number, heads] = w
+            batches = make_batches([t[heads, group.start * K : group.stop * K] for t in frames], tau, plan.bias)
+            for n, batch in enumerate(batches.unbind(), group.start):
+                keep = [t[n % len(t), heads] for t in factors]
+                out[heads, n * K : (n + 1) * K] = step.forward(now, batch, fixed, keep)
 
 
 class _Scan(torch.autograd.Function):
@@ -178,26 +191,56 @@ class _Scan(torch.autograd.Function):
         dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
         d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
-        seen = torch.ones(plan.K, plan.K, dtype=q.dtype, device=q.device).tril() * tau[:, None]
         for heads in _head_blocks(len(q), plan.heads):
-            batches = make_batches(plan.K, plan.bias, [t[heads] for t in inputs[:-1]], tau)
+            fixed = Fixed(gamma[heads], beta[heads], plan.bias)
             d_now = [d[heads] for d in d_weights]
-            for start in reversed(range(0, len(batches), plan.group)):
-                stop = min(start + plan.group, len(batches))
+            now = [w[heads].clone() for w in ends] if plan.rebuild else []
+            for number, group in reversed(list(enumerate(_groups(q.shape[1] // plan.K, plan.group)))):
+                frames = slice(group.start * plan.K, group.stop * plan.K)
+                batches = make_batches([t[heads, frames] for t in inputs[:4]], tau, plan.bias)
                 if plan.rebuild:
-                    now = [w[heads].clone() for w in ends]
-                    keep = [t[:, heads] for t in factors]
+                    keep = [t[group, heads] for t in factors]
                 else:
-                    now = [w[start // plan.group, heads].clone() for w in ends]
-                    keep = [t[:, heads] for t in recomputed]
-                    for n in range(start, stop):
-                        step.forward(now, batches[n], [t[n - start] for t in keep])
-                for n in reversed(range(start, stop)):
-                    span = slice(n * plan.K, (n + 1) * plan.K)
-                    own = [t[n - start] for t in keep]
-                    d = step.backward(now, batches[n], own, d_out[heads, span], d_now)
-                    dq[heads, span], dk[heads, span], d_target[heads, span] = d.q, d.k, d.target
-                    d_lam[heads, span] = (d.E * seen).sum(1) + d.e * tau[-1]
-                    d_gamma[heads] += d.gamma
-                    d_beta[heads] += d.beta
+                    now = [w[number, heads].clone() for w in ends]
+                    keep = [t[: group.stop - group.start, heads] for t in recomputed]
+                    for n, batch in enumerate(batches.unbind()):
+                        step.forward(now, batch, fixed, [t[n] for t in keep])
+                found = _walk_back(step, now, batches, fixed, keep, by_batch(d_out[heads, frames], plan.K), d_now, tau)
+                for whole, part in zip((dq, dk, d_target, d_lam), found[:4], strict=True):
+                    whole[heads, frames] = by_frame(part)
+                d_gamma[heads] += found[4]
+                d_beta[heads] += found[5]
         return None, dq, dk, d_target, d_lam, d_gamma, d_beta, None, *d_weights
+
+
+def _walk_back(
+    step: Any,
+    weights: list[Tensor],
+    batches: Batch,
+    fixed: Fixed,
+    keep: list[Tensor],
+    d_out: Tensor,
+    d_weights: list[Tensor],
+    tau: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k, target [N, G, K, f], lam [N, G, K], gamma, beta [G, 1, f] of a group of N mini-batches.
+
+    `weights` and `d_weights` are those after the group and become those before it.
+    """
+    K = len(tau)
+    inner = InnerGradient.of(step.predicted(keep, K).contiguous(), batches.target, fixed.gamma, fixed.beta)
+    d = Gradients.room(batches)
+    each = zip(batches.unbind(), zip(*keep, strict=True), inner.unbind(), d_out * fixed.gamma, d.unbind(), strict=True)
+    for batch, own, inner_own, d_normed, d_own in reversed(list(each)):
+        step.backward(weights, batch, fixed, own, inner_own, d_normed, d_weights, d_own)
+    d_target, d_gamma, d_beta = inner.outer_gradients(d.d_hat, batches.target, fixed.gamma, fixed.beta)
+    d_gamma += (d_out * d.normed_bar).sum((0, 2))[:, None]
+    d_beta += d_out.sum((0, 2))[:, None]
+    d_reach = d.S * batches.E
+    dk, dq = d.kq.split(K, dim=2)
+    dq = dq + d_out + d_reach @ batches.k
+    dk = dk + batches.e * d.written + d_reach.mT @ batches.q
+    dE = d.E.addcmul_(d.S, batches.reach)
+    de = d.e + (batches.k * d.written).sum(-1)
+    d_lam = -(torch.where(seen(tau), dE, 0.0) * tau[:, None]).sum(-2) - de * tau[-1]
+    return dq, dk, d_target, d_lam, d_gamma, d_beta

@@ -1,4 +1,8 @@
-"""What the two inner networks' mini-batch steps take and give, and the updates they share."""
+"""What the two inner networks' mini-batch steps take and give, and the updates they share.
+
+Everything that does not depend on the weights is computed for many mini-batches at once, before and after the walk
+through them; those tensors are [N, G, K, ...] with N mini-batches and G = streams x heads.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,38 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One mini-batch; G = streams x heads."""
+    """One mini-batch, or N of them with one more axis in front."""
 
-    q: Tensor
-    """[G, K, f]"""
-    k: Tensor
-    """[G, K, f]"""
     kq: Tensor
     """keys, then queries: [G, 2K, f]"""
+    k: Tensor
+    """[G, K, f]"""
+    ek: Tensor
+    """e times k: [G, K, f]"""
     target: Tensor
     """[G, K, f]"""
     E: Tensor
-    """step sizes as seen by each query, lower triangular: [G, K, K]"""
+    """minus the step sizes as seen by each query, lower triangular: [G, K, K]"""
+    reach: Tensor
+    """how similar each query is to each key: [G, K, K]"""
+    S: Tensor
+    """E times reach: [G, K, K]"""
     e: Tensor
-    """step sizes of the update at the end: [G, K, 1]"""
+    """minus the step sizes of the update at the end: [G, K, 1]"""
+
+    @property
+    def q(self) -> Tensor:
+        """[G, K, f]"""
+        return self.kq[..., self.k.shape[-2] :, :]
+
+    def unbind(self) -> list[Batch]:
+        """One for each index of the first axis."""
+        return [Batch(*own) for own in zip(*(t.unbind() for t in self), strict=True)]
+
+
+class Fixed(NamedTuple):
+    """What all mini-batches share."""
+
     gamma: Tensor
     """[G, 1, f]"""
     beta: Tensor
@@ -32,44 +54,72 @@ class Batch(NamedTuple):
     """1 where the biases are updated too (they are the weights of one more, constant input), else 0"""
 
 
-def make_batches(K: int, bias: float, inputs: Sequence[Tensor], tau: Tensor) -> list[Batch]:
-    """The mini-batches, in order, of inputs q, k, target [G, T, f], lam [G, T], gamma, beta [G, 1, f]; tau [K]."""
-    gamma, beta = inputs[4:]
-    q, k, target, lam = (t.unflatten(1, (-1, K)) for t in inputs[:4])
-    kq = torch.cat([k, q], dim=2)
-    seen = torch.ones(K, K, dtype=torch.bool, device=q.device).tril()
-    E = torch.where(seen, lam[:, :, None, :], 0.0) * tau[:, None]
-    e = (lam * tau[-1])[..., None]
-    return [
-        Batch(kq[:, n, K:], kq[:, n, :K], kq[:, n], target[:, n], E[:, n], e[:, n], gamma, beta, bias)
-        for n in range(q.shape[1])
-    ]
-
-
 class Gradients(NamedTuple):
-    """Gradients of the fields of `Batch` of the same name (`e` as [G, K])."""
+    """What the way back through one mini-batch fills (or N of them, with one more axis in front)."""
 
-    q: Tensor
-    k: Tensor
-    target: Tensor
-    E: Tensor
+    kq: Tensor
+    """gradient of `Batch.kq` through the first matrix: [G, 2K, f]"""
+    written: Tensor
+    """gradient of `Batch.ek`: [G, K, f]"""
     e: Tensor
-    gamma: Tensor
-    beta: Tensor
+    """gradient of `Batch.e` except through `ek`: [G, K]"""
+    S: Tensor
+    """gradient of `Batch.S`: [G, K, K]"""
+    E: Tensor
+    """gradient of `Batch.E` except through `S`: [G, K, K]"""
+    d_hat: Tensor
+    """see `InnerGradient.backward`: [G, K, f]"""
+    normed_bar: Tensor
+    """not a gradient, but found on the way: the standardised outputs, [G, K, f]"""
+
+    @staticmethod
+    def room(batches: Batch) -> Gradients:
+        """Space for the gradients of N mini-batches."""
+        like = [batches.kq, batches.k, batches.e[..., 0], batches.S, batches.S, batches.k, batches.k]
+        return Gradients(*(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in like))
+
+    def unbind(self) -> list[Gradients]:
+        """One for each index of the first axis."""
+        return [Gradients(*own) for own in zip(*(t.unbind() for t in self), strict=True)]
 
 
-def reach(queries: Tensor, keys: Tensor, batch: Batch) -> Tensor:
-    """How similar each query is to each key, before step sizes: [G, K, K]."""
-    similarity = torch.bmm(queries, keys.mT)
-    return similarity.add_(1.0) if batch.bias else similarity
+def by_batch(t: Tensor, K: int) -> Tensor:
+    """[G, T, ...] to [T / K, G, K, ...]."""
+    return t.unflatten(1, (-1, K)).transpose(0, 1)
 
 
-def update(weights: list[Tensor], batch: Batch, inputs: Tensor, gradients: Tensor, sign: float) -> None:
-    """Add `sign * (e inputs)^T gradients` to the matrix, and to its bias where biases are updated, in place."""
-    W, b = weights
-    W.baddbmm_((batch.e * inputs).mT, gradients, alpha=sign)
-    if batch.bias:
-        b.baddbmm_(batch.e.mT, gradients, alpha=sign)
+def by_frame(t: Tensor) -> Tensor:
+    """Inverse of `by_batch`."""
+    return t.transpose(0, 1).flatten(1, 2)
+
+
+def make_batches(inputs: Sequence[Tensor], tau: Tensor, bias: float) -> Batch:
+    """All mini-batches of inputs q, k, target [G, T, f], lam [G, T]; tau [K]."""
+    K = len(tau)
+    q, k, target, lam = (by_batch(t, K) for t in inputs)
+    kq = torch.cat([k, q], dim=2)
+    k, q = kq.split(K, dim=2)
+    E = torch.where(seen(tau), -lam[:, :, None, :], 0.0) * tau[:, None]
+    e = (lam * -tau[-1])[..., None]
+    similar = reach(q, k, bias)
+    return Batch(kq, k, e * k, target, E, similar, E * similar, e)
+
+
+def seen(tau: Tensor) -> Tensor:
+    """Which frames of its mini-batch a query sees: itself and those before it, bool [K, K]."""
+    return torch.ones(len(tau), len(tau), dtype=torch.bool, device=tau.device).tril()
+
+
+def reach(queries: Tensor, keys: Tensor, bias: float) -> Tensor:
+    """How similar each query is to each key, before step sizes: [..., K, K]."""
+    similarity = queries @ keys.mT
+    return similarity.add_(1.0) if bias else similarity
+
+
+def write_bias(b: Tensor, e: Tensor, gradients: Tensor, fixed: Fixed, sign: float) -> None:
+    """Add `sign * e^T gradients` to the bias, in place, if biases are updated: the weights of a constant input one."""
+    if fixed.bias:
+        b.baddbmm_(e.mT, gradients, alpha=sign)
 
 
 def add_bias_gradient(db: Tensor, dz: Tensor) -> None:
