@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory.curves import BINS, CARRIED_FRAMES, CLIP_FRAMES
+from benchmarks.memory.curves import BINS, CLIP_FRAMES
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
 
-CLIP, CARRIED, LAST = BINS.index(CLIP_FRAMES) - 1, BINS.index(CARRIED_FRAMES) - 1, len(BINS) - 2
-"""places of the bins that end with a clip, with a carried recording, and with a test recording"""
-PLATEAU = 0.03
-"""nats by which a curve that stays level may change"""
+CLIP, FAR, LAST = BINS.index(CLIP_FRAMES) - 1, BINS.index(4 * CLIP_FRAMES) - 1, len(BINS) - 2
+"""places of the bins that end with a training clip, with four times its length, and with a test recording"""
 
 Curves = dict[str, dict[str, np.ndarray]]
 """by model and control, NLL [seeds, documents, bins]"""
@@ -52,23 +50,19 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
     for arm, by_control in curves.items():
         plain = by_control[AS_TRAINED]
         if arm == "window":
-            change = _difference("window, last bin - end of a clip", plain[..., LAST], plain[..., CLIP])
-            found.append({**change, "expected": "level", "met": abs(change["value"]) <= PLATEAU})
+            change = _change(arm, plain, LAST, CLIP)
+            found.append({**change, "expected": "level", "met": change["ci95"][0] <= 0 <= change["ci95"][1]})
             continue
         if window is not None:
-            for place in (CLIP, CARRIED, LAST):
+            for place in (CLIP, FAR, LAST):
                 name = f"{arm} - window, frames {_bin(place)}"
                 found.append(_lower(_difference(name, plain[..., place], window[..., place])))
-        for place in range(CLIP - 2, CARRIED + 1):
-            name = f"{arm}, frames {_bin(place)} - {_bin(place - 1)}"
-            found.append(_no_higher(_difference(name, plain[..., place], plain[..., place - 1])))
-        for far, near in ((CARRIED, CLIP), (LAST, CLIP), (LAST, CARRIED)):
-            name = f"{arm}, frames {_bin(far)} - {_bin(near)}"
-            found.append(_no_higher(_difference(name, plain[..., far], plain[..., near])))
+        found += [_no_higher(_change(arm, plain, place, place - 1)) for place in range(CLIP - 2, FAR + 1)]
+        found.append(_no_higher(_change(arm, plain, FAR, CLIP)))
+        found += [_change(arm, plain, LAST, CLIP), _change(arm, plain, LAST, FAR)]
         for control, values in by_control.items():
             if control == BEFORE_CARRYING:
-                name = f"{arm}, {control}, frames {_bin(CARRIED)} - {_bin(CLIP)}"
-                found.append(_difference(name, values[..., CARRIED], values[..., CLIP]))
+                found += [_change(f"{arm}, {control}", values, place, CLIP) for place in (FAR, LAST)]
             elif control != AS_TRAINED:
                 change = _difference(f"{arm}, as trained - {control}, last bin", plain[..., LAST], values[..., LAST])
                 found.append(_lower(change))
@@ -77,6 +71,11 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
 
 def _bin(place: int) -> str:
     return f"{BINS[place]} to {BINS[place + 1]}"
+
+
+def _change(name: str, nll: np.ndarray, place: int, before: int) -> dict[str, Any]:
+    """From one bin to another of the same curve [seeds, documents, bins]."""
+    return _difference(f"{name}, frames {_bin(place)} - {_bin(before)}", nll[..., place], nll[..., before])
 
 
 def _difference(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:

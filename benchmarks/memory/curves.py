@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
 from benchmarks.ttt.machine import facts
 
 CLIP_FRAMES = 256
-RECORDING_CLIPS = (3, 4, 5)
+RECORDING_CLIPS = (2, 4, 8)
 """lengths of training recordings; different ones, so that the rows of a batch are at different places"""
-CARRIED_FRAMES = 4 * CLIP_FRAMES
-TEST_FRAMES = 4 * CARRIED_FRAMES
+LONGEST_FRAMES = max(RECORDING_CLIPS) * CLIP_FRAMES
+TEST_FRAMES = 2 * LONGEST_FRAMES
 BINS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 TARGET_FRAMES = 64
 CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 BATCH = 8
+CARRIED_RATE = 0.5
+"""learning rates of the second stage, in units of those of the first"""
 TEST_SEED = 1_000_000
 
 
@@ -87,12 +89,14 @@ def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: S
     """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
     arm = arms.ARMS[arm_name]
 
-    def stage(name: str, count: int, carried: bool, start: Path | None) -> arms.Trained:
-        plan = arms.Plan(count, BATCH, CLIP_FRAMES, seed, carried=carried, start=start)
+    def stage(name: str, plan: arms.Plan) -> arms.Trained:
         return arms.train(arm, plan, place.base_model, place.train_data, place.folder / arm_name / name, _ignore)
 
-    clips = stage("clips", steps.clips, False, None)
-    trained = stage("carried", steps.carried, True, clips.checkpoint)
+    first = arms.Plan(steps.clips, BATCH, CLIP_FRAMES, seed)
+    clips = stage("clips", first)
+    rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
+    second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)
+    trained = stage("carried", second)
     model = trained.model
     codes = measure.read_codes(model, place.test_data, TEST_FRAMES, place.base_model if language.sound else None)
     by_bin = {AS_TRAINED: _binned(measure.semantic_nll(model, codes))}

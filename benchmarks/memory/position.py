@@ -18,10 +18,10 @@ from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import (
     BATCH,
     BINS,
-    CARRIED_FRAMES,
     CLIP_FRAMES,
     CONTEXTS,
     LANGUAGES,
+    LONGEST_FRAMES,
     TARGET_FRAMES,
     Steps,
     one_run,
@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
-    parser.add_argument("--steps", type=int, default=600, help=f"optimizer steps of {BATCH} single clips")
-    parser.add_argument("--carried-steps", type=int, default=300, help=f"further steps of {BATCH} clips, carried")
+    parser.add_argument("--steps", type=int, default=300, help=f"optimizer steps of {BATCH} single clips")
+    parser.add_argument("--carried-steps", type=int, default=200, help=f"further steps of {BATCH} clips, carried")
     parser.add_argument("--documents", type=int, default=32, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = points(curves)
     result |= {"summary": summary, "comparisons": compare(curves)}
     write(path, result)
-    marks = {"length of a training clip": CLIP_FRAMES, "length of a carried recording": CARRIED_FRAMES}
+    marks = {"length of a training clip": CLIP_FRAMES, "longest carried recording": LONGEST_FRAMES}
     floor = {"knowing chain and voice": entropy_rate()} if options.language == "chain" else {}
     plots.save(plots.position_figure(summary, marks, floor), path.with_suffix(""))
     console.print(_positions(summary))
