@@ -207,6 +207,7 @@ def in_child(
         os.close(reading)
         code = 1
         signal.alarm(300)  # a child that hangs ends, and its test fails
+        torch.set_num_threads(1)  # PyTorch renews its pool after a fork: here, where no two threads race for it
         try:
             work(lambda step, version: (os.write(writing, f"{step} {version}\n".encode()), None)[1])
             code = 0

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, DamagedCheckpoint, verify
+from ttt_moshi.checkpoint.image import Image, shard_plan
+from ttt_moshi.checkpoint.rows import rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPES, parse_header, plan
 
 
@@ -146,3 +148,39 @@ def test_no_header_whatever_is_believed_or_crashes_the_reader(header, size, cut)
         assert entry.begin == position and all(isinstance(n, int) and n >= 0 for n in entry.shape)
         position = entry.end
     assert position == size
+
+
+def test_writing_follows_the_copy_and_never_overtakes_it():
+    tensors = {name: torch.full((n,), float(n)) for name, n in (("a", 3000), ("b", 5000))}
+    rows = {name: rows_of(name, tensor, 0) for name, tensor in tensors.items()}
+    image, order = Image(shard_plan(rows), pinned=False), []
+    for _ in range(2):
+        image.empty()
+        seen = [
+            threading.Thread(target=lambda end=e.end: (image.wait_host(end), order.append(end))) for e in places(image)
+        ]
+        for thread in seen:
+            thread.start()
+        assert not order, "nothing is staged yet"
+        image.stage(rows, lambda: order.append("copied"))
+        for thread in seen:
+            thread.join()
+        assert order.index("copied") <= order.index(places(image)[-1].end), "the last byte counts after the copy"
+        order.clear()
+    assert torch.equal(image.views["a"], tensors["a"]) and torch.equal(image.views["b"], tensors["b"])
+
+
+def places(image):
+    return list(image.layout.entries.values())
+
+
+def test_a_copy_that_fails_commits_nothing_and_the_next_save_works(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        tensors = {"param/a": torch.ones(3), "param/b": torch.empty(3, device="meta")}
+        with pytest.raises(NotImplementedError):
+            store.save(1, kind="adapters", tensors=tensors, state={})
+        with pytest.raises(CheckpointError, match="the state could not be copied"):
+            store.wait()
+        assert store.steps() == []
+        store.save(2, kind="adapters", tensors={**tensors, "param/b": torch.ones(3)}, state={})
+    assert store.steps() == [2] and verify(store.path(2)).ok

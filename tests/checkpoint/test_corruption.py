@@ -101,10 +101,10 @@ def test_some_cuts_and_blanks(checkpoint):
 
 
 @pytest.mark.slow
-def test_two_thousand_corruptions(checkpoint, record_property):
+def test_two_thousand_corruptions(checkpoint, tally):
     rng = random.Random(3)
     count = flip_bits(checkpoint, rng, each=150) + cut_and_blank(checkpoint, rng, each=80)
-    record_property("tally", f"{count} corruptions, all found and named")
+    tally("bits flipped, files cut, lengthened, blanked and scrambled: found and named", count)
     assert count >= 2000
 
 
@@ -128,7 +128,7 @@ def test_a_manifest_of_another_step_is_refused_even_if_all_its_digests_agree(che
     renamed = checkpoint.with_name("checkpoint_000007")
     shutil.copytree(checkpoint, renamed)
     report = verify(renamed)
-    assert "does not fit step 2" in report.text()
+    assert "holds the manifest of step 2" in report.text()
     store = CheckpointStore(checkpoint.parent, log=lambda line: None)
     assert store.newest_valid() == 2
 

@@ -62,10 +62,10 @@ def test_a_killed_replacement_puts_the_old_checkpoint_back(faults, quick_disk):
     assert put_back == 1
 
 
-def test_leaving_out_any_rename_is_noticed(faults, quick_disk):
+def test_leaving_out_any_rename_is_noticed(faults, quick_disk, tally):
     """The other half of the mutation check: each rename that is skipped breaks a save or a promise."""
     log = faults.operations(quick_disk)
-    unnoticed = set()
+    unnoticed, noticed = set(), 0
     for at in [index for index, name in enumerate(log) if name == "rename"]:
         root, acknowledged, skipped, said = quick_disk / str(at), [], [], []
 
@@ -78,17 +78,19 @@ def test_leaving_out_any_rename_is_noticed(faults, quick_disk):
             faults.scenario(root, files, acknowledge, log=said.append)
             faults.check_survivors(root, acknowledged, f"rename {at}")
         except (AssertionError, CheckpointError, OSError):
+            noticed += 1
             continue
         if not said:
             unnoticed.add(skipped[0])
     assert unnoticed == {"LATEST"}, "all but the advisory pointer, which the next save renews"
+    tally("places that fsync or rename left out of the program: noticed", noticed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapters", "full"])
-def test_every_operation(faults, quick_disk, kind, record_property):
+def test_every_operation(faults, quick_disk, kind, tally):
     kills = kill_everywhere(faults, quick_disk, kind, WAYS, quick=0)
-    record_property("tally", f"{kills} enumerated kill points ({kind}), 0 acknowledged checkpoints lost")
+    tally("SIGKILL before, inside and after each operation", kills)
     assert kills > 500
 
 
@@ -97,7 +99,7 @@ def run_saves(faults, root, saves, tell):
 
 
 def random_kills(faults, folder, count, seed):
-    """Kill whole scenarios after random times; each folder lives through several lives. What happened, in words."""
+    """Kill whole scenarios after random times; each folder lives through several lives. How many saves finished."""
     rng = random.Random(seed)
     begin = time.perf_counter()
     faults.in_child(partial(run_saves, faults, folder / "undisturbed", faults.SAVES))
@@ -119,14 +121,16 @@ def random_kills(faults, folder, count, seed):
             faults.check_survivors(root, acknowledged, f"random kill {kill} (seed {seed})")
         if life == 7:
             shutil.rmtree(root, ignore_errors=True)  # none of its lives may have come as far as making it
-    return f"{count} random kills among {saves_made} finished saves, 0 acknowledged checkpoints lost"
+    return saves_made
 
 
 def test_some_random_moments(faults, quick_disk):
-    assert "0 acknowledged" in random_kills(faults, quick_disk, 60, seed=1)
+    assert random_kills(faults, quick_disk, 60, seed=1) > 60
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
-def test_five_thousand_random_moments_twice(faults, quick_disk, seed, record_property):
-    record_property("tally", random_kills(faults, quick_disk, 5_000, seed))
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_thousand_random_moments_ten_times(faults, quick_disk, seed, tally):
+    saves = random_kills(faults, quick_disk, 1_000, seed)
+    assert saves > 1_000, "the kills come too early to say anything"
+    tally("SIGKILL at random moments", 1_000)

@@ -179,9 +179,9 @@ def test_every_world_size_loads_what_every_other_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_world_size_loads_the_adapters_that_every_other_saved(tmp_path, record_property):
+def test_every_world_size_loads_the_adapters_that_every_other_saved(tmp_path, tally):
     matrix(tmp_path, (1, 2, 3, 4), full=False)
-    record_property("tally", "16 of 16 reshardings of adapters bitwise, one state id")
+    tally("loads on 1 to 4 ranks of what 1 to 4 ranks saved, bit for bit", 16)
 
 
 def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
@@ -349,6 +349,6 @@ def test_either_of_two_ranks_is_killed_somewhere(faults, quick_disk):
 
 
 @pytest.mark.slow
-def test_either_of_two_ranks_is_killed_everywhere(faults, quick_disk, record_property):
+def test_either_of_two_ranks_is_killed_everywhere(faults, quick_disk, tally):
     kills = kill_one_of_two(faults, quick_disk, 0, range(120)) + kill_one_of_two(faults, quick_disk, 1, range(24))
-    record_property("tally", f"{kills} kills of one of two ranks, 0 acknowledged checkpoints lost")
+    tally("SIGKILL of one of two ranks at each operation", kills)

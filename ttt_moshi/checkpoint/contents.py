@@ -13,7 +13,7 @@ from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import Files, make_folders, write_file
 from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.output import Output, Stream
-from ttt_moshi.checkpoint.reading import TensorSource, checked_document
+from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all, stream
 from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes, plan
 
 
@@ -31,6 +31,20 @@ def iter_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     `file` is an exported file such as "consolidated/lora.safetensors"; empty for what training resumes from. `names`
     selects some. Raises CheckpointError if the file or a name is not there, DamagedCheckpoint for wrong bytes.
     """
+    for reading in stream(Files(), path, _readings(path, file, names)):
+        tensor, reading.out = reading.sound(), None
+        yield reading.name, tensor
+
+
+def read_tensors(path: Path, file: str = "", names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """`iter_tensors` as a dictionary, read several at once."""
+    readings = _readings(path, file, names)
+    read_all(Files(), path, readings)
+    return {reading.name: reading.sound() for reading in readings}
+
+
+def _readings(path: Path, file: str, names: Collection[str] | None) -> list[Reading]:
+    """Whole tensors to be read, in order of names."""
     manifest = read_manifest(path)
     tables = {"": manifest["tensors"], **manifest["exports"]}
     if file not in tables:
@@ -38,14 +52,8 @@ def iter_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     unknown = sorted(set(names or ()) - set(tables[file]))
     if unknown:
         raise CheckpointError(f"{path} has no tensor {unknown[0]!r} in {file or 'its resumable state'}")
-    source = TensorSource(Files(), path, tables[file])
-    for name in sorted(tables[file] if names is None else names):
-        yield name, source.full(name)
-
-
-def read_tensors(path: Path, file: str = "", names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """`iter_tensors` as a dictionary."""
-    return dict(iter_tensors(path, file, names))
+    chosen = sorted(tables[file] if names is None else names)
+    return [Reading(name, tables[file][name], fresh=True) for name in chosen]
 
 
 def export_weights(

@@ -96,9 +96,9 @@ class Files:
         info = os.statvfs(path)
         return info.f_bavail * info.f_frsize
 
-    def open(self, path: Path) -> int:
-        """Open for reading."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def open(self, path: Path, direct: bool = False) -> int:
+        """Open for reading; `direct` past the page cache."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
 
     def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset`; the number of bytes read, 0 at the end of the file."""

@@ -1,16 +1,19 @@
 """The staging image: one buffer that is, byte for byte, the shard file to be written.
 
 It is laid out and touched once and reused by every save; staging is then a plain copy into it, which is all that
-training waits for. On a GPU the buffer is pinned and the copy runs on a side stream.
+training waits for. Writing starts while the copy is under way and follows it. On a GPU the buffer is pinned and the
+copy runs on a side stream.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from threading import Condition
 
 import torch
 
+from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import PAGE
 from ttt_moshi.checkpoint.output import aligned
 from ttt_moshi.checkpoint.rows import Rows, as_bytes, local_shape
@@ -38,27 +41,53 @@ class Image:
             name: self._bytes[entry.begin : entry.end].view(DTYPES[entry.dtype]).view(entry.shape)
             for name, entry in layout.entries.items()
         }
+        self._progress = Condition()
+        self._staged = 0  # bytes from the start that are in place; -1 if staging failed
         self._stream = torch.cuda.Stream() if pinned else None
         self._copied: torch.cuda.Event | None = None
 
-    def stage(self, rows: Mapping[str, Rows]) -> None:
-        """Copy the tensors in. On a GPU the copies are only queued; see `wait_device` and `wait_host`."""
-        if self._stream is None:
-            for name, view in self.views.items():
-                view.copy_(rows[name].local)
-            return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for name, view in self.views.items():
-                view.copy_(rows[name].local, non_blocking=True)
-            self._copied = self._stream.record_event()
+    def empty(self) -> None:
+        """From now on nothing counts as staged: whoever waits for it waits for the next `stage`."""
+        self._copied = None
+        self._reach(0)
+
+    def stage(self, rows: Mapping[str, Rows], copied: Callable[[], None]) -> None:
+        """Copy the tensors in, then call `copied` and let who waits for the last byte go on.
+
+        On a GPU the copies are only queued; see `wait_device` and `wait_host`.
+        """
+        try:
+            if self._stream is None:
+                for name, view in self.views.items():
+                    self._reach(self.layout.entries[name].begin)
+                    view.copy_(rows[name].local)
+            else:
+                self._stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._stream):
+                    for name, view in self.views.items():
+                        view.copy_(rows[name].local, non_blocking=True)
+                    self._copied = self._stream.record_event()
+            copied()
+        except BaseException:
+            self._reach(-1)
+            raise
+        self._reach(len(self.memory))
+
+    def _reach(self, staged: int) -> None:
+        with self._progress:
+            self._staged = staged
+            self._progress.notify_all()
 
     def wait_device(self) -> None:
         """Let later GPU work of the current stream start only after the copies. Does not block the host."""
         if self._copied is not None:
             torch.cuda.current_stream().wait_event(self._copied)
 
-    def wait_host(self) -> None:
-        """Block until the image holds the copies."""
+    def wait_host(self, end: int) -> None:
+        """Block until the first `end` bytes of the image are what to save. Raises CheckpointError if staging failed."""
+        with self._progress:
+            self._progress.wait_for(lambda: not 0 <= self._staged < end)
+        if self._staged < 0:
+            raise CheckpointError("the state could not be copied")
         if self._copied is not None:
             self._copied.synchronize()

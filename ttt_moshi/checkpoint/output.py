@@ -19,7 +19,7 @@ from ttt_moshi.checkpoint.files import PAGE, Files, write_fully
 from ttt_moshi.checkpoint.rows import as_bytes
 
 PIECE = 16 << 20  # bytes of one write; large enough for full disk speed
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
 
 
 class Output:
@@ -29,7 +29,7 @@ class Output:
     """
 
     def __init__(self, files: Files, path: Path, size: int, direct: bool, reserve: bool = True):
-        self._files, self._path, self._size, self.direct = files, path, size, direct
+        self._files, self._path, self.size, self.direct = files, path, size, direct
         self._fd = self._open()
         if reserve and size:
             try:
@@ -42,7 +42,7 @@ class Output:
         try:
             return self._files.create(self._path, self.direct)
         except OSError as error:
-            if not self.direct or error.errno not in _REFUSED:
+            if not self.direct or error.errno not in REFUSED:
                 raise
             self.direct = False
             return self._files.create(self._path)
@@ -54,7 +54,7 @@ class Output:
                 write_fully(self._files, self._fd, data, offset)
                 return
             except OSError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in REFUSED:
                     raise
             self._files.close(self._fd)
             self.direct = False
@@ -70,7 +70,7 @@ class Output:
     ) -> None:
         try:
             if kind is None:
-                self._files.truncate(self._fd, self._size)
+                self._files.truncate(self._fd, self.size)
                 self._files.sync(self._fd)
         finally:
             self._files.close(self._fd)
@@ -90,7 +90,7 @@ class Stream:
 
     def __init__(self, output: Output, offset: int = 0):
         self._output, self._offset, self._filled = output, offset, 0
-        self._buffer = aligned(PIECE)
+        self._buffer = aligned(min(PIECE, output.size))
         self._memory = as_bytes(self._buffer)
 
     def seek(self, offset: int) -> None:
@@ -107,12 +107,12 @@ class Stream:
         """Append a tensor's elements converted to `dtype`, piece by piece; the digest of the bytes written."""
         flat, position, hasher = tensor.reshape(-1), 0, blake3()
         while position < flat.numel():
-            count = min((PIECE - self._filled) // dtype.itemsize, flat.numel() - position)
+            count = min((len(self._buffer) - self._filled) // dtype.itemsize, flat.numel() - position)
             end = self._filled + count * dtype.itemsize
             self._buffer[self._filled : end].view(dtype).copy_(flat[position : position + count])
             hasher.update(self._memory[self._filled : end])
             self._filled, position = end, position + count
-            if PIECE - self._filled < dtype.itemsize:
+            if len(self._buffer) - self._filled < dtype.itemsize:
                 self._flush(self._filled)
         return hasher.hexdigest()
 

@@ -1,8 +1,17 @@
-"""Reading tensors back: straight into the memory that wants them, hashing on the way, any rows from any shards."""
+"""Reading tensors back and checking every byte on the way: any rows from any shards, into the memory that wants them.
+
+Several streams run at once, and each has a thread that reads the next pieces from the disk while this one's are hashed
+and copied. Parts that are wanted whole are read past the page cache where the file system allows it. A part of which
+only some rows are wanted goes through it, because other processes of this host will want the other rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +20,28 @@ from blake3 import blake3
 from torch import Tensor
 
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint
-from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.rows import as_bytes, local_shape, row_count
+from ttt_moshi.checkpoint.files import PAGE, Files
+from ttt_moshi.checkpoint.output import REFUSED, aligned
+from ttt_moshi.checkpoint.rows import as_bytes, byte_view, local_shape, row_count
 from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
 
-READ_PIECE = 1 << 20  # bytes read and then hashed while they are still in the processor's cache
-READERS = 4  # threads that read and hash tensors at once
+PIECE = 4 << 20  # bytes of one read
+AHEAD = 2  # pieces that are read before they are needed
+STREAMS = 4  # tensors that are read and hashed at once
 
 
-def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str) -> None:
-    """Fill `buffer`. Raises DamagedCheckpoint where the file ends too early or the disk cannot read it."""
+def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str, needed: int | None = None) -> None:
+    """Fill `buffer`, of which `needed` bytes (None: all) must be there.
+
+    Raises DamagedCheckpoint where the file ends too early or the disk cannot read it.
+    """
     done = 0
-    while done < len(buffer):
+    while done < (len(buffer) if needed is None else needed):
         try:
             count = files.read_into(fd, buffer[done:], offset + done)
         except OSError as error:
+            if error.errno in REFUSED:
+                raise
             raise DamagedCheckpoint(f"{where}: the disk cannot read byte {offset + done} ({error.strerror})") from error
         if count == 0:
             raise DamagedCheckpoint(f"{where}: the file ends at byte {offset + done}")
@@ -45,67 +61,178 @@ def checked_document(files: Files, path: Path, record: Mapping[str, Any], where:
     return data
 
 
-class TensorSource:
-    """The tensors of one folder as its manifest describes them: name -> dtype, shape and parts in files."""
+@dataclass
+class Reading:
+    """One tensor to be read, as its manifest entry describes it, and what came of it.
 
-    def __init__(self, files: Files, folder: Path, tensors: Mapping[str, Mapping[str, Any]]):
-        self._files, self._folder, self.tensors = files, folder, tensors
+    Rows `start` to `stop` (None: the last) go into `out`, a contiguous tensor of the saved dtype on any device;
+    `fresh` makes a CPU tensor for them when its turn comes. With neither, the tensor is only checked. Every part that
+    is touched is read and checked whole, because its digest covers it whole.
 
-    def full(self, name: str) -> Tensor:
-        """A whole tensor in new CPU memory."""
-        entry = self.tensors[name]
-        out = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-        self.rows_into(name, 0, row_count(entry["shape"]), out)
-        return out
+    Afterwards `damage` says what is wrong. `digest` is that of the whole tensor if it was only checked and is sound.
+    """
 
-    def rows_into(self, name: str, start: int, stop: int, out: Tensor) -> None:
-        """Rows `start` to `stop` into `out`, a contiguous CPU tensor of the saved dtype.
+    name: str
+    entry: Mapping[str, Any]
+    out: Tensor | None = None
+    start: int = 0
+    stop: int | None = None
+    fresh: bool = False
+    digest: str = ""
+    damage: DamagedCheckpoint | None = None
 
-        Every part that is touched is read and checked whole, because its digest covers it whole; a part of which all
-        rows are wanted is read straight into its place.
-        """
-        entry = self.tensors[name]
-        row_bytes = nbytes(entry["dtype"], local_shape(entry["shape"], 0, 1))
-        target = as_bytes(out)
-        for part in entry["parts"]:
-            first, last = part["rows"]
-            begin, end = max(first, start), min(last, stop)
-            if begin >= end:
+    def parts(self) -> list[_Part]:
+        """The parts that are touched, in order of rows."""
+        row_bytes = nbytes(self.entry["dtype"], local_shape(self.entry["shape"], 0, 1))
+        stop = row_count(self.entry["shape"]) if self.stop is None else self.stop
+        result = []
+        for record in sorted(self.entry["parts"], key=lambda part: part["rows"]):
+            first, last = record["rows"]
+            begin, end = max(first, self.start), min(last, stop)
+            if begin < end:
+                inside = (begin - first) * row_bytes, (end - first) * row_bytes
+                result.append(_Part(record, f"{record['file']}: tensor {self.name!r}", *inside, begin - self.start))
+        return result
+
+    def size(self) -> int:
+        """Bytes that will be read."""
+        return sum(part.record["bytes"][1] - part.record["bytes"][0] for part in self.parts())
+
+    def sound(self) -> Tensor:
+        """What was read. Raises the damage if there is any."""
+        if self.damage is not None:
+            raise self.damage
+        assert self.out is not None
+        return self.out
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part to be read whole, of which bytes `low` to `high` are wanted from row `row` of the target on."""
+
+    record: Mapping[str, Any]
+    where: str
+    low: int
+    high: int
+    row: int
+
+    def cuts(self) -> Iterator[_Cut]:
+        """Its pieces, cut where pages begin."""
+        begin, end = self.record["bytes"]
+        direct = (self.low, self.high) == (0, end - begin)
+        for low in range(begin // PAGE * PAGE, end, PIECE):
+            yield _Cut(self.record["file"], self.where, max(low, begin), min(low + PIECE, end), direct)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Bytes `begin` to `end` of a file: at most PIECE from their first page on."""
+
+    file: str
+    where: str
+    begin: int
+    end: int
+    direct: bool
+
+    @property
+    def page(self) -> int:
+        """Where the page begins that `begin` lies in."""
+        return self.begin // PAGE * PAGE
+
+
+def read_all(
+    files: Files, folder: Path, readings: Sequence[Reading], done: Callable[[Reading], None] = lambda reading: None
+) -> None:
+    """Do all readings, several at once. `done` is called with each that is finished, from the thread that did it."""
+    sizes = [reading.size() for reading in readings]
+    count = max(1, min(STREAMS, -(-sum(sizes) // PIECE)))
+    shares: list[list[Reading]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for number in sorted(range(len(readings)), key=lambda number: -sizes[number]):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(readings[number])
+        loads[lightest] += sizes[number]
+
+    def work(share: list[Reading]) -> None:
+        for reading in stream(files, folder, share):
+            done(reading)
+
+    with ThreadPoolExecutor(count, thread_name_prefix="checkpoint-hash") as pool:
+        for finished in [pool.submit(work, share) for share in shares]:
+            finished.result()
+
+
+def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[Reading]:
+    """Do readings one after the other, each given back when it is finished, reading ahead into the next."""
+    cuts = (cut for reading in readings for part in reading.parts() for cut in part.cuts())
+    with closing(_read_ahead(files, folder, cuts)) as pieces:
+        for reading in readings:
+            _take(reading, pieces)
+            yield reading
+
+
+def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Tensor:
+    """A whole tensor in new CPU memory. Raises DamagedCheckpoint."""
+    return next(stream(files, folder, [Reading(name, entry, fresh=True)])).sound()
+
+
+def _take(reading: Reading, pieces: Iterator[Future[Tensor]]) -> None:
+    """Check the pieces of one reading, which come next, and put them where they are wanted."""
+    if reading.fresh:
+        reading.out = torch.empty(reading.entry["shape"], dtype=DTYPES[reading.entry["dtype"]])
+    target = None if reading.out is None else byte_view(reading.out)
+    row_bytes = nbytes(reading.entry["dtype"], local_shape(reading.entry["shape"], 0, 1))
+    parts, whole = reading.parts(), blake3()
+    for part in parts:
+        begin, hasher = part.record["bytes"][0], blake3()
+        for cut in part.cuts():
+            try:
+                piece = next(pieces).result()
+            except DamagedCheckpoint as error:
+                reading.damage = reading.damage or error
                 continue
-            wanted = target[(begin - start) * row_bytes : (end - start) * row_bytes]
-            self._read(name, part, wanted, (begin - first) * row_bytes)
+            hasher.update(as_bytes(piece))
+            if target is None and len(parts) > 1:
+                whole.update(as_bytes(piece))
+            low, high = max(cut.begin - begin, part.low), min(cut.end - begin, part.high)
+            if target is not None and low < high:
+                place, inside = part.row * row_bytes - part.low, begin - cut.begin
+                target[place + low : place + high].copy_(piece[inside + low : inside + high])
+        if reading.damage is None and hasher.hexdigest() != part.record["blake3"]:
+            reading.damage = DamagedCheckpoint(f"{part.where} does not match its digest")
+    reading.digest = parts[0].record["blake3"] if len(parts) == 1 else whole.hexdigest()
 
-    def digest(self, name: str) -> str:
-        """BLAKE3 of the whole tensor's bytes, over its parts in order of rows, each checked on the way."""
-        whole = blake3()
-        for part in sorted(self.tensors[name]["parts"], key=lambda part: part["rows"]):
-            self._read(name, part, None, whole=whole)
-        return whole.hexdigest()
 
-    def _read(
-        self, name: str, part: Mapping[str, Any], target: memoryview | None, skip: int = 0, whole: Any = None
-    ) -> None:
-        """Read and check a part. `target` gets its bytes from `skip` on; `whole` is a hasher that gets all."""
-        where, (begin, end) = f"{part['file']}: tensor {name!r}", part["bytes"]
-        direct = target is not None and len(target) == end - begin
-        hasher, passing = blake3(), memoryview(bytearray(0 if direct else READ_PIECE))
+def _read_ahead(files: Files, folder: Path, cuts: Iterable[_Cut]) -> Generator[Future[Tensor], None, None]:
+    """The bytes of each cut in turn, good until the next is asked for; a thread reads the cuts that follow."""
+    buffers = [aligned(0) for _ in range(AHEAD + 1)]
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-read") as pool:
+        for number, cut in enumerate(cuts):
+            place = number % len(buffers)
+            if len(buffers[place]) < cut.end - cut.page:
+                buffers[place] = aligned(cut.end - cut.page)
+            waiting.append(pool.submit(_read, files, folder, cut, buffers[place]))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+
+def _read(files: Files, folder: Path, cut: _Cut, buffer: Tensor) -> Tensor:
+    """The bytes of a cut, inside `buffer`. Raises DamagedCheckpoint."""
+    memory = as_bytes(buffer)[: -(-(cut.end - cut.page) // PAGE) * PAGE]  # whole pages; the file may end in the last
+    for direct in (True, False) if cut.direct else (False,):
         try:
-            fd = self._files.open(self._folder / part["file"])
+            fd = files.open(folder / cut.file, direct)
+            try:
+                read_exactly(files, fd, memory, cut.page, cut.where, cut.end - cut.page)
+            finally:
+                files.close(fd)
+            break
         except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{part['file']}: the file is missing") from error
-        try:
-            for offset in range(0, end - begin, READ_PIECE):
-                length = min(READ_PIECE, end - begin - offset)
-                piece = target[offset : offset + length] if target is not None and direct else passing[:length]
-                read_exactly(self._files, fd, piece, begin + offset, where)
-                hasher.update(piece)
-                if whole is not None:
-                    whole.update(piece)
-                if target is not None and not direct:
-                    low, high = max(offset, skip), min(offset + length, skip + len(target))
-                    if low < high:
-                        target[low - skip : high - skip] = piece[low - offset : high - offset]
-        finally:
-            self._files.close(fd)
-        if hasher.hexdigest() != part["blake3"]:
-            raise DamagedCheckpoint(f"{where} does not match its digest")
+            raise DamagedCheckpoint(f"{cut.file}: the file is missing") from error
+        except OSError as error:
+            if not direct or error.errno not in REFUSED:
+                raise
+    return buffer[cut.begin - cut.page : cut.end - cut.page]

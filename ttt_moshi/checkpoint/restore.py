@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
@@ -18,9 +16,9 @@ from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import collapse
-from ttt_moshi.checkpoint.reading import READERS, TensorSource, checked_document
+from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all
 from ttt_moshi.checkpoint.recovery import note, quarantine
-from ttt_moshi.checkpoint.rows import Rows, rows_of
+from ttt_moshi.checkpoint.rows import rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPES
 from ttt_moshi.checkpoint.verify import check_quickly
 
@@ -72,25 +70,25 @@ def compare(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Tensor]
     return report
 
 
-def fill(source: TensorSource, tensors: Mapping[str, Tensor], names: list[str], rank: int) -> None:
+def fill(
+    files: Files,
+    path: Path,
+    saved: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+    names: list[str],
+    rank: int,
+) -> None:
     """Read `names` into their tensors, in place. Raises DamagedCheckpoint; then some tensors may be overwritten."""
-    targets = {name: rows_of(name, tensors[name], rank) for name in names}
-    with ThreadPoolExecutor(READERS, thread_name_prefix="checkpoint-read") as pool:
-        for done in [pool.submit(_fill_one, source, name, rows) for name, rows in targets.items()]:
-            done.result()
-
-
-@torch.no_grad()
-def _fill_one(source: TensorSource, name: str, rows: Rows) -> None:
-    local = rows.local
-    if local.numel() == 0:
-        return
-    if local.device.type == "cpu" and local.is_contiguous():
-        source.rows_into(name, rows.start, rows.stop, local)
-        return
-    staged = torch.empty(local.shape, dtype=local.dtype)
-    source.rows_into(name, rows.start, rows.stop, staged)
-    local.copy_(staged)
+    rows = {name: rows_of(name, tensors[name], rank) for name in names}
+    readings = [
+        Reading(name, saved[name], part.local.contiguous(), part.start, part.stop)  # itself if it is contiguous
+        for name, part in rows.items()
+        if part.local.numel()
+    ]
+    read_all(files, path, readings)
+    for reading in readings:
+        if reading.sound() is not rows[reading.name].local:
+            rows[reading.name].local.copy_(reading.sound())
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class Loader:
             report = compare(manifest["tensors"], tensors)
             if strict and not report.ok:
                 raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
-            fill(TensorSource(self._files, path, manifest["tensors"]), tensors, report.restored, self._talk.rank)
+            fill(self._files, path, manifest["tensors"], tensors, report.restored, self._talk.rank)
             # With its digest again: another save of the step may have replaced the folder since the quick check.
             data = checked_document(self._files, path / layout.STATE, manifest["files"][layout.STATE], layout.STATE)
             content = json.loads(data)

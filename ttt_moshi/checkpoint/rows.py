@@ -62,7 +62,11 @@ def rows_of(name: str, tensor: Tensor, rank: int) -> Rows:
     return Rows(local, shape, start, stop, mine)
 
 
+def byte_view(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor as a flat one of uint8, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+
+
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
-    flat = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-    return memoryview(flat.numpy().data).cast("B") if flat.numel() else memoryview(b"")
+    return memoryview(byte_view(tensor).numpy().data).cast("B") if tensor.numel() else memoryview(b"")

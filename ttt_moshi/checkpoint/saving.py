@@ -7,6 +7,7 @@ coordinator; if any of them fails, no rank commits and every rank learns why.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +28,15 @@ from ttt_moshi.checkpoint.files import Files, remove_tree, write_file
 from ttt_moshi.checkpoint.image import Image
 from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
 from ttt_moshi.checkpoint.output import PIECE, Output
-from ttt_moshi.checkpoint.reading import TensorSource
+from ttt_moshi.checkpoint.reading import Reading, full, read_all
 from ttt_moshi.checkpoint.rows import Rows, as_bytes
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
 
 # Bytes that are hashed and then checked for NaN while they are in the processor's cache. Much smaller pieces would ask
 # for the interpreter's lock so often that the training thread felt it.
 CACHED = 4 << 20
+HASHERS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))  # threads that do so; the other processors are training's
+STRETCH = 64 << 20  # bytes of one write of the image, so many that a busy processor does not leave the disk idle
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,6 @@ class Saver:
         await_visible(lambda: folder.name in self._files.names(self._root), folder)
 
         begin = time.perf_counter()
-        job.image.wait_host()
         mine = self._write_shard(folder, job)
         job.seconds["shards"] = seconds_since(begin)
         shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
@@ -98,9 +100,8 @@ class Saver:
         for shard in shards:
             await_visible(lambda: self._files.size(folder / shard["file"]) == shard["size"], folder / shard["file"])  # noqa: B023
         tensors = merge_tensors(job.rows, shards)
-        source = TensorSource(self._files, folder, tensors)
-        exported = self._write_exports(folder, job, source)
-        whole = self._whole_digests(tensors, source)
+        exported = self._write_exports(folder, job, tensors)
+        whole = self._whole_digests(folder, tensors)
         job.seconds["exports"] = seconds_since(begin)
         results = talk.gather(number, "exports", {"exported": exported, "whole": whole})
 
@@ -125,19 +126,21 @@ class Saver:
         """Write the image and hash it meanwhile, both from memory."""
         plan, memory = job.image.layout, job.image.memory
         path = layout.shard_name(self._rank, self._world)
-        with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as pool:
-            inspecting = pool.submit(inspect, job.image)
+        with ThreadPoolExecutor(HASHERS, thread_name_prefix="checkpoint-hash") as pool:
+            inspecting = {name: pool.submit(inspect, job.image, name) for name in plan.entries}
             with Output(self._files, folder / path, plan.size, direct=True) as output:
                 end = len(memory) if output.direct else plan.size
-                for offset in range(0, end, PIECE):
-                    output.write(memory[offset : min(offset + PIECE, end)], offset)
-            digests, nonfinite = inspecting.result()
+                job.image.wait_host(end // 2)  # training waits for the copy: writing beside all of it slows it too much
+                for offset in range(0, end, STRETCH):
+                    job.image.wait_host(min(offset + STRETCH, end))
+                    output.write(memory[offset : min(offset + STRETCH, end)], offset)
+            found = {name: future.result() for name, future in inspecting.items()}
         parts = {
             name: {
                 "file": path,
                 "rows": [job.rows[name].start, job.rows[name].stop],
                 "bytes": [entry.begin, entry.end],
-                "blake3": digests[name],
+                "blake3": found[name][0],
             }
             for name, entry in plan.entries.items()
         }
@@ -146,25 +149,30 @@ class Saver:
             "size": plan.size,
             "header_blake3": digest(plan.header),
             "parts": parts,
-            "nonfinite": nonfinite,
+            "nonfinite": [name for name, (_, finite) in found.items() if not finite],
             "rank_state": job.rank_state,
         }
 
-    def _write_exports(self, folder: Path, job: Job, source: TensorSource) -> list[dict[str, Any]]:
+    def _write_exports(self, folder: Path, job: Job, tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
         def read(name: str) -> Tensor:
             view = job.image.views.get(name)
             whole = view is not None and view.shape == job.rows[name].shape
-            return view if view is not None and whole else source.full(name)
+            return view if view is not None and whole else full(self._files, folder, name, tensors[name])
 
         direct = self._world == 1
         return [
             write_export(self._files, folder, file, job.image.views, read, self._rank, direct) for file in job.exports
         ]
 
-    def _whole_digests(self, tensors: Mapping[str, Mapping[str, Any]], source: TensorSource) -> dict[str, str]:
+    def _whole_digests(self, folder: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
         """Digests of whole tensors that lie in several shards: read back, checked part by part, work shared."""
         split = sorted(name for name, entry in tensors.items() if "blake3" not in entry)
-        return {name: source.digest(name) for name in split[self._rank :: self._world]}
+        readings = [Reading(name, tensors[name]) for name in split[self._rank :: self._world]]
+        read_all(self._files, folder, readings)
+        for reading in readings:
+            if reading.damage is not None:
+                raise reading.damage
+        return {reading.name: reading.digest for reading in readings}
 
     def _commit(
         self,
@@ -283,16 +291,12 @@ def discard(files: Files, root: Path, name: str) -> None:
     remove_tree(files, trash)
 
 
-def inspect(image: Image) -> tuple[dict[str, str], list[str]]:
-    """Digest of every tensor in the image, and the names of those that hold NaN or infinity."""
-    digests, nonfinite = {}, []
-    for name, view in image.views.items():
-        hasher, extremes = blake3(), list[Tensor]()
-        for piece in view.reshape(-1).split(CACHED // view.element_size()):
-            hasher.update(as_bytes(piece))
-            if view.is_floating_point() and piece.numel():
-                extremes += torch.aminmax(piece)  # NaN wins over every number
-        digests[name] = hasher.hexdigest()
-        if extremes and not bool(torch.stack(extremes).isfinite().all()):
-            nonfinite.append(name)
-    return digests, sorted(nonfinite)
+def inspect(image: Image, name: str) -> tuple[str, bool]:
+    """Digest of a tensor in the image, and whether it is free of NaN and infinity."""
+    image.wait_host(len(image.memory))  # hashing beside the copy would slow it down, and training with it
+    tensor, hasher, extremes = image.views[name], blake3(), list[Tensor]()
+    for piece in tensor.reshape(-1).split(CACHED // tensor.element_size()):
+        hasher.update(as_bytes(piece))
+        if tensor.is_floating_point() and piece.numel():
+            extremes += torch.aminmax(piece)  # NaN wins over every number
+    return hasher.hexdigest(), not extremes or bool(torch.stack(extremes).isfinite().all())

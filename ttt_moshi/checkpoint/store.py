@@ -183,8 +183,6 @@ class CheckpointStore:
             raise CheckpointError("a checkpoint without tensors, or with a nameless one, cannot be resumed from")
         rows = {name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()}
         image = self._staging(rows)
-        staging = time.perf_counter()
-        image.stage(rows)
         job = Job(
             step=step,
             kind=kind,
@@ -197,13 +195,18 @@ class CheckpointStore:
             metrics={name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
             info={**json.loads(canonical(info or {}, "info")), "pinned": pinned},
             parent=self._parent,
-            seconds={"stage": seconds_since(staging)},
         )
         number = self._talk.next_round()
-        job.seconds["blocked"] = seconds_since(begin)
+        image.empty()
         self._pending = self._background.submit(self._saver.run, job, number)
         if self.rank == 0:
             self._tidied = self._background.submit(self._tidy, self._pending)
+        staging = time.perf_counter()
+
+        def copied() -> None:
+            job.seconds |= {"stage": seconds_since(staging), "blocked": seconds_since(begin)}
+
+        image.stage(rows, copied)
 
     def _tidy(self, finished: Future[Saved]) -> None:
         """Pointer, journal and retention: after a commit, in the background, and never able to spoil it."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import digest, read_manifest, state_id
-from ttt_moshi.checkpoint.reading import READERS, TensorSource, checked_document, read_exactly
+from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all, read_exactly
 from ttt_moshi.checkpoint.rows import local_shape, row_count
 from ttt_moshi.checkpoint.tensorfile import nbytes, parse_header
 
@@ -57,14 +57,26 @@ def check_quickly(path: Path, files: Files) -> dict[str, Any]:
     Raises DamagedCheckpoint for the first thing that is wrong.
     """
     manifest = read_manifest(path, files)
-    expected = layout.step_of(path.name)
-    if expected is not None and expected != manifest["step"]:
-        raise DamagedCheckpoint(f"{path} holds the manifest of step {manifest['step']}")
-    for file, record in manifest["files"].items():
-        _check_file(files, path, file, record, manifest)
-    for name, entry in _all_tensors(manifest):
-        _check_parts(name, entry)
+    for problem in _quick_problems(files, path, manifest):
+        raise DamagedCheckpoint(problem.what)
     return manifest
+
+
+def _quick_problems(files: Files, path: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    step = layout.step_of(path.name)
+    if step not in (None, manifest["step"]):
+        what = f"{path} holds the manifest of step {manifest['step']}"
+        yield Problem(layout.MANIFEST, "", what)
+    for file, record in sorted(manifest["files"].items()):
+        try:
+            _check_file(files, path, file, record, manifest)
+        except DamagedCheckpoint as error:
+            yield Problem(file, "", str(error))
+    for name, entry in _all_tensors(manifest):
+        try:
+            _check_parts(name, entry)
+        except DamagedCheckpoint as error:
+            yield Problem(str(error).partition(":")[0] if entry["parts"] else layout.MANIFEST, name, str(error))
 
 
 def verify(
@@ -82,20 +94,11 @@ def verify(
         report.problems.append(Problem(layout.MANIFEST, "", str(error)))
         return report
     report.step = manifest["step"]
-    expected = layout.step_of(report.path.name)
-    if expected is not None and expected != report.step:
-        report.problems.append(Problem(layout.MANIFEST, "", f"the folder's name does not fit step {report.step}"))
     for file in sorted(set(_files_below(files, report.path)) - set(manifest["files"]) - {layout.MANIFEST}):
         report.problems.append(Problem(file, "", f"{file}: the manifest does not know this file"))
-    broken = set()
-    for file, record in sorted(manifest["files"].items()):
-        try:
-            _check_file(files, report.path, file, record, manifest)
-        except DamagedCheckpoint as error:
-            broken.add(file)
-            report.problems.append(Problem(file, "", str(error)))
+    report.problems += _quick_problems(files, report.path, manifest)
     if deep:
-        _check_data(files, manifest, broken, report, progress)
+        _check_data(files, manifest, report, progress)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -103,33 +106,32 @@ def verify(
 def _check_data(
     files: Files,
     manifest: dict[str, Any],
-    broken: set[str],
     report: VerifyReport,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     total = sum(record["size"] for record in manifest["files"].values())
     report.bytes = sum(record["size"] for file, record in manifest["files"].items() if "blake3" in record)
 
-    def check(item: tuple[str, Mapping[str, Any]]) -> Problem | None:
-        name, entry = item
-        try:
-            _check_parts(name, entry)
-            blake = TensorSource(files, report.path, {name: entry}).digest(name)
-            if entry.get("blake3", blake) != blake:
-                raise DamagedCheckpoint(f"tensor {name!r}: its parts do not add up to its digest")
-        except DamagedCheckpoint as error:
-            file = str(error).partition(":")[0] if entry["parts"] else layout.MANIFEST
-            return Problem(file, name, str(error))
-        return None
+    broken = {problem.file for problem in report.problems if not problem.tensor}
+    misplaced = {problem.tensor for problem in report.problems}
+    readings = [Reading(name, entry) for name, entry in _all_tensors(manifest) if name not in misplaced]
+    lock = Lock()
 
-    tensors = _all_tensors(manifest)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="checkpoint-verify") as pool:
-        for (_, entry), problem in zip(tensors, pool.map(check, tensors), strict=True):
-            if problem is not None and problem.file not in broken:
-                report.problems.append(problem)
-            report.bytes += sum(part["bytes"][1] - part["bytes"][0] for part in entry["parts"])
+    def count(reading: Reading) -> None:
+        with lock:
+            report.bytes += reading.size()
             if progress:
                 progress(report.bytes, total)
+
+    read_all(files, report.path, readings, count)
+    for reading in readings:
+        if reading.damage is not None:
+            file = str(reading.damage).partition(":")[0]
+            if file not in broken:
+                report.problems.append(Problem(file, reading.name, str(reading.damage)))
+        elif reading.entry.get("blake3", reading.digest) != reading.digest:
+            what = f"tensor {reading.name!r}: its parts do not add up to its digest"
+            report.problems.append(Problem(layout.MANIFEST, reading.name, what))
     if report.problems:
         return
     content = json.loads(files.read(report.path / layout.STATE))

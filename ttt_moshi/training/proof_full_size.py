@@ -11,7 +11,6 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from torch import Tensor
 from ttt_moshi.checkpoint import CheckpointStore, Export, read_manifest, read_tensors, verify
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.output import PIECE, Output, aligned
-from ttt_moshi.checkpoint.reading import READERS
 from ttt_moshi.checkpoint.rows import as_bytes
 from ttt_moshi.config import LoraArgs, OptimArgs, TTTArgs
 from ttt_moshi.errors import UserError
@@ -216,11 +214,7 @@ def _load(
 
     say("loading the whole model")
     began = time.perf_counter()
-    names = sorted(weights)
-    with ThreadPoolExecutor(READERS) as pool:
-        parts = pool.map(lambda part: read_tensors(path, EXPORT, part), [names[i::READERS] for i in range(READERS)])
-        tensors = {name: tensor for part in parts for name, tensor in part.items()}
-    model = load_trained(path, dtype=BASE_DTYPE, tensors=tensors)
+    model = load_trained(path, dtype=BASE_DTYPE, tensors=read_tensors(path, EXPORT))
     found.seconds["load"] = seconds + time.perf_counter() - began
     say("comparing every tensor")
     loaded = {name: _digest(parameter.detach()) for name, parameter in model.named_parameters()}
