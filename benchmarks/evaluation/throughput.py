@@ -4,10 +4,13 @@
 
 Four ways to the same accuracies:
 
-    one at a time   every recording is encoded and scored by itself, and nothing is kept (how most harnesses work)
+    one at a time   every recording is encoded and scored by itself with the official modules, silence of its length
+                    beside it, and nothing is kept (how most harnesses work)
     first run       codes and scores are made in batches and kept
     new checkpoint  codes are there, scores are not (the usual case: many checkpoints on one benchmark)
     new reduction   codes and scores are there
+
+The parts of the first two are timed by themselves as well, to tell what a first run cannot do without.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import time
 from pathlib import Path
 
 import torch
+from moshi.models.compression import MimiModel
 
 from ttt_moshi.config import ModelPaths
-from ttt_moshi.data.audio import read_audio
+from ttt_moshi.data.audio import FRAME_SIZE, read_audio
 from ttt_moshi.evaluation.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.nll_cache import NLLCache
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import pair_score
@@ -33,23 +38,47 @@ from ttt_moshi.evaluation.scorer import ModelScorer
 from ttt_moshi.evaluation.subject import Subject, from_base
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
+from ttt_moshi.moshi import resolve_model
 
 
-def one_at_a_time(subject: Subject, task: TwoChoices) -> list[float]:
+@torch.no_grad()
+def one_at_a_time(subject: Subject, mimi: MimiModel, task: TwoChoices) -> list[float]:
     """Scores of the pairs: each recording, and silence of its length, through the codec, then one forward pass."""
-    codec, scores = subject.codec, []
+    scores = []
     for pair in task.pairs:
         values = []
         for example in (pair.correct, pair.incorrect):
-            (piece,) = example.pieces
-            samples = read_audio(piece.source.segments[0].path)
-            moshi = codec.encode([samples], 1)[0].long()
-            user = codec.encode([samples * 0], 1)[0].long()
-            codes = torch.cat([torch.full_like(moshi[:1], -1), moshi, user])[None]
+            samples = torch.from_numpy(read_audio(path_of(example)))[None]
+            filled = torch.nn.functional.pad(samples, (0, -samples.shape[-1] % FRAME_SIZE))
+            moshi, user = mimi.encode(filled), mimi.encode(torch.zeros_like(filled))
+            codes = torch.cat([torch.full_like(moshi[:, :1], -1), moshi, user], dim=1)
             nll = score(subject.model, codes).nll[0].numpy()
             values.append(channel_sums(nll).reduce(task.reduction, task.norm))
         scores.append(pair_score(*values))
     return scores
+
+
+def path_of(example: Example) -> Path:
+    """The sound file of an example that is one."""
+    (piece,) = example.pieces
+    return piece.source.segments[0].path
+
+
+def parts(subject: Subject, mimi: MimiModel, paths: list[Path]) -> dict[str, float]:
+    """CPU seconds of reading and resampling all recordings, and of the codec alone in each of the two ways."""
+    seconds: dict[str, float] = {}
+    began = time.process_time()
+    sounds = [read_audio(path)[0] for path in paths]
+    seconds["reading"] = time.process_time() - began
+    began = time.process_time()
+    with torch.no_grad():
+        for sound in sounds:
+            mimi.encode(torch.nn.functional.pad(torch.from_numpy(sound), (0, -len(sound) % FRAME_SIZE))[None, None])
+    seconds["codec, one at a time"] = time.process_time() - began
+    began = time.process_time()
+    subject.codec.encode_short(sounds)
+    seconds["codec, side by side"] = time.process_time() - began
+    return seconds
 
 
 def with_engine(subject: Subject, task: TwoChoices, folder: Path, state: str) -> tuple[Outcome, int]:
@@ -69,7 +98,8 @@ def main() -> None:
     parser.add_argument("--max_items", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    subject = from_base(ModelPaths(hf_repo_id=options.base), "cpu", torch.float32)
+    paths = ModelPaths(hf_repo_id=options.base)
+    subject, mimi = from_base(paths, "cpu", torch.float32), resolve_model(paths).get_mimi("cpu")
     task = TASKS[options.task](Benchmarks(options.data_root, frames_of=lambda e: 0, max_items=options.max_items))
     assert isinstance(task, TwoChoices)
     task = TwoChoices(task.name, task.pairs, task.reduction, task.norm)  # without the variants of continuations
@@ -78,13 +108,14 @@ def main() -> None:
     passes: dict[str, int] = {}
 
     began = time.process_time()
-    plain = one_at_a_time(subject, task)
+    plain = one_at_a_time(subject, mimi, task)
     seconds["one at a time"], passes["one at a time"] = time.process_time() - began, recordings
     with tempfile.TemporaryDirectory() as name:
         for way, state in (("first run", "a"), ("new checkpoint", "b"), ("new reduction", "b")):
             began = time.process_time()
             outcome, passes[way] = with_engine(subject, task, Path(name), state)
             seconds[way] = time.process_time() - began
+    examples = [example for pair in task.pairs for example in (pair.correct, pair.incorrect)]
     ours = [sample["score"] for sample in outcome.samples]
     print(json.dumps({
         "task": task.name, "recordings": recordings, "torch": torch.__version__,
@@ -92,6 +123,7 @@ def main() -> None:
         "recordings_per_cpu_second": {way: round(recordings / s, 1) for way, s in seconds.items()},
         "speedup": {way: round(seconds["one at a time"] / s, 1) for way, s in seconds.items()},
         "forward_passes": passes,
+        "parts_in_cpu_seconds": parts(subject, mimi, [path_of(example) for example in examples]),
         "pairs_decided_alike": sum(a == b for a, b in zip(plain, ours, strict=True)) / len(ours),
     }, indent=2))  # fmt: skip
 

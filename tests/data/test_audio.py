@@ -101,6 +101,24 @@ def test_useless_files_are_named(tmp_path, write, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_wav_cut_short_is_named(tmp_path, write_recording):
+    path = write_recording(tmp_path / "a.wav", 2.0)
+    whole = path.read_bytes()
+    for kept in (len(whole) - 1, len(whole) // 2, 44):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(DataError, match=rf"a\.wav ends after {kept - 44} of the {len(whole) - 44} bytes"):
+            read_info(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF])
+def test_a_wav_from_a_pipe_does_not_say_its_size(tmp_path, write_recording, size):
+    path = write_recording(tmp_path / "a.wav", 2.0)
+    whole = path.read_bytes()
+    expected = read_audio(path)
+    path.write_bytes(whole[:40] + size.to_bytes(4, "little") + whole[44:])
+    assert np.array_equal(read_audio(path), expected)
+
+
 def test_a_flac_cut_short_is_named(tmp_path, write_recording):
     path = write_recording(tmp_path / "a.flac", 20.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -36,7 +36,7 @@ def only_file(cache_folder: Path) -> Path:
 
 def test_codes_are_those_of_the_codec_and_are_found_again(tmp_path, recording, cache, codec):
     codes = cache.codes(recording)
-    assert torch.equal(codes, codec.encode([read_audio(recording)], 2))
+    assert torch.equal(codes, torch.stack(codec.encode_short(list(read_audio(recording)))))
     steps = []
     assert torch.equal(CodeCache(tmp_path / "cache", codec).codes(recording, lambda *s: steps.append(s)), codes)
     assert not steps, "encoded again"
@@ -51,6 +51,27 @@ def test_the_key_is_the_content(tmp_path, recording, cache, write_recording, oth
     assert not torch.equal(cache.codes(recording), codes)
     CodeCache(tmp_path / "cache", Codec(other_mimi, mimi_config)).codes(recording)
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_filling_gives_the_codes_of_one_recording_after_the_other(tmp_path, codec, write_recording):
+    lengths = [(0.5, 1), (7.0, 2), (0.52, 2), (3.0, 1), (0.5, 1), (5.2, 1), (1.9, 2)]
+    recordings = [
+        write_recording(tmp_path / f"{i}.wav", seconds, channels=channels, seed=i)
+        for i, (seconds, channels) in enumerate(lengths)
+    ]
+    single, filled = CodeCache(tmp_path / "single", codec), CodeCache(tmp_path / "filled", codec)
+    expected = [single.codes(recording) for recording in recordings]
+    filled.codes(recordings[3])
+    seen = []
+    filled.fill(recordings, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (7, 7) and seen == sorted(seen)
+    files = {file.name: file.read_bytes() for file in (tmp_path / "filled").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "single").iterdir()}
+    before = [file.stat().st_mtime_ns for file in (tmp_path / "filled").iterdir()]
+    filled.fill(recordings)
+    assert [file.stat().st_mtime_ns for file in (tmp_path / "filled").iterdir()] == before
+    for recording, codes in zip(recordings, expected, strict=True):
+        assert torch.equal(filled.codes(recording), codes)
 
 
 def flip(content: bytes, at: int) -> bytes:
@@ -113,8 +134,8 @@ def test_a_killed_writer_leaves_nothing_that_is_read(tmp_path, recording, codec)
         from ttt_moshi.data.cache import CodeCache
         class Fixed:
             fingerprint = "{codec.fingerprint}"
-            def encode(self, blocks, channels, on_frames):
-                return torch.zeros(2, 8, 38, dtype=torch.int16)
+            def encode_short(self, sounds):
+                return [torch.zeros(8, 38, dtype=torch.int16) for _ in sounds]
         Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
         CodeCache(Path({str(tmp_path / "cache")!r}), Fixed()).codes(Path({str(recording)!r}))
     """

@@ -48,6 +48,34 @@ def test_the_last_frame_is_filled_up(codec, sound, samples, frames):
     assert torch.equal(codes, codec.encode([padded], 1))
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.integers(1, 64 * 1920), min_size=1, max_size=12), st.randoms())
+def test_the_codes_of_a_short_recording_do_not_depend_on_its_company(codec, sound, samples, random):
+    sounds = [sound(6.0, 1, seed=i)[:length, 0] for i, length in enumerate(samples)]
+    together = codec.encode_short(sounds)
+    alone = [codec.encode_short([each])[0] for each in sounds]
+    order = random.sample(range(len(sounds)), len(sounds))
+    shuffled = dict(zip(order, codec.encode_short([sounds[i] for i in order]), strict=True))
+    for i, codes in enumerate(together):
+        assert codes.shape == (8, -(-samples[i] // 1920))
+        assert torch.equal(codes, alone[i]) and torch.equal(codes, shuffled[i])
+
+
+def test_short_recordings_have_the_codes_of_one_encoding(codec, mimi, sound):
+    """Neither the neighbours nor the silence behind a sound are heard in it."""
+    sounds = [sound(seconds, 1, seed=i)[:, 0] for i, seconds in enumerate((0.3, 1.0, 1.04, 2.5, 5.12, 0.07, 3.3, 1.1))]
+    for one, codes in zip(sounds, codec.encode_short(sounds), strict=True):
+        filled = np.pad(one, (0, -len(one) % 1920))
+        assert torch.equal(codes.long(), one_shot(mimi, filled[None])[0])
+
+
+def test_what_is_too_long_or_too_short_to_be_encoded_side_by_side(codec, sound):
+    (nothing,) = codec.encode_short([np.zeros(0, np.float32)])
+    assert nothing.shape == (8, 0) and codec.encode_short([]) == []
+    with pytest.raises(ValueError, match="65 frames"):
+        codec.encode_short([sound(5.2, 1)[:, 0]])
+
+
 def test_progress_counts_frames(codec, sound):
     seen = []
     codec.encode([sound(9.0, 1).T], 1, seen.append)

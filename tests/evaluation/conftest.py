@@ -149,6 +149,9 @@ class ToyTokens:
     def __init__(self, card: int = CARD):
         self.card = card
 
+    def prepare(self, examples, progress, ranks) -> None:
+        """Nothing is to be made quick."""
+
     def tokens(self, example: Example) -> np.ndarray:
         parts = [self.samples(piece.source)[piece.start : piece.stop] for piece in example.pieces]
         samples = np.concatenate(parts).astype(np.int32)

@@ -101,6 +101,32 @@ def test_two_evaluations_are_byte_equal_and_a_second_one_uses_the_cache(evaluate
     assert {p: p.stat().st_mtime_ns for p in (out / "cache").rglob("*")} == before
 
 
+def test_two_processes_share_an_evaluation_and_end_byte_equal(evaluated, bench, tiny_material, tmp_path):
+    out, _ = evaluated
+    shared = tmp_path / "shared"
+    options = [
+        "--checkpoint_dir", "base", "--hf_repo_id", tiny_material.base_model, "--dtype", "float32",
+        "--data", tiny_material.eval_data, "--out", shared, "--eval_type", "both", "--tasks", ALL,
+        "--data_root", bench, "--device", "cpu",
+    ]  # fmt: skip
+    result = torchrun(options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("results:") == 1
+    assert files(shared) == files(out)
+    for kind in ("codes", "nll"):
+        made, alone = ({p.name: p.read_bytes() for p in (d / "cache" / kind).rglob("*.*")} for d in (shared, out))
+        assert made == alone
+
+
+def torchrun(options: list) -> subprocess.CompletedProcess:
+    """The root script in two processes, as users start it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(ROOT / "eval_from_checkpoint.py"), *map(str, options)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
 def test_batch_size_one_is_really_one_and_agrees(evaluated, bench, tiny_material, tmp_path):
     out, _ = evaluated
     shutil.copytree(out / "cache" / "codes", tmp_path / "cache" / "codes")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,18 +98,34 @@ print(json.dumps(found))
 """
 
 
-def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path):
+def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks) -> list[dict]:
     program = RANK_PROGRAM.format(
-        folder=str(Path(__file__).parent), base=str(tiny_material.base_model), bench=str(bench), tasks=TASKS,
+        folder=str(Path(__file__).parent), base=str(tiny_material.base_model), bench=str(bench), tasks=tasks,
         codes=str(codes_dir),
     )  # fmt: skip
     command = [sys.executable, "-c", program]
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(folder / "meet")], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    outputs = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in ranks]
+    return [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in ranks]
+
+
+def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path):
+    outputs = run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS)
     alone = paper_metrics(new_ttt_model(card=64, context=32), codec, arguments(bench, max_frames=40), codes_dir)
     assert outputs[0] == outputs[1]
     for name, task in alone.items():
         assert outputs[0][name]["value"] == pytest.approx(task["value"], abs=1e-6), name
+
+
+def test_what_one_rank_cannot_read_stops_no_rank(bench, tiny_material, tmp_path):
+    """Each rank encodes its share, and only one of them meets the damaged recording; the tasks after it run."""
+    data = tmp_path / "bench"
+    shutil.copytree(bench, data)
+    victim = sorted((data / "sSC").glob("*.wav"))[0]
+    victim.write_bytes(victim.read_bytes()[:-1000])
+    found, other = run_two_ranks(data, tiny_material, tmp_path / "codes", tmp_path, "ssc,tsc")
+    assert found == other
+    assert found["ssc"]["status"] == "skipped" and victim.name in found["ssc"]["reason"]
+    assert found["tsc"]["status"] == "ok"

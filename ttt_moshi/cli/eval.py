@@ -30,11 +30,15 @@ def main(argv: list[str]) -> int:
 
         return reports(argv)
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    # PyTorch is imported only now: a mistyped flag must not wait for it.
+    from ttt_moshi.evaluation.ranks import joined
+
     began = time.perf_counter()
-    run = _Run.prepare(options, console)
-    run.evaluate(console)
-    return run.finish(console, time.perf_counter() - began)
+    with joined(options.device) as (ranks, device):
+        console = Console(highlight=False, quiet=not ranks.is_main)
+        run = _Run.prepare(options, ranks, device, console)
+        run.evaluate(console)
+        return run.finish(console, time.perf_counter() - began)
 
 
 def _parser() -> Parser:
@@ -101,20 +105,18 @@ class _Run:
 
     options: Any
     args: TrainArgs
+    ranks: Any
     subject: Any
     results: Any
     out: Path
     outcomes: dict[str, Any]
 
     @classmethod
-    def prepare(cls, options: Any, console: Console) -> _Run:
+    def prepare(cls, options: Any, ranks: Any, device: str, console: Console) -> _Run:
         """Refuses what cannot work, checks the checkpoint, builds the model."""
-        import torch
-
         from ttt_moshi.evaluation import Results
         from ttt_moshi.evaluation.subject import check, checkpoint_folder, from_base, from_checkpoint, training_config
 
-        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
         overrides = _overrides(options.config)
         _fill_in(options, overrides.get("paper_metrics", {}))
@@ -129,7 +131,11 @@ class _Run:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             if not options.no_ttt_verify:
                 with Bars(console) as bars:
-                    check(folder, lambda done, total: bars.update("verifying the checkpoint", done, total))
+
+                    def verify() -> None:
+                        check(folder, lambda done, total: bars.update("verifying the checkpoint", done, total))
+
+                    ranks.together(lambda: verify() if ranks.is_main else None)
             trained = args_from_dict(training_config(folder))
             args, clip_sec = _with(trained, overrides), trained.duration_sec
             out = options.out or _default_out(folder)
@@ -137,7 +143,7 @@ class _Run:
                 subject = from_checkpoint(folder, device, _dtype(options, args), base)
         recorded = _recorded(options, args) | {"training_clip_sec": clip_sec}
         results = Results(subject.facts, config=recorded, seed=options.seed)
-        return cls(options, args, subject, results, out, {})
+        return cls(options, args, ranks, subject, results, out, {})
 
     def evaluate(self, console: Console) -> None:
         """Fills in the results."""
@@ -155,6 +161,8 @@ class _Run:
         from ttt_moshi.evaluation.files import write_evaluation
         from ttt_moshi.training.run_dir import git_state
 
+        if not self.ranks.is_main:
+            return 0
         circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
         write_evaluation(self.out, self.results, self.outcomes, circumstances)
         console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
@@ -190,11 +198,19 @@ class _Run:
                     self.subject.model.num_codebooks, self.subject.model.text_card, self.subject.model.card
                 ),
             )
-            corpus.encode_all(on_recording=lambda name, done, total: bars.update("encoding speech", done, total))
+            self.ranks.together(
+                lambda: corpus.encode_all(
+                    self.ranks.rank,
+                    self.ranks.size,
+                    lambda name, done, total: bars.update("encoding speech", done, total),
+                )
+            )
             result = evaluate_perplexity(
                 self.subject.model,
                 EvalSet(corpus),
                 self.options.batch_size or self.args.batch_size,
+                self.ranks.rank,
+                self.ranks.size,
                 progress=lambda done, total: bars.update("perplexity", done, total),
             )
         except UserError as reason:
@@ -221,9 +237,10 @@ class _Run:
         engine = Engine(
             scorer,
             recordings,
-            NLLCache(cache / "nll", scorer.identity),
+            NLLCache(cache / "nll", scorer.identity, writes=self.ranks.is_main),
             BatchPolicy(options.max_frames, rows),
             bars.update,
+            self.ranks,
         )
         root = options.data_root or (Path(p) if (p := self.args.paper_metrics.data_root) else None)
         benchmarks = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ FRAME_SIZE = 1_920
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _BLOCK_SECONDS = 4
+_UNKNOWN_SIZE = 0x7FFF0000
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,27 @@ def _open(path: Path) -> soundfile.SoundFile:
     if not path.is_file():
         raise DataError(f"no sound file at {path}")
     try:
+        _refuse_a_cut_wav(path)
         return soundfile.SoundFile(str(path))
     except soundfile.SoundFileError as error:
         raise DataError(f"{path} is not a sound file that can be read: {_reason(error)}") from error
+
+
+def _refuse_a_cut_wav(path: Path) -> None:
+    """libsndfile takes a wav that was cut short for a shorter recording, so its own length is looked at here."""
+    with path.open("rb") as file:
+        riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12))
+        if (riff, wave) != (b"RIFF", b"WAVE"):
+            return
+        while len(header := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", header)
+            if name == b"data":
+                there = path.stat().st_size - file.tell()
+                # A program that writes into a pipe cannot know the size, and puts something enormous or nothing.
+                if there < size < _UNKNOWN_SIZE:
+                    raise DataError(f"{path} ends after {there} of the {size} bytes of its sound; copy it again")
+                return
+            file.seek(size + size % 2, os.SEEK_CUR)
 
 
 def _info(path: Path, file: soundfile.SoundFile) -> AudioInfo:

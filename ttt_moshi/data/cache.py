@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import blake3
@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
-from ttt_moshi.data.codec import Codec
+from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
+from ttt_moshi.data.codec import SHORT_FRAMES, Codec
 from ttt_moshi.data.errors import DataError
 
 OnFrames = Callable[[int, int], None]
@@ -27,6 +27,9 @@ OnFrames = Callable[[int, int], None]
 DEFAULT_FOLDER = ".mimi_codes"
 
 _FORMAT = "mimi-codes-1"
+
+_GROUP = 64
+"""short recordings read at once"""
 
 _log = logging.getLogger(__name__)
 
@@ -45,22 +48,57 @@ class CodeCache:
         Raises:
             DataError: a sound file that cannot be used, or a folder that cannot be written.
         """
-        key = self._audio_digest(audio)
-        file = self._folder / f"{key[:32]}-{self._codec.fingerprint[:16]}.safetensors"
+        file, key = self._place(audio)
         if file.exists():
             try:
                 return self._read(file, key)
             except _DamagedError as damage:
                 _log.warning("rebuilding %s, the cached codes of %s: %s", file, audio, damage)
         info = read_info(audio)
-        codes = self._codec.encode(read_blocks(audio), info.channels, _per_recording(on_frames, info))
+        if info.frames <= SHORT_FRAMES:
+            codes = torch.stack(self._codec.encode_short(list(read_audio(audio))))
+        else:
+            codes = self._codec.encode(read_blocks(audio), info.channels, _per_recording(on_frames, info))
         self._write(file, key, codes)
         return codes
 
+    def fill(self, recordings: Sequence[Path], on_recording: Callable[[int, int], None] | None = None) -> None:
+        """Encodes those recordings that are not in the folder yet, short ones side by side: the same codes, sooner.
+
+        Args:
+            on_recording: called with the number of recordings that are done and of all that were given.
+
+        Raises:
+            DataError: a sound file that cannot be used, or a folder that cannot be written.
+        """
+        missing = [audio for audio in dict.fromkeys(recordings) if not self.has(audio)]
+        infos = {audio: read_info(audio) for audio in missing}
+        # By length, so that few places are left over; a group's sound is in memory together.
+        order = sorted(missing, key=lambda audio: infos[audio].frames)
+        short = [audio for audio in order if infos[audio].frames <= SHORT_FRAMES]
+        groups = [short[i : i + _GROUP] for i in range(0, len(short), _GROUP)] + [[a] for a in order[len(short) :]]
+        done = len(recordings) - len(missing)
+        for group in groups:
+            if infos[group[0]].frames > SHORT_FRAMES:
+                self.codes(group[0])
+            else:
+                sounds = [read_audio(audio) for audio in group]
+                codes = iter(self._codec.encode_short([channel for sound in sounds for channel in sound]))
+                for audio, sound in zip(group, sounds, strict=True):
+                    file, key = self._place(audio)
+                    self._write(file, key, torch.stack([next(codes) for _ in sound]))
+            done += len(group)
+            if on_recording:
+                on_recording(done, len(recordings))
+
     def has(self, audio: Path) -> bool:
         """Whether codes of this sound file are in the folder."""
+        return self._place(audio)[0].exists()
+
+    def _place(self, audio: Path) -> tuple[Path, str]:
+        """The file for a recording's codes, and the digest of the recording."""
         key = self._audio_digest(audio)
-        return (self._folder / f"{key[:32]}-{self._codec.fingerprint[:16]}.safetensors").exists()
+        return self._folder / f"{key[:32]}-{self._codec.fingerprint[:16]}.safetensors", key
 
     def _audio_digest(self, audio: Path) -> str:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from ttt_moshi.evaluation.batches import plan
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.nll_cache import NLLCache, sequence_key
+from ttt_moshi.evaluation.ranks import Ranks
 from ttt_moshi.evaluation.recordings import as_batch
 from ttt_moshi.evaluation.scorer import Scorer
 
@@ -20,6 +22,9 @@ Progress = Callable[[str, int, int], None]  # what is done, frames done, frames 
 
 class Tokens(Protocol):
     """Where an example's tokens come from; `Recordings` is one."""
+
+    def prepare(self, examples: Sequence[Example], progress: Callable[[int, int], None], ranks: Ranks) -> None:
+        """Makes `tokens` of these examples quick, on all ranks. `progress(done, total)` counts recordings."""
 
     def tokens(self, example: Example) -> np.ndarray:
         """int32 [channels, T]."""
@@ -39,8 +44,8 @@ class BatchPolicy:
 class Engine:
     """Everything that a task needs in order to have its examples scored.
 
-    With `world_size` ranks each one computes its share of the batches, all make the same number of forward passes, and
-    all end with all results; the cache must then be in memory.
+    With several ranks each one computes its share of the batches, all make the same number of forward passes, and all
+    end with all results.
     """
 
     def __init__(
@@ -50,13 +55,12 @@ class Engine:
         cache: NLLCache,
         policy: BatchPolicy | None = None,
         progress: Progress | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks | None = None,
     ):
         self.scorer, self.tokens = scorer, tokens
         self._cache, self._policy = cache, policy or BatchPolicy()
         self._progress = progress or (lambda what, done, total: None)
-        self._rank, self._world_size = rank, world_size
+        self._ranks = ranks or Ranks()
         self.forward_passes = 0  # made by this process: none when everything was in the cache
 
     def nll(self, examples: Sequence[Example], what: str = "scoring") -> dict[str, np.ndarray]:
@@ -67,23 +71,24 @@ class Engine:
         """
         sequences: dict[str, np.ndarray] = {}
         keys: dict[str, str] = {}
-        for i, example in enumerate(examples):
+        self.tokens.prepare(examples, lambda done, total: self._progress(f"{what}: encoding", done, total), self._ranks)
+        for example in examples:
             codes = self.tokens.tokens(example)
             keys[example.id] = sequence_key(codes)
             sequences[keys[example.id]] = codes
-            self._progress(f"{what}: encoding", i + 1, len(examples))
         names = sorted(sequences)
         lengths = [sequences[name].shape[-1] for name in names]
         batches = plan(lengths, names, self._policy.max_frames, self._policy.max_rows)
-        todo = [batch for batch in batches if any(names[i] not in self._cache for i in batch)]
+        lacking = {n for n, batch in enumerate(batches) if any(names[i] not in self._cache for i in batch)}
+        todo = [batches[n] for n in sorted(set().union(*self._ranks.gather(lacking)))]
         total = sum(lengths[i] for batch in batches for i in batch)
         done = total - sum(lengths[i] for batch in todo for i in batch)
         self._progress(what, done, total)
-        for first in range(0, len(todo), self._world_size):
-            turn = todo[first : first + self._world_size]
+        for first in range(0, len(todo), self._ranks.size):
+            turn = todo[first : first + self._ranks.size]
             # A rank without a batch of its own repeats another's: sharded models need every rank in every forward.
-            mine = turn[min(self._rank, len(turn) - 1)]
-            scored = self._score([sequences[names[i]] for i in mine])
+            mine = [sequences[names[i]] for i in turn[min(self._ranks.rank, len(turn) - 1)]]
+            scored = self._ranks.together(partial(self._score, mine))
             self._share([[(names[i], lengths[i]) for i in batch] for batch in turn], scored)
             done += sum(lengths[i] for batch in turn for i in batch)
             self._progress(what, done, total)
@@ -98,13 +103,15 @@ class Engine:
 
     def _share(self, turn: list[list[tuple[str, int]]], scored: list[np.ndarray]) -> None:
         """Puts the results of one turn, one batch per rank, into every rank's cache."""
-        if self._world_size == 1:
+        if self._ranks.size == 1:
             self._cache.add({name: value for (name, _), value in zip(turn[0], scored, strict=True)})
             return
         channels = 1 + self.scorer.dep_q
         for rank, batch in enumerate(turn):
             size = sum(length for _, length in batch) * channels
-            flat = np.concatenate([v.ravel() for v in scored]) if rank == self._rank else np.zeros(size, np.float32)
+            flat = (
+                np.concatenate([v.ravel() for v in scored]) if rank == self._ranks.rank else np.zeros(size, np.float32)
+            )
             # One rank has the values and the others zeros: the sum is exact, and NaN stays NaN.
             shared = torch.from_numpy(flat).to(self.scorer.device)
             torch.distributed.all_reduce(shared)

@@ -11,6 +11,7 @@ from ttt_moshi.config import PaperMetricsArgs
 from ttt_moshi.data import Codec
 from ttt_moshi.evaluation.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.nll_cache import NLLCache
+from ttt_moshi.evaluation.ranks import Ranks
 from ttt_moshi.evaluation.recordings import Recordings
 from ttt_moshi.evaluation.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import run_suite
@@ -34,7 +35,7 @@ def paper_metrics(
     recordings = Recordings(codec, codes_dir)
     scorer = ModelScorer(model, "in training")
     policy = BatchPolicy(max_frames=args.max_frames)
-    engine = Engine(scorer, recordings, NLLCache(None, scorer.identity), policy, rank=rank, world_size=world_size)
+    engine = Engine(scorer, recordings, NLLCache(None, scorer.identity), policy, ranks=Ranks(rank, world_size))
     benchmarks = Benchmarks(Path(args.data_root), recordings.frames, args.split, args.max_items)
     found = run_suite(parse_tasks(args.tasks), benchmarks, engine)
     kept = ("status", "value", "ci95", "n", "reason")

@@ -9,7 +9,9 @@ change a score.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import blake3
@@ -19,6 +21,9 @@ from safetensors.numpy import save_file
 
 from ttt_moshi.evaluation.errors import EvaluationError
 
+_ABANDONED = 3600.0
+"""seconds after which a file that is still being written has lost its writer"""
+
 
 def sequence_key(codes: np.ndarray) -> str:
     """Digest of tokens [K, T], equal for equal tokens whatever their integer type."""
@@ -27,15 +32,24 @@ def sequence_key(codes: np.ndarray) -> str:
 
 
 class NLLCache:
-    """The scored sequences of one model. With `folder` None they live in memory only."""
+    """The scored sequences of one model.
 
-    def __init__(self, folder: Path | None, identity: str):
+    Args:
+        folder: where they are kept; None keeps them in memory.
+        writes: whether new ones go to the folder, or, as on all ranks but one, to memory.
+    """
+
+    def __init__(self, folder: Path | None, identity: str, writes: bool = True):
+        self._writes = writes
         self._folder = None if folder is None else folder / blake3.blake3(identity.encode()).hexdigest()[:32]
         self._memory: dict[str, np.ndarray] = {}
         self._files: dict[str, Path] = {}
         if self._folder is not None and self._folder.is_dir():
             for partial in self._folder.glob(".*.partial"):
-                partial.unlink(missing_ok=True)
+                # A fresh one may be another process's, which is writing it or has just renamed it.
+                with suppress(FileNotFoundError):
+                    if time.time() - partial.stat().st_mtime > _ABANDONED:
+                        partial.unlink()
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._index(path)
 
@@ -53,7 +67,7 @@ class NLLCache:
 
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Keeps the results of one batch, all or nothing."""
-        if self._folder is None:
+        if self._folder is None or not self._writes:
             self._memory |= values
             return
         self._folder.mkdir(parents=True, exist_ok=True)

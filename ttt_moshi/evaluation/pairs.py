@@ -6,6 +6,7 @@ voices of an item, then over items.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,24 +62,40 @@ def breakdown(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, dict[
     return {
         kind: {
             name: accuracy([pairs[i] for i in indices], [scores[i] for i in indices])
-            for name, indices in sorted(groups.items())
+            for name, indices in sorted(groups.items(), key=lambda group: _place(group[0]))
         }
         for kind, groups in members.items()
     }
 
 
+def _place(name: str) -> tuple[float, str]:
+    """Groups that are ranges or counts come in the order of their numbers (6-20 before 21-100), after those that are
+    words (oov)."""
+    number = re.match(r">?(\d+(?:\.\d+)?)", name)
+    return float(number[1]) if number else -1.0, name
+
+
 def subset(pairs: Sequence[Pair], max_items: int | None, seed: int, stratum: str | None) -> list[Pair]:
     """All voices of at most `max_items` items, the same ones for every checkpoint.
 
-    Items are taken from every stratum (value of the group `stratum`) in proportion to its size, largest remainders
-    first, and within a stratum in the order of the digests of (seed, item).
+    Strata are the values of the group `stratum`; see `sample`.
     """
     strata: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
         strata[pair.groups[stratum] if stratum else ""].add(pair.item)
+    chosen = sample(strata, max_items, seed)
+    return [pair for pair in pairs if pair.item in chosen]
+
+
+def sample(strata: Mapping[str, set[str]], max_items: int | None, seed: int) -> set[str]:
+    """At most `max_items` of the items of all strata, by their names.
+
+    They are taken from every stratum in proportion to its size, largest remainders first, and within a stratum in the
+    order of the digests of (seed, item).
+    """
     total = sum(len(items) for items in strata.values())
     if max_items is None or max_items >= total:
-        return list(pairs)
+        return set().union(*strata.values())
     names = sorted(strata)
     exact = {name: max_items * len(strata[name]) / total for name in names}
     quota = {name: int(exact[name]) for name in names}
@@ -88,4 +105,4 @@ def subset(pairs: Sequence[Pair], max_items: int | None, seed: int, stratum: str
     for name in names:
         by_digest = sorted(strata[name], key=lambda item: blake3.blake3(f"{seed} {item}".encode()).digest())
         chosen |= set(by_digest[: quota[name]])
-    return [pair for pair in pairs if pair.item in chosen]
+    return chosen

@@ -18,6 +18,7 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.quiet import undisturbed
+from ttt_moshi.evaluation.ranks import Ranks
 from ttt_moshi.evaluation.reductions import channel_group
 from ttt_moshi.evaluation.score import Scores, score
 from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
@@ -175,24 +176,38 @@ def evaluate_perplexity(
         raise EvaluationError("the evaluation set holds no clips, so there is no perplexity")
     # One row per clip, filled by the rank that scored it; the other ranks add exact zeros.
     table = torch.zeros(0)
+    failure = None
     steps = math.ceil(len(clips) / (batch_size * world_size))
     with undisturbed(model):
         for step, batch in enumerate(clips.batches(batch_size, rank, world_size)):
             codes = batch.codes.to(model.device)
-            scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)
+            try:
+                scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)
+            except EvaluationError as error:
+                if world_size == 1:
+                    raise
+                # The other ranks go on, and need this one in every forward pass.
+                failure = failure or error
+                continue
             rows = torch.cat([clip_sums(model, codes, scores), position_sums(scores)], dim=1).cpu()
-            if step == 0:
+            if not len(table):
                 table = torch.zeros(len(clips), *rows.shape[1:], dtype=torch.float64)
             start = (step * world_size + rank) * batch_size
             if start < len(clips):
                 table[start : start + len(rows)] = rows
             if progress is not None:
                 progress(step + 1, steps)
+    Ranks(rank, world_size).together(lambda: _raise_if(failure))
     if world_size > 1:
         shared = table.to(model.device)
         torch.distributed.all_reduce(shared)
         table = shared.cpu()
     return _summarise(component_names(model.dep_q), table.numpy(), clips)
+
+
+def _raise_if(failure: EvaluationError | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexity:

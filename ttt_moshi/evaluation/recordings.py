@@ -8,7 +8,7 @@ in all codebooks would be a random sound.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ttt_moshi.data import Codec, CodeCache
-from ttt_moshi.data.audio import SAMPLE_RATE, read_blocks, read_info
+from ttt_moshi.data.audio import FRAME_SIZE, SAMPLE_RATE, read_blocks, read_info
 from ttt_moshi.data.interleaver import ABSENT, PAD, Tokenizer, text_row
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.examples import Example, Source
+from ttt_moshi.evaluation.examples import Example, Segment, Source
+from ttt_moshi.evaluation.ranks import Ranks
 
 TextMode = Literal["absent", "pad", "given", "sampled"]
 UserMode = Literal["silence", "absent", "natural"]
@@ -56,22 +57,41 @@ class Recordings:
         self._tokenizer = tokenizer
         self._digests: dict[Path, str] = {}
 
+    def prepare(self, examples: Sequence[Example], progress: Callable[[int, int], None], ranks: Ranks) -> None:
+        """Encodes what the examples need and is not kept yet, each rank its share."""
+        sources = list(dict.fromkeys(piece.source for example in examples for piece in example.pieces))
+        ranks.together(lambda: self._encode(ranks.share(sources), progress))
+
+    def _encode(self, sources: list[Source], progress: Callable[[int, int], None]) -> None:
+        files = {source: self._whole_file(source) for source in sources}
+        derived = [source for source, file in files.items() if file is None]
+        whole = [file for file in files.values() if file is not None]
+        self._cache.fill(whole, lambda done, _: progress(done, len(sources)))
+        for number, source in enumerate(derived):
+            self.sides(source)
+            progress(len(whole) + number + 1, len(sources))
+
     def sides(self, source: Source) -> np.ndarray:
         """Codes [sides, K, T] of a source: Moshi's side, and in the mode `natural` the user's."""
-        channels = {read_info(segment.path).channels for segment in source.segments}
-        whole_file = (
-            len(source.segments) == 1 and source.segments[0].end_sec is None and not source.segments[0].start_sec
-        )
-        if self.user == "natural" and channels != {2}:
-            where = source.segments[0].path
-            raise EvaluationError(f"{where} is not stereo, so it has no user side; choose `--user silence` or `absent`")
-        if whole_file and (self.user == "natural" or channels == {1}):
-            return self._cache.codes(source.segments[0].path).numpy()
+        file = self._whole_file(source)
+        if file is not None:
+            return self._cache.codes(file).numpy()
         return self._derived(source, mono=self.user != "natural")
 
+    def _whole_file(self, source: Source) -> Path | None:
+        """The one sound file that a source is, with the channels that are wanted."""
+        channels = {read_info(segment.path).channels for segment in source.segments}
+        first = source.segments[0]
+        if self.user == "natural" and channels != {2}:
+            raise EvaluationError(
+                f"{first.path} is not stereo, so it has no user side; choose `--user silence` or `absent`"
+            )
+        whole = len(source.segments) == 1 and first.end_sec is None and not first.start_sec
+        return first.path if whole and (self.user == "natural" or channels == {1}) else None
+
     def frames(self, example: Example) -> int:
-        """Length of an example without putting its tokens together."""
-        return sum(len(range(*slice(p.start, p.stop).indices(self.sides(p.source).shape[-1]))) for p in example.pieces)
+        """Length of an example, from the headers of its sound files alone."""
+        return sum(len(range(*slice(p.start, p.stop).indices(_frames(p.source)))) for p in example.pieces)
 
     def tokens(self, example: Example) -> np.ndarray:
         """int32 [1 + 2K, T]: text, Moshi's codes, the user's codes."""
@@ -138,17 +158,31 @@ class Recordings:
         return self._digests[path]
 
 
+def _frames(source: Source) -> int:
+    """Length of a source's codes."""
+    samples = 0
+    for segment in source.segments:
+        first, last = _span(segment, read_info(segment.path).samples_24k)
+        samples += max(0, last - first)
+    return -(-samples // FRAME_SIZE)
+
+
+def _span(segment: Segment, samples: int) -> tuple[int, int]:
+    """First sample and the one after the last, at 24 kHz, of a segment of a file that has so many."""
+    last = samples if segment.end_sec is None else min(samples, round(segment.end_sec * SAMPLE_RATE))
+    return round(segment.start_sec * SAMPLE_RATE), last
+
+
 def _joined_blocks(source: Source, mono: bool) -> Iterator[np.ndarray]:
     for segment in source.segments:
-        first = round(segment.start_sec * SAMPLE_RATE)
-        last = None if segment.end_sec is None else round(segment.end_sec * SAMPLE_RATE)
+        first, last = _span(segment, read_info(segment.path).samples_24k)
         position = 0
         for block in read_blocks(segment.path):
-            part = block[:, max(0, first - position) : None if last is None else max(0, last - position)]
+            part = block[:, max(0, first - position) : max(0, last - position)]
             position += block.shape[1]
             if part.shape[1]:
                 yield part.mean(axis=0, keepdims=True) if mono else part
-            if last is not None and position >= last:
+            if position >= last:
                 break
 
 

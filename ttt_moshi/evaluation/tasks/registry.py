@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.pairs import subset
+from ttt_moshi.evaluation.pairs import sample, subset
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
@@ -44,7 +45,9 @@ class Benchmarks:
 
     def books(self) -> tuple[list[Book], dict[str, int]]:
         """The books in use, and the length of each in frames."""
-        books = find_books(self.data_root)[: self.max_items]
+        found = find_books(self.data_root)
+        chosen = sample({"": {book.id for book in found}}, self.max_items, self.seed)
+        books = [book for book in found if book.id in chosen]
         return books, {book.id: self.frames_of(Example(book.id, (Piece(book.source),))) for book in books}
 
 
@@ -76,6 +79,15 @@ def _needle(b: Benchmarks) -> Task:
     return TwoChoices("needle", subset(needle_pairs(b.data_root), b.max_items, b.seed, "distance"), macro="distance")
 
 
+def _spoken_repeat(b: Benchmarks) -> Task:
+    passages = find_repeats(b.data_root)
+    distances: dict[str, set[str]] = defaultdict(set)
+    for passage in passages:
+        distances[f"{passage.seconds:g}"].add(passage.example.id)
+    chosen = sample(distances, b.max_items, b.seed)
+    return SpokenRepeat([passage for passage in passages if passage.example.id in chosen])
+
+
 def _inner(b: Benchmarks) -> Task:
     books, _ = b.books()
     return InnerLoss([Example(book.id, (Piece(book.source, 0, INNER_FRAMES),)) for book in books])
@@ -90,7 +102,7 @@ TASKS: dict[str, Callable[[Benchmarks], Task]] = {
     "position": lambda b: Position(b.books()[0]),
     "context": lambda b: Context(*b.books()),
     "repeat": lambda b: Repeat(*b.books()),
-    "spoken_repeat": lambda b: SpokenRepeat(find_repeats(b.data_root)),
+    "spoken_repeat": _spoken_repeat,
     "needle": _needle,
     "inner": _inner,
 }
