@@ -3,7 +3,10 @@
     python benchmarks/checkpoint/bench.py --folder /data/scratch --gigabytes 2 --rounds 5 --json result.json
 
 Rounds are interleaved, so that a slow minute of the disk hits everybody; figures are medians, and what matters is the
-ratios. Every writer ends durable (fsync of files and folder). Reads begin with the page cache dropped for their files.
+ratios. Every writer makes new files, as a checkpoint must while the one before is still needed, and ends durable (fsync
+of files and folder); what it wrote in the round before is deleted first, outside the measured time. The bare disk is
+measured in the same way, and once more overwriting a file in place, which is faster where new blocks cost something.
+Reads begin with the page cache dropped for their files.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import safetensors.torch
@@ -28,9 +32,10 @@ import torch.distributed.checkpoint as dcp
 from blake3 import blake3
 from torch import Tensor
 
-from ttt_moshi.checkpoint import CheckpointStore, Retention, verify
+from ttt_moshi.checkpoint import CheckpointStore, Export, Retention, read_manifest, verify
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.output import PIECE, Output, aligned
+from ttt_moshi.checkpoint.reading import STREAMS, Reading, read_all
 from ttt_moshi.checkpoint.rows import as_bytes
 
 
@@ -87,8 +92,18 @@ def raw_read(path: Path, memory: memoryview) -> None:
     os.close(fd)
 
 
+def settle(folder: Path, *stale: str) -> None:
+    """Delete what is stale, wait for deletions that retention began in the background, and let the disk rest."""
+    for name in stale:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    while len([name for name in os.listdir(folder / "ours") if "0" in name]) > 1:
+        time.sleep(0.01)
+    os.sync()
+
+
 class Writers:
-    """One durable save by each writer; each overwrites what it wrote in the round before."""
+    """One durable save by each writer."""
 
     def __init__(self, folder: Path, tensors: dict[str, Tensor], store: CheckpointStore):
         self.folder, self.tensors, self.store, self.step = folder, tensors, store, 0
@@ -102,10 +117,16 @@ class Writers:
 
     def raw(self) -> None:
         raw_write(self.folder / "raw", self.image)
+        sync_tree(self.folder / "raw")
 
-    def ours(self) -> dict[str, float]:
+    def raw_overwriting(self) -> None:
+        raw_write(self.folder / "raw", self.image)
+
+    def ours(self, export: bool = False) -> dict[str, float]:
         self.step += 1
-        self.store.save(self.step, kind="full", tensors=self.tensors, state={"step": self.step})
+        weights = {name: Export(name, torch.bfloat16) for name in self.tensors}
+        exports = {"lora.safetensors": weights} if export else {}
+        self.store.save(self.step, kind="full", tensors=self.tensors, state={"step": self.step}, exports=exports)
         saved = self.store.wait()
         assert saved is not None
         return saved.seconds
@@ -128,15 +149,20 @@ class Writers:
 def measure_saves(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
     """Median seconds of each writer, and of the part of our save for which training waits."""
     others = {
-        "memcpy": writers.memcpy,
-        "raw_direct_write": writers.raw,
-        "dcp_save": writers.dcp,
-        "torch_save": writers.torch_save,
-        "safetensors_save": writers.safetensors,
+        "memcpy": (writers.memcpy, ()),
+        "raw_direct_write": (writers.raw, ("raw",)),
+        "raw_direct_overwrite": (writers.raw_overwriting, ()),
+        "dcp_save": (writers.dcp, ("dcp",)),
+        "torch_save": (writers.torch_save, ("torch.pt",)),
+        "safetensors_save": (writers.safetensors, ("all.safetensors",)),
     }
     times: dict[str, list[float]] = {name: [] for name in ("ours_durable", "ours_blocked", *others)}
     for number in range(rounds + 1):
-        current = {name: seconds(work) for name, work in others.items()}
+        current = {}
+        for name, (work, stale) in others.items():
+            settle(writers.folder, *stale)
+            current[name] = seconds(work)
+        settle(writers.folder)
         begin = time.perf_counter()
         parts = writers.ours()
         current |= {"ours_durable": time.perf_counter() - begin, "ours_blocked": parts["blocked"]}
@@ -153,22 +179,38 @@ def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> 
     newest = writers.store.path(writers.step)
     buffer = as_bytes(writers.copy)
 
+    def load_quarter() -> None:
+        """As the second of four ranks would, from what one rank saved: every part is still read and checked whole."""
+        readings = []
+        for name, entry in read_manifest(newest)["tensors"].items():
+            quarter = entry["shape"][0] // 4
+            readings.append(Reading(name, entry, targets[name][quarter : 2 * quarter], quarter, 2 * quarter))
+        read_all(Files(), newest, readings)
+        assert not any(reading.damage for reading in readings)
+
     def load_dcp() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(dict(targets), checkpoint_id=str(writers.folder / "dcp"), no_dist=True)
 
+    def hash_only() -> None:
+        with ThreadPoolExecutor(STREAMS) as pool:
+            pieces = [writers.image[offset : offset + PIECE] for offset in range(0, writers.total, PIECE)]
+            list(pool.map(lambda piece: blake3(piece).digest(), pieces))
+
     works = {
+        "hash_only": hash_only,
         "raw_direct_read": lambda: raw_read(writers.folder / "raw", buffer),
         "ours_verified_load": lambda: writers.store.load(writers.step, tensors=targets),
         "ours_deep_verify": lambda: verify(newest),
+        "ours_load_of_a_quarter": load_quarter,
         "dcp_load": load_dcp,
         "safetensors_load": lambda: safetensors.torch.load_file(writers.folder / "all.safetensors"),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name, work in works.items():
-            # Only what is read: retention may still be deleting the checkpoint before the newest.
+            settle(writers.folder)
             forget(newest, *(writers.folder / other for other in ("raw", "dcp", "all.safetensors")))
             times[name].append(seconds(work))
         say(f"load round {number + 1} of {rounds}: " + ", ".join(f"{n} {v[-1]:.2f} s" for n, v in times.items()))
@@ -256,8 +298,9 @@ def peak_during(work: Callable[[], object]) -> int:
 
 
 def measure_memory(writers: Writers, saves: int) -> dict[str, float]:
-    """Extra memory of a steady-state save, and growth over many."""
-    peak = peak_during(writers.ours)
+    """Extra memory of a steady-state save that also exports every tensor, and growth over many saves."""
+    writers.ours(export=True)
+    peak = peak_during(lambda: writers.ours(export=True))
     before = resident()
     small = {name: tensor for name, tensor in writers.tensors.items() if "small" in name}
     with CheckpointStore(writers.folder / "many", retention=Retention(last=1)) as store:
@@ -293,16 +336,18 @@ def measure_choosing(folder: Path, count: int) -> dict[str, float]:
 
 def ratios(save: dict[str, float], load: dict[str, float]) -> dict[str, float]:
     """What the goals are stated in."""
+    slower = max(load["raw_direct_read"], load["hash_only"])
     return {
         "blocked / memcpy (goal <= 1.25)": save["ours_blocked"] / save["memcpy"],
         "raw direct write / durable save (goal >= 0.75)": save["raw_direct_write"] / save["ours_durable"],
+        "raw direct overwrite / durable save": save["raw_direct_overwrite"] / save["ours_durable"],
         "dcp.save / durable save (goal >= 2.5)": save["dcp_save"] / save["ours_durable"],
         "torch.save / durable save": save["torch_save"] / save["ours_durable"],
         "safetensors / durable save": save["safetensors_save"] / save["ours_durable"],
         "verified load / raw direct read (goal <= 1.30)": load["ours_verified_load"] / load["raw_direct_read"],
+        "verified load of a quarter of all rows / of all": load["ours_load_of_a_quarter"] / load["ours_verified_load"],
         "dcp.load / verified load": load["dcp_load"] / load["ours_verified_load"],
-        "raw direct read / deep verify (goal >= 0.9 of disk or hash)": load["raw_direct_read"]
-        / load["ours_deep_verify"],
+        "slower of raw direct read and hash / deep verify (goal >= 0.9)": slower / load["ours_deep_verify"],
     }
 
 

@@ -17,13 +17,11 @@ from ttt_moshi.checkpoint import (
     Export,
     Retention,
     copy_out,
-    describe,
-    diff,
-    export_weights,
-    list_folder,
     repair,
     verify,
 )
+from ttt_moshi.cli.ckpt_export import export_weights
+from ttt_moshi.cli.ckpt_inspection import describe, diff, list_folder
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointStore, Export, diff, export_weights, repair
+from ttt_moshi.checkpoint import CheckpointStore, Export, repair
+from ttt_moshi.cli.ckpt_export import export_weights
+from ttt_moshi.cli.ckpt_inspection import diff
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import OptimArgs, TrainArgs, TTTArgs, to_dict
 

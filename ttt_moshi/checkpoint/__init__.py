@@ -1,9 +1,8 @@
 """Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
 
-from ttt_moshi.checkpoint.contents import export_weights, iter_tensors, read_document, read_tensors
+from ttt_moshi.checkpoint.contents import iter_tensors, read_document, read_tensors
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export
-from ttt_moshi.checkpoint.inspection import describe, diff, list_folder
 from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.mirror import copy_out
 from ttt_moshi.checkpoint.recovery import repair
@@ -27,11 +26,7 @@ __all__ = [
     "Saved",
     "VerifyReport",
     "copy_out",
-    "describe",
-    "diff",
-    "export_weights",
     "iter_tensors",
-    "list_folder",
     "prune",
     "read_document",
     "read_manifest",

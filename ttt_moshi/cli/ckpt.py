@@ -16,20 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 import ttt_moshi
-from ttt_moshi.checkpoint import (
-    CheckpointStore,
-    Retention,
-    diff,
-    export_weights,
-    list_folder,
-    prune,
-    read_manifest,
-    repair,
-    verify,
-)
+from ttt_moshi.checkpoint import CheckpointStore, Retention, prune, read_manifest, repair, verify
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
+from ttt_moshi.cli.ckpt_export import export_weights
+from ttt_moshi.cli.ckpt_inspection import diff, list_folder
 from ttt_moshi.errors import UserError
 
 WHERE = "a run, its checkpoints folder, or one checkpoint"
@@ -306,6 +298,14 @@ def _bench(argv: list[str], console: Console) -> int:
     console.print(table)
     for name, ratio in result["ratios"].items():
         console.print(f"{ratio:6.2f}  {name}")
+    stall, memory, choosing = result["stall"], result["memory"], result["choosing"]
+    for what, goal in (("alone", ""), ("beside_two_computing_threads", ""), ("beside_a_save", " (goal <= 10)")):
+        longest, most, median = (stall[f"{what}_{key}_ms"] for key in ("longest", "99.9_percent_below", "median"))
+        steps = f"ms longest training step {what.replace('_', ' ')}{goal}"
+        console.print(f"{longest:6.2f}  {steps}; 99.9 % below {most:.2f}, median {median:.3f}", soft_wrap=True)
+    console.print(f"{memory['extra_mib_of_one_save']:6.2f}  MiB of extra memory of a save with exports (goal <= 64)")
+    console.print(f"{memory['growth_mib_over_saves']:6.2f}  MiB of growth over {memory['saves']} saves (goal 0)")
+    console.print(f"{choosing['seconds']:6.3f}  s to find the newest valid of {choosing['checkpoints']} (goal <= 0.5)")
     return 0
 
 

@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 
-from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.contents import iter_tensors, read_document
-from ttt_moshi.checkpoint.errors import DamagedCheckpoint
+from ttt_moshi.checkpoint import DamagedCheckpoint, iter_tensors, layout, read_document, read_manifest
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.retention import read_pins
 from ttt_moshi.checkpoint.verify import check_quickly
 
