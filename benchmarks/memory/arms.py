@@ -50,6 +50,8 @@ class Plan:
     gate_lr: float = 2e-2
     gating_alpha: float = 0.3
     semantic_weight: float = 10.0
+    shuffle: bool = False
+    """whether recordings are heard in random order, instead of that in which they are listed"""
     carried: bool = False
     """whether each batch row walks through one recording, attention and memory carried from clip to clip"""
     start: Path | None = None
@@ -74,7 +76,7 @@ def train(
     """Trains all parameters, base and TTT together, and loads the checkpoint as any user would."""
     args = TrainArgs(
         run_dir=str(run_dir),
-        data=DataArgs(train_data=str(train_data)),
+        data=DataArgs(train_data=str(train_data), shuffle=plan.shuffle),
         moshi_paths=ModelPaths(hf_repo_id=str(base_model)),
         ttt=TTTArgs(
             enable=arm.inner is not None,

@@ -92,7 +92,8 @@ def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: S
     def stage(name: str, plan: arms.Plan) -> arms.Trained:
         return arms.train(arm, plan, place.base_model, place.train_data, place.folder / arm_name / name, _ignore)
 
-    first = arms.Plan(steps.clips, BATCH, CLIP_FRAMES, seed)
+    # Shuffled, since a batch of clips of one recording teaches little that other recordings share.
+    first = arms.Plan(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
     clips = stage("clips", first)
     rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
     second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)

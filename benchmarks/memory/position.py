@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
-    parser.add_argument("--steps", type=int, default=300, help=f"optimizer steps of {BATCH} single clips")
-    parser.add_argument("--carried-steps", type=int, default=200, help=f"further steps of {BATCH} clips, carried")
-    parser.add_argument("--documents", type=int, default=32, help="recordings that are measured")
+    parser.add_argument("--steps", type=int, default=450, help=f"optimizer steps of {BATCH} single clips")
+    parser.add_argument("--carried-steps", type=int, default=150, help=f"further steps of {BATCH} clips, carried")
+    parser.add_argument("--documents", type=int, default=24, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
     names, seeds = options.models.split(","), [int(seed) for seed in options.seeds.split(",")]
