@@ -86,25 +86,25 @@ def block_step(
     position = phase[:, None] + torch.arange(m, device=q.device)  # [B, m]
     after = phase + m if take is None else phase + take
 
-    z1, z1_query = (torch.cat([k, q], dim=2) @ W1 + b1).split(m, dim=2)
+    z1, z1_query = (_times(torch.cat([k, q], dim=2), W1) + b1).split(m, dim=2)
     if W2 is None:
         new = Rows(k, None, inner_gradient(z1, target, *norm), None, lam)
     else:
         assert b2 is not None
         a1 = gelu(z1)
-        g2 = inner_gradient(a1 @ W2 + b2, target, *norm)
-        new = Rows(k, a1, gelu_backward(g2 @ W2.mT, z1), g2, lam)
+        g2 = inner_gradient(_times(a1, W2) + b2, target, *norm)
+        new = Rows(k, a1, gelu_backward(_times(g2, W2.mT), z1), g2, lam)
     rows = _append(rows, new, phase, take, in_place)
 
     seen = (torch.arange(K, device=q.device) <= position[..., None])[:, None]  # [B, 1, m, K]
     step = torch.where(seen, rows.lam[:, :, None, :], 0.0)
     if rule.reciprocal_positions:
         step = step * rule.tau(q)[position.clamp(max=K - 1)][:, None, :, None]
-    z = z1_query - _reach(q, rows.k, step, rule) @ rows.g1
+    z = z1_query - _times(_reach(q, rows.k, step, rule), rows.g1)
     if W2 is not None:
         assert b2 is not None and rows.a1 is not None and rows.g2 is not None
         a = gelu(z)
-        z = a @ W2 + b2 - _reach(a, rows.a1, step, rule) @ rows.g2
+        z = _times(a, W2) + b2 - _times(_reach(a, rows.a1, step, rule), rows.g2)
     out = q + layer_norm(z, *norm)
 
     full = after == K
@@ -112,9 +112,14 @@ def block_step(
     return out, Memory(weights, rows, torch.where(full, 0, after))
 
 
+def _times(x: Tensor, W: Tensor) -> Tensor:
+    """x @ W, batched over streams and heads."""
+    return torch.bmm(x.flatten(0, 1), W.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 def _reach(queries: Tensor, keys: Tensor, step: Tensor, rule: Rule) -> Tensor:
     """How much of each row's gradient each query sees, [B, H, m, K]."""
-    similarity = queries @ keys.mT
+    similarity = _times(queries, keys.mT)
     return step * (similarity + 1.0 if rule.update_biases else similarity)
 
 
@@ -130,7 +135,7 @@ def commit(weights: Weights, rows: Rows, full: Tensor, rule: Rule, in_place: boo
         b1 = _subtract(b1, step, g1, in_place)
     if W2 is not None:
         assert rows.a1 is not None and g2 is not None and b2 is not None
-        W2 = _subtract(W2, step * rows.a1, g2, in_place)
+        W2 = _subtract(W2, rows.a1, step * g2, in_place)
         if rule.update_biases:
             b2 = _subtract(b2, step, g2, in_place)
     return Weights(W1, b1, W2, b2)
@@ -173,6 +178,8 @@ def _append(rows: Rows, new: Rows, phase: Tensor, take: Tensor | None, in_place:
 
 def _append_one(cache: Tensor, fresh: Tensor, phase: Tensor, take: Tensor | None, in_place: bool) -> Tensor:
     """One new frame for the streams whose `take` is 1."""
+    if len(phase) == 1 and take is None:  # the rows of one stream lie side by side: copying whole rows is faster
+        return cache.index_copy_(2, phase, fresh) if in_place else cache.index_copy(2, phase, fresh)
     extra = [1] * (cache.dim() - 1)
     slot = phase.view(-1, *extra).expand_as(fresh)
     if take is not None:

@@ -60,7 +60,7 @@ def standardise(z: Tensor) -> Tensor:
 
 def layer_norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """LayerNorm over the last axis; `gamma` and `beta` broadcast against `z` (they differ from head to head)."""
-    return standardise(z) * gamma + beta
+    return torch.addcmul(beta, standardise(z), gamma)
 
 
 def norm_forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ def norm_backward(d: Tensor, z: Tensor, mean: Tensor, inverse_std: Tensor) -> Te
 def inner_gradient(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Gradient of `0.5 * |layer_norm(z) - target|^2` with respect to `z`; all [..., f]."""
     normed, mean, inverse_std = norm_forward(z)
-    return norm_backward(gamma * (gamma * normed + beta - target), z, mean, inverse_std)
+    return norm_backward(torch.addcmul(beta - target, gamma, normed).mul_(gamma), z, mean, inverse_std)
 
 
 def rms_norm(x: Tensor) -> Tensor:
