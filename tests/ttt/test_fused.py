@@ -31,11 +31,6 @@ def interpret(cases):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_kernel_equals_the_plain_form():
-    interpret([(16, 16, True), (32, 16, False)])
-
-
-@pytest.mark.slow
 def test_kernel_equals_the_plain_form_in_every_geometry():
     interpret([(K, f, biases) for K in (16, 32, 64) for f in (16, 32, 64, 128) for biases in (True, False)])
 
