@@ -1,144 +1,86 @@
-"""Do the small benchmarks tell a model that knows the language from one that does not?
+"""Do the benchmarks tell more than their labels by accident would?
 
-    python benchmarks/evaluation/mini_signal.py --base BASE --data_root BENCH [--sentences N] [--steps N] [--out OUT]
+    python benchmarks/evaluation/mini_signal.py RESULTS [RESULTS ...] [--shuffles N] [--out OUT]
 
-The small base model is trained further on single voices saying sentences and stories of the generator's grammar, at
-16 kHz, with the text absent and the user silent: the condition that the benchmarks are scored in, and that Moshi's own
-pre-training contains. sWUGGY, sBLIMP and both StoryClozes are scored before and after, each beside what shuffled labels
-give (right and wrong exchanged at random, item by item): the range around chance. All figures are of synthetic speech.
+Takes evaluations that are there already (folders with `results.json` and `samples/`) and prints a table: every accuracy
+with its interval, and beside it what labels without meaning would give. Right and wrong are exchanged at random, item
+by item, so many times; shown are the middle 95 % of the accuracies and the share of them that reach the true one. No
+model runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ttt_moshi.config import ModelPaths
-from ttt_moshi.data.minibench import audio
-from ttt_moshi.data.speech import grammar
-from ttt_moshi.data.speech.dialogues import MOSHI_VOICES
-from ttt_moshi.data.speech.small_moshi import Pretraining, learning_rate, pretraining_loss, token_nll
-from ttt_moshi.evaluation.engine import Engine
-from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.nll_cache import NLLCache
-from ttt_moshi.evaluation.pairs import item_scores
-from ttt_moshi.evaluation.recordings import Recordings, as_batch
-from ttt_moshi.evaluation.scorer import ModelScorer
-from ttt_moshi.evaluation.subject import Subject, from_base
-from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
-from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
+from ttt_moshi.evaluation.results import OK, read_results
 
 SHUFFLES = 10_000
-NAMES = ("swuggy", "sblimp", "ssc", "tsc")
 
 
-def speech(folder: Path, count: int, seed: int) -> list[Path]:
-    """Sound files of sentences and, one in four, of whole stories, in the voices of the benchmarks."""
-    rng = random.Random(seed)
-    folder.mkdir(parents=True)
-    paths = []
-    for i in range(count):
-        person = grammar.random_person(rng)
-        told = grammar.story(rng, person)
-        said = told if i % 4 == 0 else [rng.choice([*told, grammar.agreement_sentence(rng, person)])]
-        path = folder / f"{i}.wav"
-        audio.write(path, audio.padded(audio.sentences(said, rng.choice(MOSHI_VOICES))))
-        paths.append(path)
-    return paths
+def items_of(samples: Path) -> np.ndarray:
+    """float64 [items]: the share of an item's pairs that were decided rightly, ties counting half."""
+    found: dict[str, list[float]] = {}
+    for line in samples.read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        found.setdefault(sample["item"], []).append(sample["score"])
+    return np.array([np.mean(scores) for scores in found.values()])
 
 
-def train(subject: Subject, sequences: list[np.ndarray], plan: Pretraining, seed: int) -> None:
-    """All parameters, in place; batches of sequences of similar length."""
-    rng = random.Random(seed)
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i].shape[-1])
-    batches = [order[i : i + plan.batch_size] for i in range(0, len(order), plan.batch_size)]
-    model = subject.model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.95), weight_decay=plan.weight_decay)
-    for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step)
-        codes, _ = as_batch([sequences[i] for i in rng.choice(batches)])
-        loss = pretraining_loss(*token_nll(model, codes))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            print(f"step {step}/{plan.steps} loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    model.eval()
-
-
-def shuffled_labels(items: np.ndarray, seed: int) -> dict[str, Any]:
-    """What accuracy would be if the labels meant nothing: right and wrong exchanged at random, item by item.
-
-    {"range95": middle 95 % of the accuracies of so many shuffles, "p": share of them at least as high as the true one}
-    """
+def shuffled_labels(items: np.ndarray, shuffles: int, seed: int) -> dict[str, Any]:
+    """{"range95": middle 95 % of the accuracies of so many shuffles, "p": share of them at least as high as the true
+    one, the true one among them}"""
     generator = np.random.default_rng(seed)
-    turned = generator.random((SHUFFLES, len(items))) < 0.5
+    turned = generator.random((shuffles, len(items))) < 0.5
     values = np.where(turned, 1.0 - items, items).mean(axis=1)
     low, high = np.percentile(values, [2.5, 97.5])
-    return {"range95": [float(low), float(high)], "p": float((values >= items.mean()).mean())}
+    at_least = int((values >= items.mean() - 1e-12).sum())
+    return {"range95": [float(low), float(high)], "p": (1 + at_least) / (1 + shuffles)}
 
 
-@dataclass
-class Measure:
-    """Accuracy of the four tasks with one set of weights."""
+def signal(folder: Path, shuffles: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """For every two-alternative task of an evaluation its accuracy, and that of shuffled labels."""
+    results = read_results(folder / "results.json")
+    found = {}
+    for name, task in results.tasks.items():
+        if task["status"] == OK and "chance" in task:
+            items = items_of(folder / "samples" / f"{name}.jsonl")
+            assert len(items) == task["n"] and abs(items.mean() - task["value"]) < 1e-9, (
+                f"{name}: not of one evaluation"
+            )
+            control = shuffled_labels(items, shuffles, seed)
+            found[name] = {"value": task["value"], "ci95": task["ci95"], "n": task["n"], "shuffled_labels": control}
+    return found
 
-    subject: Subject
-    recordings: Recordings
-    benchmarks: Benchmarks
 
-    def __call__(self, state: str) -> dict[str, dict[str, Any]]:
-        engine = Engine(ModelScorer(self.subject.model, state), self.recordings, NLLCache(None, state))
-        found = {}
-        for name in NAMES:
-            task = TASKS[name](self.benchmarks)
-            assert isinstance(task, TwoChoices)
-            outcome = task.run(engine)
-            found[name] = {key: outcome.entry[key] for key in ("value", "ci95", "n")}
-            items = item_scores(task.pairs, [sample["score"] for sample in outcome.samples])
-            found[name]["shuffled_labels"] = shuffled_labels(np.array(list(items.values())), self.benchmarks.seed)
-        return found
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The Markdown table of one evaluation."""
+    lines = ["| accuracy | value (95 % interval) | items | shuffled labels | p |", "|---|---|---|---|---|"]
+    for name, task in found.items():
+        low, high = task["ci95"]
+        control = task["shuffled_labels"]
+        bounds = " – ".join(f"{bound:.3f}" for bound in control["range95"])
+        value = f"{task['value']:.3f} ({low:.3f} – {high:.3f})"
+        lines.append(f"| `{name}` | {value} | {task['n']} | {bounds} | {control['p']:.4f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Prints one JSON object with all accuracies."""
+    """Prints a table for every evaluation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="folder of the small base model (`ttt-moshi demo` makes it)")
-    parser.add_argument("--data_root", type=Path, required=True, help="`ttt-moshi data make-bench` makes it")
-    parser.add_argument("--sentences", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="folders of evaluations")
+    parser.add_argument("--shuffles", type=int, default=SHUFFLES)
+    parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    began = time.process_time()
-    subject = from_base(ModelPaths(hf_repo_id=options.base), "cpu", torch.float32)
-    with tempfile.TemporaryDirectory() as name:
-        recordings = Recordings(subject.codec, Path(name) / "codes")
-        measure = Measure(subject, recordings, Benchmarks(options.data_root, recordings.frames))
-        result: dict[str, Any] = {"before": measure("before")}
-        paths = speech(Path(name) / "speech", options.sentences, options.seed + 1)
-        sequences = [recordings.tokens(Example(path.stem, Example.file(path.stem, path).pieces)) for path in paths]
-        result["minutes_of_training_speech"] = round(sum(s.shape[-1] for s in sequences) / 12.5 / 60, 1)
-        train(subject, sequences, Pretraining(steps=options.steps, batch_size=8, lr=2e-3), options.seed)
-        result["after"] = measure("after")
-    result["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = json.dumps(result, indent=2)
+    found = {str(folder): signal(folder, options.shuffles) for folder in options.results}
+    for folder, tasks in found.items():
+        print(f"\n{folder}\n\n{table(tasks)}")
     if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

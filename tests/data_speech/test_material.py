@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import DataError
 from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
-from ttt_moshi.data.speech.material import RECORD, TINY, Material, make_demo_material, make_tiny_material
+from ttt_moshi.data.loader import pick_source
+from ttt_moshi.data.sources import split_spec
+from ttt_moshi.data.speech.material import (
+    DEMO,
+    RECORD,
+    TINY,
+    Material,
+    make_demo_material,
+    make_tiny_material,
+    pretraining_mix,
+)
+from ttt_moshi.data.speech.small_moshi import hide_text
 from ttt_moshi.moshi import resolve_model
 
 SMALLEST = replace(
@@ -24,6 +36,7 @@ SMALLEST = replace(
     eval_dialogues=1,
     pretraining_dialogues=1,
     pretraining_monologues=1,
+    pretraining_tales=1,
     pretraining=replace(TINY.pretraining, steps=1),
 )
 
@@ -65,6 +78,18 @@ def test_base_model_has_learned_something(tiny_material: Material) -> None:
     assert tiny_material.eval_nll.keys() == tiny_material.uniform_nll.keys()
     for part in ("text_padding", "semantic", "acoustic"):
         assert tiny_material.eval_nll[part] < tiny_material.uniform_nll[part] - 0.5
+
+
+def test_every_second_clip_is_a_dialogue_and_only_dialogues_keep_their_text(tmp_path: Path) -> None:
+    entries = split_spec(pretraining_mix(tmp_path / "d", tmp_path / "m", tmp_path / "t"))
+    names = [path.name for path, _ in entries]
+    chosen = [names[pick_source([weight for _, weight in entries], position)[0]] for position in range(400)]
+    assert Counter(chosen) == {"d": 200, "m": 100, "t": 100}
+    for first in range(0, 400, DEMO.pretraining.batch_size):
+        size = DEMO.pretraining.batch_size
+        codes = hide_text(torch.zeros(size, 17, 3, dtype=torch.long), first, DEMO.pretraining.hidden_text)
+        hidden = (codes[:, 0] == -1).all(dim=1).tolist()
+        assert hidden == [name != "d" for name in chosen[first : first + size]]
 
 
 def test_a_second_call_changes_nothing_and_another_folder_is_equal(tiny_material: Material, tmp_path: Path) -> None:

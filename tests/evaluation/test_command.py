@@ -166,6 +166,19 @@ def test_missing_data_is_not_run_and_the_status_says_so(tiny_material, tmp_path,
     assert "not run" in capsys.readouterr().out
 
 
+def test_nothing_measured_is_status_2_and_names_are_refused_before_the_model_is_read(tmp_path, tiny_material, capsys):
+    command = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tiny_material.base_model), "--out"]
+    assert main([*command, str(tmp_path), "--eval_type", "paper_metrics", "--data_root", str(tmp_path)]) == 2
+    capsys.readouterr()
+    command = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tmp_path / "no model"), "--out", str(tmp_path)]
+    for mistake, expected in (
+        (["--tasks", "swugy"], "did you mean `swuggy`?"),
+        (["--ttt", "offf"], "it is on, off, no_writes or reset:FRAMES"),
+    ):
+        assert main([*command, *mistake]) == 2
+        assert expected in capsys.readouterr().err
+
+
 def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, tmp_path):
     """A whole training configuration may be given; what it says about the model changes nothing."""
     config = tmp_path / "c.yaml"
@@ -196,7 +209,7 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
 
 def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):
     for words, message in (
-        (["--checkpoint_dir", str(tmp_path / "gone")], "is not a checkpoint"),
+        (["--checkpoint_dir", str(tmp_path / "gone")], "is not a checkpoint: there is no such folder"),
         (["--checkpoint_dir", "base"], "needs --hf_repo_id"),
         (["--checkpoint_dr", "x"], "checkpoint_dir"),
         (["--checkpoint_dir", "x", "--batch_sise", "1"], "--batch_size"),
@@ -221,6 +234,28 @@ def test_stored_evaluations_are_listed_compared_and_reported_again(evaluated, tm
     assert main(["eval", "report", str(other)]) == 0
     assert (other / "report.html").read_bytes() == (out / "report.html").read_bytes()
     assert main(["eval", "ls", str(tmp_path / "cmp")]) == 1
+
+
+def test_the_documented_recipe_for_the_released_model_runs(bench, tiny_material, tmp_path, capsys):
+    """The command of the documentation, with a small model and small files in the same layouts."""
+    text = (ROOT / "docs" / "evaluation.md").read_text().replace("\\\n", " ")
+    (line,) = [
+        line for line in text.splitlines() if "--reference moshiko" in line and line.startswith("ttt-moshi eval")
+    ]
+    places = {
+        "kyutai/moshiko-pytorch-bf16": str(tiny_material.base_model),
+        "cuda": "cpu",
+        "BENCH": str(bench),
+        "results/moshiko": str(tmp_path / "out"),
+    }
+    words = [places.pop(word, word) for word in line.split()[1:]]
+    assert not places
+    assert main([*words, "--max_items", "2"]) == 0
+    found = results(tmp_path / "out")
+    assert list(found["tasks"]) == ["swuggy", "sblimp", "ssc", "tsc"]
+    assert found["config"]["max_items"] == 2 and found["config"]["dtype"] == "bfloat16"
+    assert all("deviation" in task["reference"] for task in found["tasks"].values())
+    assert "points)" in "".join(capsys.readouterr().out.split("\n"))
 
 
 def test_lists_for_versa(bench, tmp_path):

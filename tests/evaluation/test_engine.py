@@ -1,5 +1,7 @@
 """Scoring many examples: batches, cache, continuation after a kill."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,24 @@ def test_a_damaged_cache_file_is_named(tmp_path, toy, oracle):
     victim.write_bytes(victim.read_bytes()[:20])
     with pytest.raises(EvaluationError, match="damaged"):
         oracle(folder=tmp_path / "c")
+
+
+def test_a_full_disk_is_one_clear_line_and_what_was_scored_is_kept(tmp_path, toy, oracle, monkeypatch):
+    engine, writes = oracle(folder=tmp_path / "c", max_rows=3), []
+
+    def full(descriptor: int) -> None:
+        writes.append(descriptor)
+        if len(writes) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = examples(toy, tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EvaluationError, match=r"cannot write .*No space left on device.*goes on from there"):
+        engine.nll(wanted)
+    monkeypatch.undo()
+    again = oracle(folder=tmp_path / "c", max_rows=3)
+    assert again.nll(wanted).keys() == {example.id for example in wanted}
+    assert again.forward_passes == 2
 
 
 def test_pieces_are_joined_in_their_order(tmp_path, toy, oracle):

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from ttt_moshi.data.minibench.salmon import beeps, hiss, hum
-from ttt_moshi.data.minibench.stories import spoken_cloze, topic_cloze
+from ttt_moshi.data.minibench.stories import clozes
 
 NAME = re.compile(
     r"(\d+)_([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})_(correct|incorrect)\.wav"
@@ -42,16 +42,17 @@ def test_story_pairs_are_named_as_in_spoken_storycloze_and_share_their_beginning
 
 def test_unfitting_ends_contradict_the_story() -> None:
     rng = random.Random(0)
-    for _ in range(100):
-        close, far = spoken_cloze(rng), topic_cloze(rng)
-        for cloze in (close, far):
-            told = " ".join(cloze.sentences)
-            new = [w for w in cloze.unfitting.strip(".").split() if w not in cloze.fitting.strip(".").split()]
-            assert new and not any(word in told for word in new)
-            assert cloze.fitting.split()[0] == cloze.unfitting.split()[0]
-        hero = close.sentences[0].split()[0]
-        assert hero in close.unfitting, "the spoken variant keeps the person"
-        assert far.sentences[0].split()[0] not in far.unfitting
+    for topic in (False, True):
+        for _ in range(100):
+            one, twin = clozes(rng, topic)
+            assert (one.fitting, one.unfitting) == (twin.unfitting, twin.fitting), "a liking for an end cancels out"
+            assert one.sentences[:-1] == twin.sentences[:-1] and one.sentences[-1] != twin.sentences[-1]
+            for cloze in (one, twin):
+                taken_up = cloze.sentences[-1].strip(".").split()[-1]
+                assert cloze.fitting == f"The {taken_up} is happy."
+                animal = cloze.unfitting.split()[1]
+                told = " ".join(cloze.sentences).replace(".", "").split()
+                assert (animal in told) == (not topic), "only the topic variant brings in something new"
 
 
 def test_needle_twins_swap_what_is_true(bench: Path) -> None:

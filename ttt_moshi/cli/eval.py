@@ -104,6 +104,8 @@ class _Run:
     """One evaluation from its options to its files."""
 
     options: Any
+    names: list[str]
+    scoring: Any
     args: TrainArgs
     ranks: Any
     subject: Any
@@ -120,6 +122,8 @@ class _Run:
         base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
         overrides = _overrides(options.config)
         _fill_in(options, overrides.get("paper_metrics", {}))
+        # A mistyped name must not wait for the model.
+        names, scoring = _tasks(options), _scoring(options)
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE:
@@ -143,15 +147,14 @@ class _Run:
                 subject = from_checkpoint(folder, device, _dtype(options, args), base)
         recorded = _recorded(options, args) | {"training_clip_sec": clip_sec}
         results = Results(subject.facts, config=recorded, seed=options.seed)
-        return cls(options, args, ranks, subject, results, out, {})
+        return cls(options, names, scoring, args, ranks, subject, results, out, {})
 
     def evaluate(self, console: Console) -> None:
         """Fills in the results."""
-        names = self._tasks()
-        if self.options.eval_type in ("standard", "both") or "ppl" in names:
+        if self.options.eval_type in ("standard", "both") or "ppl" in self.names:
             with Bars(console) as bars:
                 self._standard(bars)
-        names = [name for name in names if name != "ppl"]
+        names = [name for name in self.names if name != "ppl"]
         if names:
             with Bars(console) as bars:
                 self._paper_metrics(names, bars)
@@ -169,14 +172,8 @@ class _Run:
         show_perplexity(console, self.results)
         show_tasks(console, self.results)
         console.print(f"results: {self.out / 'results.json'}", soft_wrap=True)
-        return 1 if self.results.skipped else 0
-
-    def _tasks(self) -> list[str]:
-        from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, parse_tasks
-
-        if self.options.tasks:
-            return parse_tasks(self.options.tasks)
-        return list(PAPER_METRICS) if self.options.eval_type != "standard" else []
+        skipped = len(self.results.skipped)
+        return 0 if not skipped else 2 if skipped == len(self.results.tasks) else 1
 
     def _standard(self, bars: Bars) -> None:
         from ttt_moshi.data import Alphabet, Corpus, EvalSet
@@ -232,7 +229,7 @@ class _Run:
         options, subject = self.options, self.subject
         cache = options.cache_dir or self.out / "cache"
         recordings = Recordings(subject.codec, cache / "codes", options.text, options.user, subject.tokenizer)
-        scorer = ModelScorer(subject.model, subject.facts["state_id"], _scoring(options))
+        scorer = ModelScorer(subject.model, subject.facts["state_id"], self.scoring)
         rows = options.batch_size or BatchPolicy.max_rows
         engine = Engine(
             scorer,
@@ -271,6 +268,14 @@ def _fill_in(options: Any, section: dict[str, Any]) -> None:
     for name, default in (("tasks", None), ("split", "test"), ("max_items", None), ("max_frames", 6000)):
         if getattr(options, name) is None:
             setattr(options, name, section.get(name, default))
+
+
+def _tasks(options: Any) -> list[str]:
+    from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, parse_tasks
+
+    if options.tasks:
+        return parse_tasks(options.tasks)
+    return list(PAPER_METRICS) if options.eval_type != "standard" else []
 
 
 def _with(args: TrainArgs, overrides: dict[str, Any]) -> TrainArgs:

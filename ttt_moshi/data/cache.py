@@ -139,7 +139,7 @@ class CodeCache:
         except OSError as error:
             raise DataError(
                 f"cannot write the code cache {self._folder}: {error.strerror or error}; "
-                "`data.code_cache_dir` names another folder"
+                "`data.code_cache_dir`, in evaluations `--cache_dir`, names another folder"
             ) from error
 
 

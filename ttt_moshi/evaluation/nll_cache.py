@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, writing
 
 _ABANDONED = 3600.0
 """seconds after which a file that is still being written has lost its writer"""
@@ -70,14 +70,15 @@ class NLLCache:
         if self._folder is None or not self._writes:
             self._memory |= values
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         name = blake3.blake3(" ".join(sorted(values)).encode()).hexdigest()[:32]
         path = self._folder / f"{name}.safetensors"
         partial = self._folder / f".{name}.{os.getpid()}.partial"
-        save_file({key: np.ascontiguousarray(value) for key, value in values.items()}, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with writing(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file({key: np.ascontiguousarray(value) for key, value in values.items()}, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
         self._files |= dict.fromkeys(values, path)
 
     def read(self, keys: list[str]) -> dict[str, np.ndarray]:

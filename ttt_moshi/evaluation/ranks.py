@@ -73,6 +73,8 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EvaluationError(f"`--device {device}`: PyTorch finds no GPU here; leave it out, or give --device cpu")
     if "LOCAL_RANK" not in os.environ:
         yield Ranks(), device
         return

@@ -21,7 +21,7 @@ from ttt_moshi.data import Codec, CodeCache
 from ttt_moshi.data.audio import FRAME_SIZE, SAMPLE_RATE, read_blocks, read_info
 from ttt_moshi.data.interleaver import ABSENT, PAD, Tokenizer, text_row
 from ttt_moshi.data.transcripts import read_transcript
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
 from ttt_moshi.evaluation.ranks import Ranks
 
@@ -144,10 +144,11 @@ class Recordings:
         path = self._cache_dir / f"joined-{name}.safetensors"
         if not path.exists():
             codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2)
-            self._cache_dir.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            save_file({"codes": codes.contiguous()}, partial)
-            partial.replace(path)
+            with writing(path):
+                self._cache_dir.mkdir(parents=True, exist_ok=True)
+                save_file({"codes": codes.contiguous()}, partial)
+                partial.replace(path)
         return load_file(path)["codes"].numpy()
 
     def _file_digest(self, path: Path) -> str:

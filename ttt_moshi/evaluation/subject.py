@@ -38,6 +38,10 @@ def checkpoint_folder(path: Path) -> Path:
     folder = path.parent if path.name == "consolidated" else path
     if (folder / "manifest.json").is_file():
         return folder
+    if not folder.exists():
+        raise EvaluationError(
+            f"{path} is not a checkpoint: there is no such folder; `ttt-moshi status` lists those that are there"
+        )
     found = sorted(m.parent for m in folder.glob("**/checkpoint_*/manifest.json") if "staging" not in m.as_posix())
     hint = f"; did you mean {found[-1]}?" if found else ""
     raise EvaluationError(f"{path} is not a checkpoint: it has no manifest.json{hint}")

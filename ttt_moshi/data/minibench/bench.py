@@ -35,7 +35,7 @@ from ttt_moshi.data.speech.material import demo_words
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD = "bench.json"
 
 
@@ -50,7 +50,7 @@ class BenchSize:
     voices: int
     """of Moshi's voices, for words and sentences"""
     stories: int
-    """pairs of sSC, and of tSC"""
+    """twin pairs of sSC, and of tSC"""
     salmon: int
     """pairs of each part"""
     books: int
@@ -69,7 +69,7 @@ SIZES = {
         words=4,
         sentences=1,
         voices=2,
-        stories=2,
+        stories=1,
         salmon=1,
         books=1,
         chapter_seconds=8.0,
@@ -81,7 +81,7 @@ SIZES = {
         words=50,
         sentences=12,
         voices=4,
-        stories=80,
+        stories=60,
         salmon=30,
         books=4,
         chapter_seconds=60.0,

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from ttt_moshi.data.speech.espeak import FRAME_SIZE, SAMPLE_RATE, Span, Utterance, Voice, speak
-from ttt_moshi.data.speech.grammar import Turn, dialogue, monologue
+from ttt_moshi.data.speech.grammar import Turn, dialogue, monologue, tales
 
 MOSHI_VOICES = (
     Voice("en-us", rate=175, pitch=45),
@@ -25,6 +25,8 @@ MOSHI_VOICES = (
     Voice("en-us+m3", rate=175, pitch=40),
     Voice("en-us+f4", rate=175, pitch=60),
 )
+STORYTELLER = MOSHI_VOICES[0]
+"""who tells all tales, as one speaker reads all of Spoken StoryCloze"""
 USER_VOICES = (
     Voice("en-gb-x-rp", rate=165, pitch=40),
     Voice("en-us+f1", rate=185, pitch=65),
@@ -55,9 +57,9 @@ class Dialogue:
         return self.samples.shape[1] / SAMPLE_RATE
 
 
-def speak_dialogue(turns: Sequence[Turn], rng: random.Random) -> Dialogue:
-    """Gives each side a voice and speaks the turns with gaps, overlaps and backchannels."""
-    voices = {"moshi": rng.choice(MOSHI_VOICES), "user": rng.choice(USER_VOICES)}
+def speak_dialogue(turns: Sequence[Turn], rng: random.Random, moshi: Sequence[Voice] = MOSHI_VOICES) -> Dialogue:
+    """Gives each side a voice, Moshi one of those given, and speaks the turns with gaps, overlaps and backchannels."""
+    voices = {"moshi": rng.choice(moshi), "user": rng.choice(USER_VOICES)}
     spoken = [(turn, speak(turn.text, voices[turn.speaker])) for turn in turns]
     return mix(spoken, schedule([(turn, utterance.duration) for turn, utterance in spoken], rng))
 
@@ -137,15 +139,25 @@ def make_monologues(folder: Path, seed: str, count: int, progress: Progress | No
     return _make(folder, seed, count, monologue, progress)
 
 
+def make_tales(folder: Path, seed: str, count: int, progress: Progress | None = None) -> Path:
+    """The same with tales in the storyteller's voice."""
+    return _make(folder, seed, count, tales, progress, (STORYTELLER,))
+
+
 def _make(
-    folder: Path, seed: str, count: int, write: Callable[[random.Random], list[Turn]], progress: Progress | None
+    folder: Path,
+    seed: str,
+    count: int,
+    write: Callable[[random.Random], list[Turn]],
+    progress: Progress | None,
+    moshi: Sequence[Voice] = MOSHI_VOICES,
 ) -> Path:
     recordings = folder / "data_stereo"
     recordings.mkdir(parents=True, exist_ok=True)
     lines = []
     for index in range(count):
         rng = _generator(seed, index)
-        conversation = speak_dialogue(write(rng), rng)
+        conversation = speak_dialogue(write(rng), rng, moshi)
         path = recordings / f"dialogue_{index:04d}.wav"
         write_dialogue(conversation, path)
         lines.append(json.dumps({"path": str(path.relative_to(folder)), "duration": conversation.duration}))

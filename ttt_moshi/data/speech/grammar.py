@@ -7,7 +7,7 @@ pays: what somebody says early in a dialogue is asked for later, and a story end
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WOMEN = ("Alice", "Carla", "Emma")
 MEN = ("Bob", "David", "Frank")
@@ -105,12 +105,63 @@ def story_ending(rng: random.Random, person: Person) -> str:
     )
 
 
-def monologue(rng: random.Random, words: int = 8, sentences: int = 6) -> list[Turn]:
-    """Moshi alone: some words, some sentences about somebody's animals, a story."""
-    person = random_person(rng)
+@dataclass(frozen=True)
+class Tale:
+    """A short story whose sentences take up what the one before ended with, so that its end can be told."""
+
+    name: str
+    place: str
+    pet: str
+    seeing: str
+    seen: str
+    """the animal that the end is about"""
+    unseen: str
+    """the animal that another end would be about"""
+    known: bool
+    """whether the tale begins with both of these animals; otherwise it begins with the pet"""
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Four sentences."""
+        if self.known:
+            one, other = sorted((self.seen, self.unseen))
+            opening = (f"{self.name} has a {one} and a {other}.", f"They are in the {self.place}.")
+        else:
+            opening = (f"{self.name} has a {self.pet}.", f"The {self.pet} is in the {self.place}.")
+        return (*opening, f"The {self.place} has a {self.seeing}.", f"The {self.seeing} sees the {self.seen}.")
+
+    @property
+    def ending(self) -> str:
+        """The fifth sentence."""
+        return f"The {self.seen} is happy."
+
+    @property
+    def twin(self) -> Tale:
+        """The same tale with the other animal seen: equal up to the last word before the end."""
+        return replace(self, seen=self.unseen, unseen=self.seen)
+
+
+def tale(rng: random.Random, known: bool) -> Tale:
+    """A tale of random words."""
+    name, place = rng.choice(NAMES), rng.choice(PLACES)
+    pet, seeing, seen, unseen = rng.sample(ANIMALS, 4)
+    return Tale(name, place, pet, seeing, seen, unseen, known)
+
+
+def monologue(rng: random.Random, words: int = 10, sentences: int = 10) -> list[Turn]:
+    """Moshi alone: some words, and some sentences about somebody's animals and meals."""
     said = [f"{word.capitalize()}." for word in rng.sample(VOCABULARY, words)]
-    said += [agreement_sentence(rng, random_person(rng)) for _ in range(sentences)]
-    return [Turn("moshi", text) for text in [*said, *story(rng, person, middle=1)]]
+    for _ in range(sentences):
+        person = random_person(rng)
+        meal = f"{person.name} made {person.reflexive} some {rng.choice(FOODS)}."
+        said.append(rng.choice((agreement_sentence(rng, person), agreement_sentence(rng, person), meal)))
+    return [Turn("moshi", text) for text in said]
+
+
+def tales(rng: random.Random, count: int = 5) -> list[Turn]:
+    """Moshi alone, telling one tale after the other."""
+    told = [tale(rng, known=rng.random() < 0.5) for _ in range(count)]
+    return [Turn("moshi", text) for one in told for text in (*one.told, one.ending)]
 
 
 def dialogue(rng: random.Random, questions: int = 3, stories: int = 1) -> list[Turn]:

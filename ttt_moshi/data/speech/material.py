@@ -21,6 +21,7 @@ from ttt_moshi.data.speech.dialogues import (
     dialogue_words,
     make_dialogues,
     make_monologues,
+    make_tales,
     read_words,
 )
 from ttt_moshi.data.speech.espeak import Utterance, speak
@@ -41,7 +42,7 @@ from ttt_moshi.data.speech.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RECORD = "material.json"
 PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {
@@ -62,7 +63,9 @@ class MaterialSize:
     pretraining_dialogues: int = 60
     """others, on which the base model is trained; they are deleted afterwards"""
     pretraining_monologues: int = 60
-    """likewise, of about 30 s each"""
+    """likewise, of about 40 s each, words and sentences"""
+    pretraining_tales: int = 60
+    """likewise, of about 35 s each, five tales in one voice"""
     questions: int = 3
     """about earlier facts, per dialogue"""
     stories: int = 1
@@ -81,6 +84,7 @@ TINY = MaterialSize(
     eval_dialogues=2,
     pretraining_dialogues=2,
     pretraining_monologues=1,
+    pretraining_tales=1,
     questions=1,
     stories=0,
     fitting_sentences=45,
@@ -159,6 +163,7 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
     pretraining_data = [
         speech("pretraining/dialogues", size.pretraining_dialogues),
         make_monologues(folder / "pretraining/monologues", f"{seed}/monologues", size.pretraining_monologues, report),
+        make_tales(folder / "pretraining/tales", f"{seed}/tales", size.pretraining_tales, report),
     ]
     base = folder / "base"
     base.mkdir()
@@ -170,14 +175,22 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
     report("fitting Mimi", 1, 1)
     codec = Codec(mimi, mimi_config(size.mimi))
     corpora = []
-    # The two kinds alternate in pre-training, since sources of equal weight do.
-    for data in (",".join(map(str, pretraining_data)), str(eval_data), str(train_data)):
+    for data in (pretraining_mix(*pretraining_data), str(eval_data), str(train_data)):
         corpus = Corpus(data, codec, tokenizer, size.pretraining.clip_seconds)
         corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
         corpora.append(corpus)
     results = _make_moshi(base, seed, size, tokenizer.vocab_size(), corpora[0], corpora[1], report)
     shutil.rmtree(folder / "pretraining")
     return results
+
+
+def pretraining_mix(dialogues: Path, monologues: Path, tales: Path) -> str:
+    """The three kinds as a source list in which every second clip is a dialogue.
+
+    `Pretraining.hidden_text` hides the text of the others: a single voice without a transcript is how benchmarks of
+    speech are scored, and what most of Moshi's own pre-training speech is.
+    """
+    return f"{dialogues}:2,{monologues},{tales}"
 
 
 def fitting_speech(seed: int, sentences: int) -> list[Utterance]:

@@ -42,11 +42,12 @@ class MoshiSize:
 class Pretraining:
     """A fixed number of AdamW steps with a linear warm-up and a cosine decay."""
 
-    steps: int = 400
-    batch_size: int = 4
+    steps: int = 800
+    batch_size: int = 2
     clip_seconds: float = 12.0
-    hidden_text: float = 0.4
-    """share of the clips whose text is absent, so that speech without a transcript can be scored"""
+    hidden_text: float = 0.5
+    """share of the clips whose text is absent, so that speech without a transcript can be scored; half are every other
+    one, beginning with the second"""
     lr: float = 4e-3
     warmup: float = 0.1
     """share of the steps"""

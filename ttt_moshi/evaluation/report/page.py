@@ -13,6 +13,7 @@ h1 { margin-bottom: .3rem; } h2 { margin: 2.4rem 0 .5rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 table { display: block; overflow-x: auto; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td:not(:last-child) { white-space: nowrap; }
 thead th { background: var(--soft); } code { background: var(--soft); padding: .1rem .3rem; border-radius: .25rem; }
 code { overflow-wrap: anywhere; } svg { width: 100%; height: auto; }
 figure { margin: 1rem 0; }

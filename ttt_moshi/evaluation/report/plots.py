@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 matplotlib.use("agg")
 
@@ -75,7 +76,8 @@ def _bars(axes: Axes, labels: Sequence[str], entries: Sequence[dict[str, Any]], 
     high = [e["ci95"][1] - v for v, e in zip(values, entries, strict=True)]
     errors = [[max(0.0, x) for x in low], [max(0.0, x) for x in high]]
     axes.bar(labels, values, color=colours, yerr=errors, ecolor=GREY, capsize=3)
-    axes.tick_params(axis="x", rotation=40)
+    for label in axes.get_xticklabels():
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
 
 
 def components(task: dict[str, Any]) -> Figure:
@@ -93,7 +95,7 @@ def components(task: dict[str, Any]) -> Figure:
     for group, bins in task["positions"].items():
         points = [{"value": b["nll"], "ci95": b["ci95"]} for b in bins]
         _curve(curve, [(b["start"] + b["stop"]) / 2 for b in bins], points, group, COLOURS[group])
-    curve.set_xscale("log", base=2)
+    _doubling(curve)
     curve.set_xlabel("frames since the start of the clip")
     curve.legend(frameon=False, fontsize=8)
     return figure
@@ -132,8 +134,14 @@ def _mark(axes: Axes, window: int, training_frames: int | None) -> None:
         axes.axvline(
             training_frames, color=GREY, linestyle=":", linewidth=1.4, label=f"training clip, {training_frames} frames"
         )
-    axes.set_xscale("log", base=2)
+    _doubling(axes)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _doubling(axes: Axes) -> None:
+    """Frames on an axis where equal steps are doublings."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def by_position(task: dict[str, Any], training_frames: int | None) -> Figure:

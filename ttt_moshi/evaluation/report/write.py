@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ttt_moshi.evaluation.compare import Evaluation, compare
+from ttt_moshi.evaluation.errors import writing
 from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
 from ttt_moshi.evaluation.report.page import page
 from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render, trade_off
@@ -82,5 +83,6 @@ def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> 
 
 def _write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with writing(path):
+        partial.write_bytes(content)
+        partial.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -118,5 +119,7 @@ def parse_tasks(names: str) -> list[str]:
     found = [name.strip().lower() for name in names.split(",") if name.strip()]
     for name in found:
         if name not in TASKS and name != PERPLEXITY:
-            raise EvaluationError(f"unknown task `{name}`; there are {', '.join((PERPLEXITY, *TASKS))}")
+            nearest = get_close_matches(name, (PERPLEXITY, *TASKS), n=1)
+            hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            raise EvaluationError(f"unknown task `{name}`{hint} (there are {', '.join((PERPLEXITY, *TASKS))})")
     return list(dict.fromkeys(found))
