@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.memory.curves import BINS, CLIP_FRAMES
 from benchmarks.memory.measure import mean_and_interval
-from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
+from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING, BOUNDED
 
 CLIP, FAR, LAST = BINS.index(CLIP_FRAMES) - 1, BINS.index(4 * CLIP_FRAMES) - 1, len(BINS) - 2
 """places of the bins that end with a training clip, with four times its length, and with a test recording"""
@@ -63,6 +63,11 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
         for control, values in by_control.items():
             if control == BEFORE_CARRYING:
                 found += [_change(f"{arm}, {control}", values, place, CLIP) for place in (FAR, LAST)]
+            elif control == BOUNDED:
+                found += [_no_higher(_change(f"{arm}, {control}", values, place, CLIP)) for place in (FAR, LAST)]
+                found.append(
+                    _difference(f"{arm}, {control} - as trained, last bin", values[..., LAST], plain[..., LAST])
+                )
             elif control != AS_TRAINED:
                 change = _difference(f"{arm}, as trained - {control}, last bin", plain[..., LAST], values[..., LAST])
                 found.append(_lower(change))

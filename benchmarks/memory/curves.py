@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.memory import arms, measure, phones, spoken
 from benchmarks.memory.base_model import write_base_model, write_speech_model
-from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING
+from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING, BOUNDED
 from benchmarks.ttt.machine import facts
 
 CLIP_FRAMES = 256
@@ -32,6 +32,8 @@ CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 BATCH = 8
 CARRIED_RATE = 0.5
 """learning rates of the second stage, in units of those of the first"""
+BOUND = 1.0
+"""how far a bounded memory may be from its start, in units of the start's norm"""
 TEST_SEED = 1_000_000
 
 
@@ -106,6 +108,7 @@ def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: S
         for control, change in measure.controls(arms.WINDOW).items():
             with measure.ablated(model, change):
                 by_bin[control] = _binned(measure.semantic_nll(model, codes))
+        by_bin[BOUNDED] = _binned(measure.nll_with_bounded_memory(model, codes, BOUND))
         by_bin["memory of another"] = _binned(measure.nll_with_memory_of_another(model, codes, TEST_FRAMES // 2))
     by_context = {
         str(context): measure.semantic_nll(model, codes[..., -context - TARGET_FRAMES :])[:, -TARGET_FRAMES:]

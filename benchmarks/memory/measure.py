@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,16 @@ from ttt_moshi.evaluation import undisturbed
 from ttt_moshi.evaluation.chunked import score_in_chunks
 from ttt_moshi.evaluation.score import gather_nll, valid_tokens
 from ttt_moshi.evaluation.statistics import bootstrap_mean
-from ttt_moshi.moshi import TTTMoshi, ablate, resolve_model
+from ttt_moshi.moshi import StreamState, TTTMoshi, ablate, resolve_model
 
 SEMANTIC = MOSHI_SEMANTIC - 1
 """place of Moshi's semantic codebook among the audio logits"""
 
 CHUNK_FRAMES = 256
 """Long recordings are scored piece by piece; the result is that of one pass."""
+
+BOUND_EVERY = 64
+"""frames between corrections of a bounded memory; a multiple of the mini-batch, so that none is cut in two"""
 
 
 def controls(window: int) -> dict[str, dict[str, float | int]]:
@@ -92,6 +96,41 @@ def nll_with_memory_of_another(model: TTTMoshi, codes: torch.Tensor, swap: int) 
                 output, stream = chunk.output, chunk.stream
                 nll.append(gather_nll(output.text_logits, output.logits, chunk.targets, _masks(output)).nll)
     return torch.cat(nll, dim=2)[:, MOSHI_SEMANTIC].numpy()
+
+
+def nll_with_bounded_memory(model: TTTMoshi, codes: torch.Tensor, bound: float) -> np.ndarray:
+    """`semantic_nll` where every `BOUND_EVERY` frames each matrix of each memory is brought back to within a distance
+    of its trained start: `bound` times that start's own norm, head by head. Directions stay as they are.
+    """
+    nll = []
+    with undisturbed(model):
+        stream = model.start_stream(len(codes))
+        for piece in codes.split(BOUND_EVERY, dim=2):
+            chunk = model.forward_chunk(piece, stream)
+            output = chunk.output
+            nll.append(gather_nll(output.text_logits, output.logits, chunk.targets, _masks(output)).nll)
+            stream = _bounded(model, chunk.stream, bound)
+    return torch.cat(nll, dim=2)[:, MOSHI_SEMANTIC].numpy()
+
+
+def _bounded(model: TTTMoshi, stream: StreamState, bound: float) -> StreamState:
+    carries = list(stream.layers)
+    for index in model.ttt_layers:
+        memory, ttt = carries[index].memory, model.layers[index].ttt
+        assert memory is not None and ttt is not None
+        starts = ttt.init_state(1).tensors()
+        changed = {}
+        for name in ("W1", "W2"):
+            if name in starts:
+                # What is carried is counted from the start.
+                distance, norm = (_norm(tensor) for tensor in (memory.tensors()[name], starts[name]))
+                changed[name] = memory.tensors()[name] * (bound * norm / distance.clamp(min=1e-12)).clamp(max=1)
+        carries[index] = replace(carries[index], memory=replace(memory, **changed))
+    return replace(stream, layers=tuple(carries))
+
+
+def _norm(matrices: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.matrix_norm(matrices, keepdim=True)
 
 
 def _masks(output: LMOutput) -> torch.Tensor:

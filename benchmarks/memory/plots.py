@@ -14,13 +14,14 @@ from matplotlib.lines import Line2D
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
 COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "full": ORANGE}
-AS_TRAINED, BEFORE_CARRYING = "as trained", "before carrying"
+AS_TRAINED, BEFORE_CARRYING, BOUNDED = "as trained", "before carrying", "bounded memory"
 LOOKS: dict[str, dict[str, Any]] = {
     AS_TRAINED: {"linestyle": "-", "marker": "o"},
     "reset": {"linestyle": (0, (1, 1.5)), "marker": "v"},
     "inner lr 0": {"linestyle": (0, (5, 2)), "marker": "s"},
     "gate 0": {"linestyle": (0, (5, 2, 1, 2)), "marker": "D"},
     "memory of another": {"linestyle": (0, (8, 2, 1, 2, 1, 2)), "marker": "x"},
+    BOUNDED: {"linestyle": (0, (9, 1.5)), "marker": "^"},
     BEFORE_CARRYING: {"linestyle": (0, (2, 2)), "marker": "+"},
 }
 LINE = {"linewidth": 1.3, "markersize": 4.0}

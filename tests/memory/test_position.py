@@ -86,6 +86,19 @@ def test_memory_of_another_matters_from_the_swap_on(model, documents):
     np.testing.assert_allclose(swapped, plain, atol=2e-4)
 
 
+def test_a_bound_acts_once_the_memory_has_gone_so_far(model, documents):
+    codes = documents(2)
+    plain = measure.semantic_nll(model, codes)
+    np.testing.assert_allclose(measure.nll_with_bounded_memory(model, codes, 100.0), plain, atol=2e-4)
+    tight = measure.nll_with_bounded_memory(model, codes, 0.0)
+    first = measure.BOUND_EVERY
+    np.testing.assert_allclose(tight[:, :first], plain[:, :first], atol=2e-4)
+    assert (abs(tight[:, first:] - plain[:, first:]).max(1) > 1e-2).all()
+    with measure.ablated(model, {"reset_every": first}):
+        forgotten = measure.semantic_nll(model, codes)
+    np.testing.assert_allclose(tight, forgotten, atol=2e-4, err_msg="a memory held to its start is one that forgets")
+
+
 def test_comparisons_are_paired_by_document_and_pool_seeds():
     rng = np.random.default_rng(0)
     difficulty = rng.normal(3, 1, (30, 1))
