@@ -82,6 +82,18 @@ def test_a_fresh_process_reads_what_was_saved(store, tmp_path):
     assert done.stdout.split() == [saved.state_id, str(tensors["param/w"].double().sum().item())]
 
 
+def test_two_names_of_one_tensor_come_back_equal_whether_tied_or_not(store):
+    """Nothing relies on names being tied or not: each is saved and restored under its own."""
+    tied = torch.randn(8, 4)
+    store.save(1, kind="adapters", tensors={"param/a": tied, "param/b": tied, "param/c": tied.T}, state={})
+    store.wait()
+    again, apart = torch.zeros(8, 4), torch.zeros(8, 4)
+    store.load(1, tensors={"param/a": again, "param/b": again, "param/c": again.T})
+    assert torch.equal(again, tied)
+    store.load(1, tensors={"param/a": again.zero_(), "param/b": apart, "param/c": torch.zeros(4, 8)})
+    assert torch.equal(again, tied) and torch.equal(apart, tied)
+
+
 def test_tensors_may_change_as_soon_as_save_returns(store):
     weight = torch.randn(1000, 100)
     before = weight.clone()

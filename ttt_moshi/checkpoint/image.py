@@ -56,22 +56,22 @@ class Image:
 
         On a GPU the copies are only queued; see `wait_device` and `wait_host`.
         """
-        try:
-            if self._stream is None:
+        if self._stream is None:
+            for name, view in self.views.items():
+                self._reach(self.layout.entries[name].begin)
+                view.copy_(rows[name].local)
+        else:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for name, view in self.views.items():
-                    self._reach(self.layout.entries[name].begin)
-                    view.copy_(rows[name].local)
-            else:
-                self._stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self._stream):
-                    for name, view in self.views.items():
-                        view.copy_(rows[name].local, non_blocking=True)
-                    self._copied = self._stream.record_event()
-            copied()
-        except BaseException:
-            self._reach(-1)
-            raise
+                    view.copy_(rows[name].local, non_blocking=True)
+                self._copied = self._stream.record_event()
+        copied()
         self._reach(len(self.memory))
+
+    def fail(self) -> None:
+        """Staging will not be finished: whoever waits for it gives up."""
+        self._reach(-1)
 
     def _reach(self, staged: int) -> None:
         with self._progress:

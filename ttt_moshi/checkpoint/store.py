@@ -197,16 +197,20 @@ class CheckpointStore:
             parent=self._parent,
         )
         number = self._talk.next_round()
-        image.empty()
-        self._pending = self._background.submit(self._saver.run, job, number)
-        if self.rank == 0:
-            self._tidied = self._background.submit(self._tidy, self._pending)
         staging = time.perf_counter()
 
         def copied() -> None:
             job.seconds |= {"stage": seconds_since(staging), "blocked": seconds_since(begin)}
 
-        image.stage(rows, copied)
+        image.empty()
+        try:
+            self._pending = self._background.submit(self._saver.run, job, number)
+            if self.rank == 0:
+                self._tidied = self._background.submit(self._tidy, self._pending)
+            image.stage(rows, copied)
+        except BaseException:
+            image.fail()
+            raise
 
     def _tidy(self, finished: Future[Saved]) -> None:
         """Pointer, journal and retention: after a commit, in the background, and never able to spoil it."""
