@@ -148,10 +148,10 @@ def test_a_killed_writer_leaves_nothing_that_is_read(tmp_path, recording, codec)
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, recording, cache, monkeypatch):
-    def full(descriptor: int) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DataError, match=r"cache.*No space left on device.*code_cache_dir"):
         cache.codes(recording)
     assert list((tmp_path / "cache").iterdir()) == []

@@ -7,7 +7,6 @@ file is written under another name and renamed into place, and its content is ch
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,10 +128,9 @@ class CodeCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
-                with temporary.open("xb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                # Not forced to the disk: what a power failure leaves behind does not pass the check of its digest, and
+                # waiting for the disk after every short recording would take longer than encoding it.
+                temporary.write_bytes(content)
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -56,6 +56,7 @@ class Recordings:
         self._cache = CodeCache(cache_dir, codec)
         self._tokenizer = tokenizer
         self._digests: dict[Path, str] = {}
+        self._whole_files: dict[Source, Path | None] = {}
 
     def prepare(self, examples: Sequence[Example], progress: Callable[[int, int], None], ranks: Ranks) -> None:
         """Encodes what the examples need and is not kept yet, each rank its share."""
@@ -80,6 +81,11 @@ class Recordings:
 
     def _whole_file(self, source: Source) -> Path | None:
         """The one sound file that a source is, with the channels that are wanted."""
+        if source not in self._whole_files:
+            self._whole_files[source] = self._find_whole_file(source)
+        return self._whole_files[source]
+
+    def _find_whole_file(self, source: Source) -> Path | None:
         channels = {read_info(segment.path).channels for segment in source.segments}
         first = source.segments[0]
         if self.user == "natural" and channels != {2}:
