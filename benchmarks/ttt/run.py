@@ -39,13 +39,13 @@ def bars(result: dict[str, Any]) -> list[Bar]:
             Bar("train, K=64: than checkpointed naive", by_size[64]["vs_checkpointed"], 1.6, True),
         ]
     if "streaming" in result:
-        row = result["streaming"]
-        found += [
-            Bar("stream: times faster than gradient sums, plain", row["vs_plain"], 6.0, True),
-            Bar("stream: than gradient sums, lean", row["vs_lean"], 1.7, True),
-            Bar("stream: frame, median", row["median_ms"]["rows"], 2.5, False, "ms"),
-            Bar("stream: committing frame, median", row["commit_median_ms"], 8.0, False, "ms"),
-        ]
+        for turns, row in result["streaming"].items():
+            found += [
+                Bar(f"stream, {turns}: times plain gradient sums", row["vs_plain"], 6.0, True),
+                Bar(f"stream, {turns}: times lean gradient sums", row["vs_lean"], 1.7, True),
+                Bar(f"stream, {turns}: frame, median", row["median_ms"]["rows"], 2.5, False, "ms"),
+                Bar(f"stream, {turns}: committing frame, median", row["commit_median_ms"], 8.0, False, "ms"),
+            ]
     if "memory" in result:
         row = result["memory"]
         found += [
@@ -93,6 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(bar.name, f"{bar.value:.3g} {bar.unit}", f"{sign} {bar.bound:g}", "yes" if bar.met else "NO")
     console.print(result["machine"])
     console.print(table)
+    for part in ("training", "streaming"):
+        if part in result:
+            console.print(part, result[part])
     result["bars"] = [bar._asdict() | {"met": bar.met} for bar in bars(result)]
     if options.json:
         machine.write(options.json, result)
