@@ -3,7 +3,7 @@
 Equal to `block_step` on every mini-batch (proven in tests), but nothing of a step is kept for the backward pass except
 its low-rank factors. The weights of every step are found again while walking backwards, by adding the updates to the
 last ones ("rebuild"), or by recomputing from weights kept every so many mini-batches ("checkpoint": less memory, about
-a third more time).
+a fifth more time).
 """
 
 from __future__ import annotations
