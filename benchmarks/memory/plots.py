@@ -51,22 +51,17 @@ def recall_figure(summary: dict[str, Any], chance: float, trained: tuple[int, in
         return figure
 
 
-def position_figure(
-    curves: dict[str, dict[str, list[dict[str, Any]]]], marks: dict[str, int], floor: dict[str, float]
-) -> Figure:
+def position_figure(curves: dict[str, dict[str, list[dict[str, Any]]]], marks: dict[str, int]) -> Figure:
     """NLL against position with intervals over documents.
 
     Args:
         curves: by model and control, points with `from`, `to`, `value` and `ci95`.
         marks: lengths in frames, each drawn as a line, by their description.
-        floor: values in nats, each drawn as a line, by their description.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("frame of the recording", "nats per semantic code")
         for (label, frames), style in zip(marks.items(), ("-", (0, (6, 3))), strict=False):
             axes.axvline(frames, color=GREEN, linewidth=1, linestyle=style, label=label)
-        for label, value in floor.items():
-            axes.axhline(value, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label=label)
         for arm, controls in curves.items():
             for control, points in controls.items():
                 x = [(point["from"] * point["to"]) ** 0.5 for point in points]

@@ -28,7 +28,6 @@ from benchmarks.memory.curves import (
     prepare,
 )
 from benchmarks.memory.measure import mean_and_interval
-from benchmarks.memory.phones import entropy_rate
 from benchmarks.ttt.machine import write
 
 MODELS = ("window", "ttt-linear", "ttt-mlp")
@@ -73,8 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     result |= {"summary": summary, "comparisons": compare(curves)}
     write(path, result)
     marks = {"length of a training clip": CLIP_FRAMES, "longest carried recording": LONGEST_FRAMES}
-    floor = {"knowing chain and voice": entropy_rate()} if options.language == "chain" else {}
-    plots.save(plots.position_figure(summary, marks, floor), path.with_suffix(""))
+    plots.save(plots.position_figure(summary, marks), path.with_suffix(""))
     console.print(_positions(summary))
     console.print(_contexts(result["runs"]))
     for entry in result["comparisons"]:
