@@ -33,7 +33,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import pair_score
 from ttt_moshi.evaluation.recordings import Recordings
 from ttt_moshi.evaluation.reductions import channel_sums
-from ttt_moshi.evaluation.score import score
+from ttt_moshi.evaluation.score import Scores, score
 from ttt_moshi.evaluation.scorer import ModelScorer
 from ttt_moshi.evaluation.subject import Subject, from_base
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
@@ -64,29 +64,43 @@ def path_of(example: Example) -> Path:
     return piece.source.segments[0].path
 
 
-def parts(subject: Subject, mimi: MimiModel, paths: list[Path]) -> dict[str, float]:
-    """CPU seconds of reading and resampling all recordings, and of the codec alone in each of the two ways."""
+def parts(subject: Subject, mimi: MimiModel, paths: list[Path]) -> tuple[dict[str, float], str]:
+    """CPU seconds of reading and resampling all recordings, and of the codec alone in each of the two ways; and how
+    many codes come out other than from the recording alone."""
     seconds: dict[str, float] = {}
     began = time.process_time()
     sounds = [read_audio(path)[0] for path in paths]
     seconds["reading"] = time.process_time() - began
     began = time.process_time()
     with torch.no_grad():
-        for sound in sounds:
-            mimi.encode(torch.nn.functional.pad(torch.from_numpy(sound), (0, -len(sound) % FRAME_SIZE))[None, None])
+        filled = [torch.nn.functional.pad(torch.from_numpy(s), (0, -len(s) % FRAME_SIZE)) for s in sounds]
+        alone = [mimi.encode(sound[None, None])[0] for sound in filled]
     seconds["codec, one at a time"] = time.process_time() - began
     began = time.process_time()
-    subject.codec.encode_short(sounds)
+    together = subject.codec.encode_short(sounds)
     seconds["codec, side by side"] = time.process_time() - began
-    return seconds
+    others = sum(int((a != b).sum()) for a, b in zip(alone, together, strict=True))
+    return seconds, f"{others} of {sum(codes.numel() for codes in alone)}"
 
 
-def with_engine(subject: Subject, task: TwoChoices, folder: Path, state: str) -> tuple[Outcome, int]:
-    """The product's way, with its caches in `folder`; and the forward passes that it made."""
-    scorer = ModelScorer(subject.model, state)
+class TimedScorer(ModelScorer):
+    """Keeps count of the CPU seconds in the model."""
+
+    seconds = 0.0
+
+    def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
+        began = time.process_time()
+        found = super().score(codes, frames)
+        self.seconds += time.process_time() - began
+        return found
+
+
+def with_engine(subject: Subject, task: TwoChoices, folder: Path, state: str) -> tuple[Outcome, int, float]:
+    """The product's way, with its caches in `folder`; the forward passes that it made, and their CPU seconds."""
+    scorer = TimedScorer(subject.model, state)
     recordings = Recordings(subject.codec, folder / "codes")
     engine = Engine(scorer, recordings, NLLCache(folder / "nll", scorer.identity), BatchPolicy())
-    return task.run(engine), engine.forward_passes
+    return task.run(engine), engine.forward_passes, scorer.seconds
 
 
 def main() -> None:
@@ -106,6 +120,7 @@ def main() -> None:
     recordings = 2 * len(task.pairs)
     seconds: dict[str, float] = {}
     passes: dict[str, int] = {}
+    in_model: dict[str, float] = {}
 
     began = time.process_time()
     plain = one_at_a_time(subject, mimi, task)
@@ -113,9 +128,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for way, state in (("first run", "a"), ("new checkpoint", "b"), ("new reduction", "b")):
             began = time.process_time()
-            outcome, passes[way] = with_engine(subject, task, Path(name), state)
+            outcome, passes[way], in_model[way] = with_engine(subject, task, Path(name), state)
             seconds[way] = time.process_time() - began
     examples = [example for pair in task.pairs for example in (pair.correct, pair.incorrect)]
+    in_codec, others = parts(subject, mimi, [path_of(example) for example in examples])
     ours = [sample["score"] for sample in outcome.samples]
     print(json.dumps({
         "task": task.name, "recordings": recordings, "torch": torch.__version__,
@@ -123,7 +139,8 @@ def main() -> None:
         "recordings_per_cpu_second": {way: round(recordings / s, 1) for way, s in seconds.items()},
         "speedup": {way: round(seconds["one at a time"] / s, 1) for way, s in seconds.items()},
         "forward_passes": passes,
-        "parts_in_cpu_seconds": parts(subject, mimi, [path_of(example) for example in examples]),
+        "parts_in_cpu_seconds": in_codec | {f"model, {way}": s for way, s in in_model.items()},
+        "codes_other_than_alone": others,
         "pairs_decided_alike": sum(a == b for a, b in zip(plain, ours, strict=True)) / len(ours),
     }, indent=2))  # fmt: skip
 

@@ -178,6 +178,18 @@ def test_context_scores_the_same_targets_after_ever_more_context(tmp_path, toy, 
     assert tokens[-36:].tolist() == mine[-36:].tolist() and tokens[:96].tolist() == other[:96].tolist()
 
 
+def test_a_sample_of_books_is_not_the_first_ones(tmp_path, toy):
+    for i in range(8):
+        write_book(tmp_path, toy, f"{i}/a", [1, 2, 3])
+
+    def chosen(seed: int) -> list[str]:
+        return [book.id for book in Benchmarks(tmp_path, frames_of=lambda e: 3, max_items=3, seed=seed).books()[0]]
+
+    samples = [chosen(seed) for seed in range(20)]
+    assert samples == [chosen(seed) for seed in range(20)] and all(len(sample) == 3 for sample in samples)
+    assert {book for sample in samples for book in sample} == {f"{i}/a" for i in range(8)}
+
+
 def test_repeats_are_told_from_what_was_never_heard(tmp_path, toy, oracle):
     """The oracle remembers: a passage costs 1 less when its tokens were heard before in the sequence."""
     rng = np.random.default_rng(0)
