@@ -1,4 +1,4 @@
-"""Do the main job from nothing: make speech, train, kill, resume, verify, evaluate, plot."""
+"""Do the main job from nothing: make speech, train, kill, resume, verify, evaluate, talk, plot."""
 
 from __future__ import annotations
 
@@ -78,6 +78,17 @@ def main(argv: list[str]) -> int:
         ],
     )  # fmt: skip
 
+    console.rule("5 · talk to it")
+    recording = min(material.eval_data.parent.rglob("*.wav"))
+    talk = out / "talk.wav"
+    _run(
+        console,
+        [
+            str(Path(sys.executable).with_name("ttt-moshi")), "generate", "--checkpoint_dir", str(last),
+            "--input", str(recording), "--out", str(talk),
+        ],
+    )  # fmt: skip
+
     results = json.loads((evaluation / "results.json").read_text())
     launches = sorted((killed / "launches").glob("*.yaml"))
     page = out / "index.html"
@@ -91,6 +102,7 @@ def main(argv: list[str]) -> int:
             state_ids=ids,
             gates=_gates(killed),
             results=results,
+            talk=talk,
             rows=_rows(records, equal_lines, last, results, time.perf_counter() - began),
         ),
     )
@@ -141,7 +153,8 @@ def _train_and_kill(console: Console, material: Material, run_dir: Path) -> int:
 
 
 def _shown(command: list[str]) -> str:
-    return " ".join(["python", *(_relative(word) for word in command[1:])])
+    program = "python" if command[0] == sys.executable else Path(command[0]).name
+    return " ".join([program, *(_relative(word) for word in command[1:])])
 
 
 def _relative(word: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class DemoFacts:
         state_ids: state id at the end of the killed-and-resumed run and of the uninterrupted one.
         gates: for each checkpoint step, mean |tanh(alpha)| of each TTT layer.
         results: content of results.json.
+        talk: a conversation with the trained model, a wav file in the page's folder with a transcript beside it.
         rows: further lines of the table, as (name, value).
     """
 
@@ -39,6 +41,7 @@ class DemoFacts:
     state_ids: tuple[str, str]
     gates: dict[int, dict[str, float]]
     results: dict[str, Any]
+    talk: Path
     rows: Sequence[tuple[str, str]]
 
 
@@ -63,9 +66,16 @@ def write_page(path: Path, facts: DemoFacts) -> None:
         PAGE.format(
             verdict=verdict, colour=GREEN if same else "#b91c1c", killed=facts.state_ids[0], whole=facts.state_ids[1],
             kill_step=facts.kill_step, resume_step=facts.resume_step, rows=rows, images="\n".join(images),
+            talk=html.escape(facts.talk.name), said=html.escape(_said(facts.talk)),
         ),
         encoding="utf-8",
     )  # fmt: skip
+
+
+def _said(talk: Path) -> str:
+    """Moshi's words of a conversation."""
+    alignments = json.loads(talk.with_suffix(".json").read_text())["alignments"]
+    return " ".join(word for word, _, _ in alignments)
 
 
 def _loss_plot(facts: DemoFacts) -> Figure:
@@ -143,7 +153,7 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #0f172a; max-width: 880px; margin: 2.5rem auto; padding: 0 1rem; }}
 h1 {{ margin-bottom: .2rem; }} h2 {{ margin: 2.2rem 0 .4rem; font-size: 1.15rem; }}
-img {{ width: 100%; }} code {{ font-size: .82rem; word-break: break-all; }}
+img, audio {{ width: 100%; }} code {{ font-size: .82rem; word-break: break-all; }}
 .verdict {{ border-left: 6px solid {colour}; background: #f8fafc; padding: .8rem 1.1rem; margin: 1.4rem 0; }}
 .verdict strong {{ color: {colour}; }}
 table {{ border-collapse: collapse; width: 100%; }}
@@ -157,6 +167,9 @@ th {{ font-weight: 500; color: #475569; width: 40%; }} footer {{ color: #64748b;
 killed and resumed: <code>{killed}</code><br>never killed: <code>{whole}</code></div>
 <table>{rows}</table>
 {images}
+<h2>The trained model answers a recording that it has never heard</h2>
+<audio controls src="{talk}"></audio>
+<p>Moshi is on the left, the recording's user on the right. Moshi's words: <q>{said}</q></p>
 <p>Everything that was evaluated: <a href="evaluation/report.html">the report</a>.</p>
 <footer>Synthetic speech (espeak-ng), a model of a few million parameters, CPU: this shows that the machinery is right,
 not how well a 7B model speaks.</footer>
