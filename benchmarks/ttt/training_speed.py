@@ -29,7 +29,7 @@ def forms(frames: Any, memory: Any, norm: Any, rule: Any) -> dict[str, Any]:
 
 
 def measure(
-    T: int = 640, sizes: tuple[int, ...] = (16, 64), repeats: int = 3, H: int = 32, f: int = 128
+    T: int = 640, sizes: tuple[int, ...] = (16, 64), repeats: int = 7, H: int = 32, f: int = 128
 ) -> list[dict[str, Any]]:
     """CPU seconds (the best of `repeats`, forms taken in turn) and ratios, for each mini-batch size."""
     results = []
