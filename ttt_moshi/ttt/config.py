@@ -142,7 +142,7 @@ class TTTConfig:
 
         With fan-in initialisation and keys of length sqrt(f), a frame's write to the prediction of its own key, as a
         share of its residual, is step * |dz/dW|^2 / var(z): step * f for the linear network; for the MLP both layers
-        add up to about 9 * step * f. The sigmoid starts at one half, hence the 2.
+        add up to about MLP_WRITE * step * f. The sigmoid starts at one half, hence the 2.
         """
         if self.recipe.write_strength:
             return 2.0 * self.base_lr / (self.head_dim * (MLP_WRITE if self.inner == "mlp" else 1.0))
