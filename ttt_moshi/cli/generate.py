@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.checkpoint_facts import progress_bar
 from ttt_moshi.cli.talking import add_options, check_options, open_speaker
 from ttt_moshi.errors import UserError
+
+if TYPE_CHECKING:
+    from ttt_moshi.inference import Word
 
 
 def main(argv: list[str]) -> int:
@@ -43,13 +47,12 @@ def main(argv: list[str]) -> int:
     speaker, sampling = open_speaker(options)
     console = Console(highlight=False, soft_wrap=True)
     begun = time.perf_counter()
-    moshi, pieces, frame_rate = _converse(speaker, sampling, user, options)
+    moshi, said, sample_rate = _converse(speaker, sampling, user, options)
     seconds = time.perf_counter() - begun
-    _write(options.out, moshi, user, pieces, frame_rate)
-    console.print(f"{options.out}: {len(user) / 24_000:.1f} s in {seconds:.1f} s (Moshi left, the user right)")
-    console.print(
-        f"{options.out.with_suffix('.json')}: {_text(pieces, frame_rate) or '(Moshi said no word)'}", markup=False
-    )
+    _write(options.out, moshi, user, said, sample_rate)
+    text = " ".join(word.text for word in said) or "(Moshi said no word)"
+    console.print(f"{options.out}: {len(user) / sample_rate:.1f} s in {seconds:.1f} s (Moshi left, the user right)")
+    console.print(f"{options.out.with_suffix('.json')}: {text}", markup=False)
     if options.save_session is not None:
         console.print(f"conversation saved: go on with --resume_session {options.save_session}")
     return 0
@@ -67,13 +70,12 @@ def _check_files(options: Any) -> None:
         raise UserError("--out would replace the input; choose another name")
 
 
-def _converse(speaker: Any, sampling: Any, user: Any, options: Any) -> tuple[Any, list[str], float]:
-    """Moshi's samples, as many as the user's; its pieces by frame; frames per second."""
+def _converse(speaker: Any, sampling: Any, user: Any, options: Any) -> tuple[Any, list[Word], int]:
+    """Moshi's samples, as many as the user's; its words; samples per second."""
     import numpy as np
     import torch
 
-    from ttt_moshi.cli.checkpoint_facts import progress_bar
-    from ttt_moshi.inference import Conversation, load_session, save_session
+    from ttt_moshi.inference import Conversation, load_session, save_session, words
 
     with Conversation(speaker, sampling) as conversation:
         if options.resume_session is not None:
@@ -92,26 +94,18 @@ def _converse(speaker: Any, sampling: Any, user: Any, options: Any) -> tuple[Any
         late = size * (len(frames) - len(replies))  # what the model's delays hold back at the beginning
         sound = torch.cat([torch.zeros(late), *(reply.samples for reply in replies)])
         pieces = [""] * (len(frames) - len(replies)) + [reply.piece for reply in replies]
-        return sound[: len(user)].numpy(), pieces, conversation.sample_rate / size
+        rate = conversation.sample_rate
+        return sound[: len(user)].numpy(), words(pieces, rate / size), rate
 
 
-def _write(path: Path, moshi: Any, user: Any, pieces: list[str], frame_rate: float) -> None:
+def _write(path: Path, moshi: Any, user: Any, said: list[Word], sample_rate: int) -> None:
     import numpy as np
     import soundfile
 
-    from ttt_moshi.data.audio import SAMPLE_RATE
-    from ttt_moshi.inference import words
-
     try:
-        soundfile.write(path, np.stack([moshi, user], axis=1).clip(-1.0, 1.0), SAMPLE_RATE)
+        soundfile.write(path, np.stack([moshi, user], axis=1).clip(-1.0, 1.0), sample_rate)
     except soundfile.SoundFileError as error:
         path.unlink(missing_ok=True)  # half of a conversation helps nobody
         raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
-    said = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in words(pieces, frame_rate)]
-    path.with_suffix(".json").write_text(json.dumps({"alignments": said}, ensure_ascii=False, indent=1) + "\n")
-
-
-def _text(pieces: list[str], frame_rate: float) -> str:
-    from ttt_moshi.inference import words
-
-    return " ".join(word.text for word in words(pieces, frame_rate))
+    alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
+    path.with_suffix(".json").write_text(json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n")

@@ -45,7 +45,10 @@ def make_app(conversation: Conversation, page: Path | None) -> web.Application:
             try:
                 await _talk(conversation, socket, thread)
             finally:
-                logger.info("the conversation ended after %.1f s", conversation.frames / 12.5)
+                logger.info(
+                    "the conversation ended after %.1f s",
+                    conversation.frames * conversation.frame_size / conversation.sample_rate,
+                )
             return socket
 
     async def lifetime(app: web.Application) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ a fifth more time).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,13 +101,8 @@ def _room(step: Any, weights: Sequence[Tensor], count: int, G: int, K: int) -> l
     return [weights[0].new_empty(count, G, rows * K, width) for rows, width in step.kept(weights)]
 
 
-def _head_blocks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
 def _groups(count: int, size: int) -> list[slice]:
-    """Mini-batches in groups, in order."""
+    """Heads or mini-batches in groups, in order."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -124,7 +119,7 @@ def _walk(
     """The forward pass; `weights` become those after it, `factors`, `kept` and `out` are filled."""
     K = plan.K
     *frames, gamma, beta = inputs
-    for heads in _head_blocks(len(out), plan.heads):
+    for heads in _groups(len(out), plan.heads):
         now = [w[heads] for w in weights]
         fixed = Fixed(gamma[heads], beta[heads], plan.bias)
         for number, group in enumerate(_groups(out.shape[1] // K, plan.group)):
@@ -191,7 +186,7 @@ class _Scan(torch.autograd.Function):
         dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
         d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
-        for heads in _head_blocks(len(q), plan.heads):
+        for heads in _groups(len(q), plan.heads):
             fixed = Fixed(gamma[heads], beta[heads], plan.bias)
             d_now = [d[heads] for d in d_weights]
             now = [w[heads].clone() for w in ends] if plan.rebuild else []
