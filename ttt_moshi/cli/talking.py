@@ -49,7 +49,9 @@ def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
     """
     import torch
 
-    from ttt_moshi.checkpoint import read_document, verify
+    from ttt_moshi.checkpoint import verify
+    from ttt_moshi.evaluation.ranks import choose_device
+    from ttt_moshi.evaluation.subject import training_config
     from ttt_moshi.inference import Sampling, open_checkpoint
 
     folder = find_one(options.checkpoint_dir)
@@ -58,12 +60,10 @@ def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
             report = verify(folder, progress=advance)
         if not report.ok:
             raise UserError(f"the checkpoint is damaged and is not used:\n{report.text()}")
-    name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: there is no GPU that PyTorch can use here")
-    dtype = options.dtype or read_document(folder, "consolidated/training_config.json")["param_dtype"]
+    device = choose_device(options.device)
+    dtype = options.dtype or training_config(folder)["param_dtype"]
     base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
-    speaker = open_checkpoint(folder, name, getattr(torch, dtype), base)
+    speaker = open_checkpoint(folder, device, getattr(torch, dtype), base)
     torch.manual_seed(options.seed)
     names = ("greedy", "temp", "top_k", "temp_text", "top_k_text")
     return speaker, Sampling(**{name: getattr(options, name) for name in names})

@@ -61,6 +61,15 @@ class Ranks:
         return result  # type: ignore[return-value]
 
 
+def choose_device(device: str) -> str:
+    """A device by its name; `auto` is a GPU where there is one. Raises EvaluationError for a GPU that is not here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EvaluationError(f"`--device {device}`: PyTorch finds no GPU here; leave it out, or give --device cpu")
+    return device
+
+
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     """The ranks that torchrun started, and this process's device; without torchrun this process alone.
@@ -71,10 +80,7 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     Raises:
         EvaluationError: a device that the processes of torchrun cannot have.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EvaluationError(f"`--device {device}`: PyTorch finds no GPU here; leave it out, or give --device cpu")
+    device = choose_device(device)
     if "LOCAL_RANK" not in os.environ:
         yield Ranks(), device
         return
