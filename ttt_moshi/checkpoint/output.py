@@ -19,6 +19,7 @@ from ttt_moshi.checkpoint.files import PAGE, Files, write_fully
 from ttt_moshi.checkpoint.rows import as_bytes
 
 PIECE = 16 << 20  # bytes of one write; large enough for full disk speed
+HUGE_PAGE = 2 << 20
 REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
 
 
@@ -77,12 +78,17 @@ class Output:
 
 
 def aligned(size: int) -> Tensor:
-    """Page-aligned zeroed CPU memory of `size` rounded up to whole pages, uint8, already touched."""
+    """Page-aligned zeroed CPU memory of `size` rounded up to whole pages, uint8, already touched.
+
+    It begins where a huge page may: on a virtual machine direct reading into small pages took three times as long.
+    """
     length = max(-(-size // PAGE) * PAGE, PAGE)
-    area = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area = mmap.mmap(-1, length + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         area.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(area, dtype=torch.uint8).zero_()
+    memory = torch.frombuffer(area, dtype=torch.uint8)
+    begin = -memory.data_ptr() % HUGE_PAGE
+    return memory[begin : begin + length].zero_()
 
 
 class Stream:

@@ -1,16 +1,13 @@
 """Reading tensors back and checking every byte on the way: any rows from any shards, into the memory that wants them.
 
-Several streams run at once, and each has a thread that reads the next pieces from the disk while this one's are hashed
-and copied. Parts that are wanted whole are read past the page cache where the file system allows it. A part of which
-only some rows are wanted goes through it, because other processes of this host will want the other rows.
+Several streams run at once: while some wait for the disk, others hash and copy. Files are read past the page cache
+where the file system allows it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,7 @@ from ttt_moshi.checkpoint.rows import as_bytes, byte_view, local_shape, row_coun
 from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
 
 PIECE = 4 << 20  # bytes of one read
-AHEAD = 2  # pieces that are read before they are needed
-STREAMS = 4  # tensors that are read and hashed at once
+STREAMS = 8  # tensors that are read and hashed at once, so many that disk and processors rarely wait for one another
 
 
 def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str, needed: int | None = None) -> None:
@@ -81,22 +77,17 @@ class Reading:
     digest: str = ""
     damage: DamagedCheckpoint | None = None
 
-    def parts(self) -> list[_Part]:
-        """The parts that are touched, in order of rows."""
-        row_bytes = nbytes(self.entry["dtype"], local_shape(self.entry["shape"], 0, 1))
+    def parts(self) -> list[Mapping[str, Any]]:
+        """The manifest's records of the parts that are touched, in order of rows."""
         stop = row_count(self.entry["shape"]) if self.stop is None else self.stop
-        result = []
-        for record in sorted(self.entry["parts"], key=lambda part: part["rows"]):
-            first, last = record["rows"]
-            begin, end = max(first, self.start), min(last, stop)
-            if begin < end:
-                inside = (begin - first) * row_bytes, (end - first) * row_bytes
-                result.append(_Part(record, f"{record['file']}: tensor {self.name!r}", *inside, begin - self.start))
-        return result
+        touched = (
+            part for part in self.entry["parts"] if max(part["rows"][0], self.start) < min(part["rows"][1], stop)
+        )
+        return sorted(touched, key=lambda part: part["rows"])
 
     def size(self) -> int:
         """Bytes that will be read."""
-        return sum(part.record["bytes"][1] - part.record["bytes"][0] for part in self.parts())
+        return sum(part["bytes"][1] - part["bytes"][0] for part in self.parts())
 
     def sound(self) -> Tensor:
         """What was read. Raises the damage if there is any."""
@@ -104,40 +95,6 @@ class Reading:
             raise self.damage
         assert self.out is not None
         return self.out
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part to be read whole, of which bytes `low` to `high` are wanted from row `row` of the target on."""
-
-    record: Mapping[str, Any]
-    where: str
-    low: int
-    high: int
-    row: int
-
-    def cuts(self) -> Iterator[_Cut]:
-        """Its pieces, cut where pages begin."""
-        begin, end = self.record["bytes"]
-        direct = (self.low, self.high) == (0, end - begin)
-        for low in range(begin // PAGE * PAGE, end, PIECE):
-            yield _Cut(self.record["file"], self.where, max(low, begin), min(low + PIECE, end), direct)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Bytes `begin` to `end` of a file: at most PIECE from their first page on."""
-
-    file: str
-    where: str
-    begin: int
-    end: int
-    direct: bool
-
-    @property
-    def page(self) -> int:
-        """Where the page begins that `begin` lies in."""
-        return self.begin // PAGE * PAGE
 
 
 def read_all(
@@ -163,12 +120,11 @@ def read_all(
 
 
 def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[Reading]:
-    """Do readings one after the other, each given back when it is finished, reading ahead into the next."""
-    cuts = (cut for reading in readings for part in reading.parts() for cut in part.cuts())
-    with closing(_read_ahead(files, folder, cuts)) as pieces:
-        for reading in readings:
-            _take(reading, pieces)
-            yield reading
+    """Do readings one after the other, each given back when it is finished."""
+    buffer = aligned(PIECE)
+    for reading in readings:
+        _take(files, folder, reading, buffer)
+        yield reading
 
 
 def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Tensor:
@@ -176,63 +132,50 @@ def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Ten
     return next(stream(files, folder, [Reading(name, entry, fresh=True)])).sound()
 
 
-def _take(reading: Reading, pieces: Iterator[Future[Tensor]]) -> None:
-    """Check the pieces of one reading, which come next, and put them where they are wanted."""
+def _take(files: Files, folder: Path, reading: Reading, buffer: Tensor) -> None:
+    """Read the parts of one reading through `buffer`, check them, and put what is wanted where it is wanted."""
     if reading.fresh:
         reading.out = torch.empty(reading.entry["shape"], dtype=DTYPES[reading.entry["dtype"]])
     target = None if reading.out is None else byte_view(reading.out)
     row_bytes = nbytes(reading.entry["dtype"], local_shape(reading.entry["shape"], 0, 1))
     parts, whole = reading.parts(), blake3()
     for part in parts:
-        begin, hasher = part.record["bytes"][0], blake3()
-        for cut in part.cuts():
-            try:
-                piece = next(pieces).result()
-            except DamagedCheckpoint as error:
-                reading.damage = reading.damage or error
-                continue
-            hasher.update(as_bytes(piece))
-            if target is None and len(parts) > 1:
-                whole.update(as_bytes(piece))
-            low, high = max(cut.begin - begin, part.low), min(cut.end - begin, part.high)
-            if target is not None and low < high:
-                place, inside = part.row * row_bytes - part.low, begin - cut.begin
-                target[place + low : place + high].copy_(piece[inside + low : inside + high])
-        if reading.damage is None and hasher.hexdigest() != part.record["blake3"]:
-            reading.damage = DamagedCheckpoint(f"{part.where} does not match its digest")
-    reading.digest = parts[0].record["blake3"] if len(parts) == 1 else whole.hexdigest()
-
-
-def _read_ahead(files: Files, folder: Path, cuts: Iterable[_Cut]) -> Generator[Future[Tensor], None, None]:
-    """The bytes of each cut in turn, good until the next is asked for; a thread reads the cuts that follow."""
-    buffers = [aligned(0) for _ in range(AHEAD + 1)]
-    waiting: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-read") as pool:
-        for number, cut in enumerate(cuts):
-            place = number % len(buffers)
-            if len(buffers[place]) < cut.end - cut.page:
-                buffers[place] = aligned(cut.end - cut.page)
-            waiting.append(pool.submit(_read, files, folder, cut, buffers[place]))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-
-def _read(files: Files, folder: Path, cut: _Cut, buffer: Tensor) -> Tensor:
-    """The bytes of a cut, inside `buffer`. Raises DamagedCheckpoint."""
-    memory = as_bytes(buffer)[: -(-(cut.end - cut.page) // PAGE) * PAGE]  # whole pages; the file may end in the last
-    for direct in (True, False) if cut.direct else (False,):
+        where, hasher = f"{part['file']}: tensor {reading.name!r}", blake3()
+        begin, end = part["bytes"]
+        origin = begin - (part["rows"][0] - reading.start) * row_bytes  # of the target, counted in this file
         try:
-            fd = files.open(folder / cut.file, direct)
+            for page in range(begin // PAGE * PAGE, end, PIECE):
+                low, high = max(page, begin), min(page + PIECE, end)
+                piece = _read(files, folder / part["file"], buffer, page, high, where)
+                memory = as_bytes(piece[low - page :])
+                hasher.update(memory)
+                if target is None and len(parts) > 1:
+                    whole.update(memory)
+                if target is not None:
+                    low, high = max(low, origin), min(high, origin + len(target))
+                    if low < high:
+                        target[low - origin : high - origin].copy_(piece[low - page : high - page])
+            if hasher.hexdigest() != part["blake3"]:
+                raise DamagedCheckpoint(f"{where} does not match its digest")
+        except DamagedCheckpoint as error:
+            reading.damage = reading.damage or error
+    reading.digest = parts[0]["blake3"] if len(parts) == 1 else whole.hexdigest()
+
+
+def _read(files: Files, path: Path, buffer: Tensor, page: int, end: int, where: str) -> Tensor:
+    """The bytes of a file from the beginning of a page on, inside `buffer`. Raises DamagedCheckpoint."""
+    memory = as_bytes(buffer)[: -(-(end - page) // PAGE) * PAGE]  # whole pages; the file may end in the last
+    for direct in (True, False):
+        try:
+            fd = files.open(path, direct)
             try:
-                read_exactly(files, fd, memory, cut.page, cut.where, cut.end - cut.page)
+                read_exactly(files, fd, memory, page, where, end - page)
             finally:
                 files.close(fd)
             break
         except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{cut.file}: the file is missing") from error
+            raise DamagedCheckpoint(f"{where.partition(':')[0]}: the file is missing") from error
         except OSError as error:
             if not direct or error.errno not in REFUSED:
                 raise
-    return buffer[cut.begin - cut.page : cut.end - cut.page]
+    return buffer[: end - page]
