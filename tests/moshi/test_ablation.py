@@ -14,7 +14,7 @@ def text_logits(model, codes, **kwargs) -> torch.Tensor:
 
 def test_a_closed_gate_is_the_base_model_bit_for_bit(make_model, make_codes, info):
     model, codes, prefix = make_model(layers="all"), make_codes(), torch.tensor([5, 0])
-    base = get_moshi_lm(info.moshi_weights, info.lm_config, dtype=torch.float32).requires_grad_(False)
+    base = get_moshi_lm(info.moshi_weights, info.lm_config, dtype=torch.float32)
     normal = text_logits(model, codes, prefix_lengths=prefix)
     with ablate(model, gate=0.0):
         closed = text_logits(model, codes, prefix_lengths=prefix)

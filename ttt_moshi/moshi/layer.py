@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import cast
 import torch
 from moshi.modules.transformer import RingKVCache, StreamingTransformerLayer, _LayerState, _MHAState
 from moshi.utils.compile import no_compile
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.streaming import ChunkPass, LayerCarry, WindowCache
@@ -24,6 +25,25 @@ def eager(streaming: bool, device: torch.device) -> AbstractContextManager:
     the interrupted one bit by bit; and on a CPU compiling takes longer than it saves.
     """
     return nullcontext() if streaming and device.type == "cuda" else no_compile()
+
+
+def keep_rows_together(layers: Iterable[nn.Module]) -> None:
+    """Lets the weights of each step of a depth transformer see their rows [N, 1, C] side by side in memory.
+
+    The official layers hand them slices of [N, T, C]. Those PyTorch multiplies one by one, reading the weights anew for
+    every row, unless the weights want gradients: with frozen ones, as in evaluation and under LoRA, copying the rows
+    first is several times faster in float32 and a hundred times and more in bfloat16 (on a CPU, torch 2.9).
+    """
+    for layer in layers:
+        assert isinstance(layer, StreamingTransformerLayer)
+        for steps in (layer.self_attn.in_projs, layer.self_attn.out_projs, layer.gating):
+            if isinstance(steps, nn.ModuleList) and len(steps) > 1:
+                for weights in steps:
+                    weights.register_forward_pre_hook(_side_by_side)
+
+
+def _side_by_side(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    return (arguments[0].contiguous(),)
 
 
 class Plain:

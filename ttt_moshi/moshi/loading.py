@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ttt_moshi.config import LoraArgs, TTTArgs
 from ttt_moshi.moshi.errors import MoshiError
+from ttt_moshi.moshi.layer import keep_rows_together
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import is_fp32, tensor_group
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
@@ -145,6 +146,8 @@ def empty_model(
     if lora is not None:
         # Before the TTT layers come in: adapters are for the base's linear layers only.
         replace_all_linear_with_lora(model, lora.rank, lora.scaling, device=device, dtype=torch.float32)
+    if model.depformer is not None:
+        keep_rows_together(model.depformer.layers)
     if ttt_config is not None:
         model.add_ttt(ttt_layers or [], ttt_config, device)
     return model
