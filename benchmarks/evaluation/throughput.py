@@ -1,6 +1,6 @@
-"""Batched and cached scoring against scoring one example at a time, on one CPU thread and in one run.
+"""Batched and cached scoring against scoring one example at a time, in one run and with the same CPU threads.
 
-    python benchmarks/evaluation/throughput.py --base BASE_MODEL --data_root BENCH [--task swuggy] [--max_items 60]
+    python benchmarks/evaluation/throughput.py --base BASE --data_root BENCH [--task T] [--max_items N] [--threads N]
 
 Four ways to the same accuracies:
 
@@ -10,7 +10,8 @@ Four ways to the same accuracies:
     new checkpoint  codes are there, scores are not (the usual case: many checkpoints on one benchmark)
     new reduction   codes and scores are there
 
-The parts of the first two are timed by themselves as well, to tell what a first run cannot do without.
+Wall clock: what a person waits. The parts of the first two are timed by themselves as well, to tell what a first run
+cannot do without.
 """
 
 from __future__ import annotations
@@ -65,38 +66,38 @@ def path_of(example: Example) -> Path:
 
 
 def parts(subject: Subject, mimi: MimiModel, paths: list[Path]) -> tuple[dict[str, float], str]:
-    """CPU seconds of reading and resampling all recordings, and of the codec alone in each of the two ways; and how
+    """Seconds of reading and resampling all recordings, and of the codec alone in each of the two ways; and how
     many codes come out other than from the recording alone."""
     seconds: dict[str, float] = {}
-    began = time.process_time()
+    began = time.perf_counter()
     sounds = [read_audio(path)[0] for path in paths]
-    seconds["reading"] = time.process_time() - began
-    began = time.process_time()
+    seconds["reading"] = time.perf_counter() - began
+    began = time.perf_counter()
     with torch.no_grad():
         filled = [torch.nn.functional.pad(torch.from_numpy(s), (0, -len(s) % FRAME_SIZE)) for s in sounds]
         alone = [mimi.encode(sound[None, None])[0] for sound in filled]
-    seconds["codec, one at a time"] = time.process_time() - began
-    began = time.process_time()
+    seconds["codec, one at a time"] = time.perf_counter() - began
+    began = time.perf_counter()
     together = subject.codec.encode_short(sounds)
-    seconds["codec, side by side"] = time.process_time() - began
+    seconds["codec, side by side"] = time.perf_counter() - began
     others = sum(int((a != b).sum()) for a, b in zip(alone, together, strict=True))
     return seconds, f"{others} of {sum(codes.numel() for codes in alone)}"
 
 
 class TimedScorer(ModelScorer):
-    """Keeps count of the CPU seconds in the model."""
+    """Keeps count of the seconds in the model."""
 
     seconds = 0.0
 
     def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
-        began = time.process_time()
+        began = time.perf_counter()
         found = super().score(codes, frames)
-        self.seconds += time.process_time() - began
+        self.seconds += time.perf_counter() - began
         return found
 
 
 def with_engine(subject: Subject, task: TwoChoices, folder: Path, state: str) -> tuple[Outcome, int, float]:
-    """The product's way, with its caches in `folder`; the forward passes that it made, and their CPU seconds."""
+    """The product's way, with its caches in `folder`; the forward passes that it made, and their seconds."""
     scorer = TimedScorer(subject.model, state)
     recordings = Recordings(subject.codec, folder / "codes")
     engine = Engine(scorer, recordings, NLLCache(folder / "nll", scorer.identity), BatchPolicy())
@@ -110,8 +111,9 @@ def main() -> None:
     parser.add_argument("--data_root", type=Path, required=True)
     parser.add_argument("--task", default="swuggy", choices=("swuggy", "sblimp", "ssc", "tsc", "salmon"))
     parser.add_argument("--max_items", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of every way")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     paths = ModelPaths(hf_repo_id=options.base)
     subject, mimi = from_base(paths, "cpu", torch.float32), resolve_model(paths).get_mimi("cpu")
     task = TASKS[options.task](Benchmarks(options.data_root, frames_of=lambda e: 0, max_items=options.max_items))
@@ -122,24 +124,24 @@ def main() -> None:
     passes: dict[str, int] = {}
     in_model: dict[str, float] = {}
 
-    began = time.process_time()
+    began = time.perf_counter()
     plain = one_at_a_time(subject, mimi, task)
-    seconds["one at a time"], passes["one at a time"] = time.process_time() - began, recordings
+    seconds["one at a time"], passes["one at a time"] = time.perf_counter() - began, recordings
     with tempfile.TemporaryDirectory() as name:
         for way, state in (("first run", "a"), ("new checkpoint", "b"), ("new reduction", "b")):
-            began = time.process_time()
+            began = time.perf_counter()
             outcome, passes[way], in_model[way] = with_engine(subject, task, Path(name), state)
-            seconds[way] = time.process_time() - began
+            seconds[way] = time.perf_counter() - began
     examples = [example for pair in task.pairs for example in (pair.correct, pair.incorrect)]
     in_codec, others = parts(subject, mimi, [path_of(example) for example in examples])
     ours = [sample["score"] for sample in outcome.samples]
     print(json.dumps({
-        "task": task.name, "recordings": recordings, "torch": torch.__version__,
-        "cpu_seconds": {way: round(s, 3) for way, s in seconds.items()},
-        "recordings_per_cpu_second": {way: round(recordings / s, 1) for way, s in seconds.items()},
+        "task": task.name, "recordings": recordings, "torch": torch.__version__, "threads": options.threads,
+        "seconds": {way: round(s, 3) for way, s in seconds.items()},
+        "recordings_per_second": {way: round(recordings / s, 1) for way, s in seconds.items()},
         "speedup": {way: round(seconds["one at a time"] / s, 1) for way, s in seconds.items()},
         "forward_passes": passes,
-        "parts_in_cpu_seconds": in_codec | {f"model, {way}": s for way, s in in_model.items()},
+        "parts_in_seconds": in_codec | {f"model, {way}": s for way, s in in_model.items()},
         "codes_other_than_alone": others,
         "pairs_decided_alike": sum(a == b for a, b in zip(plain, ours, strict=True)) / len(ours),
     }, indent=2))  # fmt: skip
