@@ -64,7 +64,8 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
             if control == BEFORE_CARRYING:
                 found += [_change(f"{arm}, {control}", values, place, CLIP) for place in (FAR, LAST)]
             elif control == BOUNDED:
-                found += [_no_higher(_change(f"{arm}, {control}", values, place, CLIP)) for place in (FAR, LAST)]
+                found.append(_no_higher(_change(f"{arm}, {control}", values, FAR, CLIP)))
+                found.append(_change(f"{arm}, {control}", values, LAST, CLIP))
                 found.append(
                     _difference(f"{arm}, {control} - as trained, last bin", values[..., LAST], plain[..., LAST])
                 )

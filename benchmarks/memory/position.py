@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
-    parser.add_argument("--steps", type=int, default=450, help=f"optimizer steps of {BATCH} single clips")
-    parser.add_argument("--carried-steps", type=int, default=150, help=f"further steps of {BATCH} clips, carried")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps of {BATCH} single clips (450; speech 1000)")
+    parser.add_argument("--carried-steps", type=int, help=f"further ones of {BATCH} carried clips (150; speech 300)")
     parser.add_argument("--documents", type=int, default=24, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
     console = Console(width=120)
     path = options.out / f"position-{options.language}.json"
-    steps = Steps(options.steps, options.carried_steps)
+    language = LANGUAGES[options.language]
+    steps = Steps(options.steps or language.steps.clips, options.carried_steps or language.steps.carried)
     settings = {"steps": [steps.clips, steps.carried], "batch": BATCH, "documents": options.documents}
     result: dict[str, Any] = {"schema": 2, "settings": settings, "runs": {}}
     if path.exists():
@@ -61,7 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            language = LANGUAGES[options.language]
             place = prepare(language, Path(folder), seed, steps, options.documents)
             for name in missing:
                 console.print(f"{name}, seed {seed}: training {steps.clips} and {steps.carried} steps")
