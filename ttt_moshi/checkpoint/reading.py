@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,10 @@ def read_all(
 
 def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[Reading]:
     """Do readings one after the other, each given back when it is finished."""
-    buffer = aligned(PIECE)
-    for reading in readings:
-        _take(files, folder, reading, buffer)
-        yield reading
+    with closing(_Pieces(files, folder)) as pieces:
+        for reading in readings:
+            _take(reading, pieces)
+            yield reading
 
 
 def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Tensor:
@@ -132,8 +133,8 @@ def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Ten
     return next(stream(files, folder, [Reading(name, entry, fresh=True)])).sound()
 
 
-def _take(files: Files, folder: Path, reading: Reading, buffer: Tensor) -> None:
-    """Read the parts of one reading through `buffer`, check them, and put what is wanted where it is wanted."""
+def _take(reading: Reading, pieces: _Pieces) -> None:
+    """Read the parts of one reading, check them, and put what is wanted where it is wanted."""
     if reading.fresh:
         reading.out = torch.empty(reading.entry["shape"], dtype=DTYPES[reading.entry["dtype"]])
     target = None if reading.out is None else byte_view(reading.out)
@@ -146,15 +147,15 @@ def _take(files: Files, folder: Path, reading: Reading, buffer: Tensor) -> None:
         try:
             for page in range(begin // PAGE * PAGE, end, PIECE):
                 low, high = max(page, begin), min(page + PIECE, end)
-                piece = _read(files, folder / part["file"], buffer, page, high, where)
-                memory = as_bytes(piece[low - page :])
-                hasher.update(memory)
+                piece = pieces.read(part["file"], low, high, where)
+                hasher.update(piece)
                 if target is None and len(parts) > 1:
-                    whole.update(memory)
+                    whole.update(piece)
                 if target is not None:
-                    low, high = max(low, origin), min(high, origin + len(target))
-                    if low < high:
-                        target[low - origin : high - origin].copy_(piece[low - page : high - page])
+                    first, last = max(low, origin), min(high, origin + len(target))
+                    if first < last:
+                        wanted = torch.frombuffer(piece[first - low : last - low], dtype=torch.uint8)
+                        target[first - origin : last - origin].copy_(wanted)
             if hasher.hexdigest() != part["blake3"]:
                 raise DamagedCheckpoint(f"{where} does not match its digest")
         except DamagedCheckpoint as error:
@@ -162,20 +163,47 @@ def _take(files: Files, folder: Path, reading: Reading, buffer: Tensor) -> None:
     reading.digest = parts[0]["blake3"] if len(parts) == 1 else whole.hexdigest()
 
 
-def _read(files: Files, path: Path, buffer: Tensor, page: int, end: int, where: str) -> Tensor:
-    """The bytes of a file from the beginning of a page on, inside `buffer`. Raises DamagedCheckpoint."""
-    memory = as_bytes(buffer)[: -(-(end - page) // PAGE) * PAGE]  # whole pages; the file may end in the last
-    for direct in (True, False):
+class _Pieces:
+    """Reads through one buffer. The file of the last piece stays open: the next is mostly in the same one."""
+
+    def __init__(self, files: Files, folder: Path):
+        self._files, self._folder = files, folder
+        self._memory = as_bytes(aligned(PIECE))
+        self._file, self._direct, self._fd = "", True, -1  # what is open, whether past the page cache, descriptor
+
+    def read(self, file: str, begin: int, end: int, where: str) -> memoryview:
+        """Bytes `begin` to `end` of a file, PIECE at most from the page of `begin` on; good until the next call.
+
+        Raises DamagedCheckpoint.
+        """
+        page = begin // PAGE * PAGE
+        memory = self._memory[: -(-(end - page) // PAGE) * PAGE]  # whole pages; the file may end in the last
+        if self._file != file:
+            self._open(file, direct=True)
         try:
-            fd = files.open(path, direct)
-            try:
-                read_exactly(files, fd, memory, page, where, end - page)
-            finally:
-                files.close(fd)
-            break
+            read_exactly(self._files, self._fd, memory, page, where, end - page)
+        except OSError as error:
+            if not self._direct or error.errno not in REFUSED:
+                raise
+            self._open(file, direct=False)
+            read_exactly(self._files, self._fd, memory, page, where, end - page)
+        return memory[begin - page : end - page]
+
+    def _open(self, file: str, direct: bool) -> None:
+        self.close()
+        try:
+            self._fd = self._files.open(self._folder / file, direct)
         except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{where.partition(':')[0]}: the file is missing") from error
+            raise DamagedCheckpoint(f"{file}: the file is missing") from error
         except OSError as error:
             if not direct or error.errno not in REFUSED:
                 raise
-    return buffer[: end - page]
+            self._open(file, direct=False)
+            return
+        self._file, self._direct = file, direct
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._file:
+            self._file = ""
+            self._files.close(self._fd)
