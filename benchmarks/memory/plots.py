@@ -52,7 +52,7 @@ def recall_figure(summary: dict[str, Any], chance: float, trained: tuple[int, in
 
 
 def position_figure(curves: dict[str, dict[str, list[dict[str, Any]]]], marks: dict[str, int]) -> Figure:
-    """NLL against position with intervals over documents.
+    """NLL against position, with intervals over documents for the models as trained.
 
     Args:
         curves: by model and control, points with `from`, `to`, `value` and `ci95`.
@@ -86,7 +86,8 @@ def _curve(
     axes: Axes, arm: str, control: str, x: list[float], middle: list[float], low: list[float], high: list[float]
 ) -> None:
     axes.plot(x, middle, color=COLOURS[arm], **LOOKS[control], **LINE)
-    axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.13, linewidth=0)
+    if control == AS_TRAINED:  # bands of all curves would hide each other; they differ less than their recordings do
+        axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.13, linewidth=0)
 
 
 def _legend(figure: Figure, axes: Axes, arms: Iterable[str], controls: Iterable[str]) -> None:
