@@ -23,7 +23,7 @@ test: $(READY)
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 # Every fault at every file operation of a save, ten thousand kills at random moments, thousands of power losses and
-# corruptions, with one tally at the end: 48 minutes on two busy cores.
+# corruptions, with one tally at the end: 14 minutes on two cores that do little else, 48 on busy ones.
 test-faults: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/checkpoint -n 2 --dist loadgroup
 

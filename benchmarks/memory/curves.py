@@ -8,7 +8,7 @@ it to live with a memory that is already full.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -75,7 +75,9 @@ class Place:
     test_data: Path
 
 
-def prepare(language: Language, folder: Path, seed: int, steps: Steps, documents: int) -> Place:
+def prepare(
+    language: Language, folder: Path, seed: int, steps: Steps, documents: int, test_frames: int = TEST_FRAMES
+) -> Place:
     """Writes base model, training recordings (as many as the longer stage hears) and test recordings."""
     rng = random.Random(seed)
     lengths: list[int] = []
@@ -85,33 +87,38 @@ def prepare(language: Language, folder: Path, seed: int, steps: Steps, documents
         folder,
         language.write_model(folder / "base", seed),
         language.write_recordings(folder / "train", lengths, seed),
-        language.write_recordings(folder / "test", [TEST_FRAMES] * documents, TEST_SEED),
+        language.write_recordings(folder / "test", [test_frames] * documents, TEST_SEED),
     )
 
 
-def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
-    """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
-    arm = arms.ARMS[arm_name]
+def train(place: Place, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Trained, arms.Trained]:
+    """One model after single clips, and after recordings from end to end."""
 
     def stage(name: str, plan: arms.Plan) -> arms.Trained:
-        return arms.train(arm, plan, place.base_model, place.train_data, place.folder / arm_name / name, _ignore)
+        folder = place.folder / arm_name / name
+        return arms.train(arms.ARMS[arm_name], plan, place.base_model, place.train_data, folder, _ignore)
 
     # Shuffled, since a batch of clips of one recording teaches little that other recordings share.
     first = arms.Plan(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
     clips = stage("clips", first)
     rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
     second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)
-    trained = stage("carried", second)
+    return clips, stage("carried", second)
+
+
+def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
+    """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
+    clips, trained = train(place, arm_name, seed, steps)
     model = trained.model
     codes = measure.read_codes(model, place.test_data, TEST_FRAMES, place.base_model if language.sound else None)
-    by_bin = {AS_TRAINED: _binned(measure.semantic_nll(model, codes))}
-    by_bin[BEFORE_CARRYING] = _binned(measure.semantic_nll(clips.model, codes))
-    if arm.inner is not None:
+    by_bin = {AS_TRAINED: binned(measure.semantic_nll(model, codes))}
+    by_bin[BEFORE_CARRYING] = binned(measure.semantic_nll(clips.model, codes))
+    if arms.ARMS[arm_name].inner is not None:
         for control, change in measure.controls(arms.WINDOW).items():
             with measure.ablated(model, change):
-                by_bin[control] = _binned(measure.semantic_nll(model, codes))
-        by_bin[BOUNDED] = _binned(measure.nll_with_bounded_memory(model, codes, BOUND))
-        by_bin["memory of another"] = _binned(measure.nll_with_memory_of_another(model, codes, TEST_FRAMES // 2))
+                by_bin[control] = binned(measure.semantic_nll(model, codes))
+        by_bin[BOUNDED] = binned(measure.nll_with_bounded_memory(model, codes, BOUND))
+        by_bin["memory of another"] = binned(measure.nll_with_memory_of_another(model, codes, TEST_FRAMES // 2))
     by_context = {
         str(context): measure.semantic_nll(model, codes[..., -context - TARGET_FRAMES :])[:, -TARGET_FRAMES:]
         .mean(1)
@@ -133,6 +140,6 @@ def _ignore(record: dict[str, Any]) -> None:
     pass
 
 
-def _binned(nll: np.ndarray) -> list[list[float]]:
+def binned(nll: np.ndarray, bins: Sequence[int] = BINS) -> list[list[float]]:
     """Mean NLL of every document in every bin, from [documents, frames]."""
-    return np.stack([nll[:, start:stop].mean(1) for start, stop in pairwise(BINS)], axis=1).astype(float).tolist()
+    return np.stack([nll[:, start:stop].mean(1) for start, stop in pairwise(bins)], axis=1).astype(float).tolist()
