@@ -19,16 +19,20 @@ WINDOW = 16
 
 @dataclass(frozen=True)
 class Arm:
-    """One model: its attention window in frames (None: that of the base model), and its TTT layers (None: none)."""
+    """One model: its attention window in frames (None: that of the base model), its TTT layers (None: none), and after
+    how many frames half of their memory is forgotten (None: it stays)."""
 
     window: int | None
     inner: Literal["linear", "mlp"] | None = None
+    half_life: int | None = None
 
 
 ARMS = {
     "window": Arm(WINDOW),
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
+    "ttt-linear-fading": Arm(WINDOW, "linear", 512),
+    "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
     "full": Arm(None),
 }
 
@@ -83,6 +87,7 @@ def train(
             layers="all",
             inner=arm.inner or "mlp",
             initial_gating_alpha=plan.gating_alpha,
+            half_life_frames=arm.half_life,
             # Given frames are heard once, forwards, as everything else.
             bidirectional_prefix=False,
         ),

@@ -23,6 +23,7 @@ from benchmarks.memory.measure import mean_and_interval
 from benchmarks.memory.plots import AS_TRAINED, BOUNDED
 from benchmarks.ttt.machine import facts, write
 
+MODELS = "window,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading"
 FRAMES = 45_000
 BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, FRAMES)
 BEGINNING = 4096
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, measures and prints; writes `hour-LANGUAGE.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
-    parser.add_argument("--models", default="window,ttt-linear,ttt-mlp", help=f"of {', '.join(arms.ARMS)}")
+    parser.add_argument("--models", default=MODELS, help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seed", type=int, default=0, help="of the training data and the initial weights")
     parser.add_argument("--documents", type=int, default=8, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
                 nll = measure.semantic_nll(model, codes[..., :frames])
                 seconds[frames] = time.process_time() - began
             curves = {AS_TRAINED: nll}
-            if arms.ARMS[name].inner is not None:
+            if arms.ARMS[name].inner is not None and arms.ARMS[name].half_life is None:
                 curves[BOUNDED] = measure.nll_with_bounded_memory(model, codes, BOUND)
             result["models"][name] = {
                 "by_bin": {control: binned(values, BINS) for control, values in curves.items()},

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
 COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "full": ORANGE}
+COLOURS |= {f"{name}-fading": COLOURS[name] for name in ("ttt-linear", "ttt-mlp")}
 AS_TRAINED, BEFORE_CARRYING, BOUNDED = "as trained", "before carrying", "bounded memory"
 LOOKS: dict[str, dict[str, Any]] = {
     AS_TRAINED: {"linestyle": "-", "marker": "o"},

@@ -60,9 +60,13 @@ def open_gates(parts: Parts) -> None:
                 local.copy_(torch.randn(local.shape, generator=generator) * 0.1)
 
 
-def test_clips_with_gradients_between_them_equal_one_long_forward(tiny_material: Material, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half_life", [None, 16.0])
+def test_clips_with_gradients_between_them_equal_one_long_forward(
+    tiny_material: Material, tmp_path: Path, half_life: float | None
+) -> None:
     clips = 6
     args = stateful_args(tiny_material, tmp_path, clips)
+    args.ttt.half_life_frames = half_life
     with assembled(args) as (parts, world):
         open_gates(parts)
         work = parts.layout.read(parts.stages[0].loader, 0)

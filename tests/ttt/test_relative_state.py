@@ -4,7 +4,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("settings", [{}, {"inner": "linear"}, {"preset": "paper_lm", "base_lr": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"inner": "linear"}, {"preset": "paper_lm", "base_lr": 0.1}, {"half_life_frames": 9}]
+)
 def test_a_relative_state_goes_on_like_an_absolute_one(make_layer, max_rel, settings):
     layer = make_layer(**settings)
     x = torch.randn(2, 23, 32)

@@ -4,10 +4,10 @@ Inside a mini-batch of K frames all inner gradients are taken at the fast weight
 
     out_i = q_i + LN(g_{W_i}(q_i)),    W_i = W - tau_i * sum_{j <= i} lam_j * dl_j/dW
 
-and the next mini-batch starts at W_K. W_i never exists: the updates are low-rank, and frame i looks at the rows
-(k_j, g_j) of its own mini-batch through a lower-triangular matrix instead. A stream may be cut into calls anywhere;
-what is kept between them is W and the rows since the last boundary. A bias is a weight of a constant input one,
-hence the `+ bias` terms.
+and the next mini-batch starts at W_K (where old things are forgotten: at W_start + keep (W_K - W_start)). W_i never
+exists: the updates are low-rank, and frame i looks at the rows (k_j, g_j) of its own mini-batch through a
+lower-triangular matrix instead. A stream may be cut into calls anywhere; what is kept between them is W and the rows
+since the last boundary. A bias is a weight of a constant input one, hence the `+ bias` terms.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Rule:
     mini_batch_size: int
     update_biases: bool
     reciprocal_positions: bool
+    keep: float = 1.0
+    """share of what the memory holds that is left after a mini-batch; below 1 it fades to the initial weights"""
 
     def tau(self, like: Tensor) -> Tensor:
         """Scale of all updates as seen by position 1..K of a mini-batch, [K]."""
@@ -80,7 +82,7 @@ def block_step(
         out [B, H, m, f], and the new memory.
     """
     q, k, target, lam = frames
-    weights, rows, phase = memory
+    weights, rows, phase, start = memory
     K, m = rule.mini_batch_size, q.shape[2]
     W1, b1, W2, b2 = weights
     position = phase[:, None] + torch.arange(m, device=q.device)  # [B, m]
@@ -108,8 +110,8 @@ def block_step(
     out = q + layer_norm(z, *norm)
 
     full = after == K
-    weights = commit(weights, rows, full, rule, in_place)
-    return out, Memory(weights, rows, torch.where(full, 0, after))
+    weights = commit(weights, rows, full, rule, start, in_place)
+    return out, Memory(weights, rows, torch.where(full, 0, after), start)
 
 
 def _times(x: Tensor, W: Tensor) -> Tensor:
@@ -123,8 +125,11 @@ def _reach(queries: Tensor, keys: Tensor, step: Tensor, rule: Rule) -> Tensor:
     return step * (similarity + 1.0 if rule.update_biases else similarity)
 
 
-def commit(weights: Weights, rows: Rows, full: Tensor, rule: Rule, in_place: bool = False) -> Weights:
-    """Write the rows of the streams where `full` (bool [B]) is true into their weights; the others do not change."""
+def commit(
+    weights: Weights, rows: Rows, full: Tensor, rule: Rule, start: Weights | None = None, in_place: bool = False
+) -> Weights:
+    """Write the rows of the streams where `full` (bool [B]) is true into their weights, which then fade to `start`; the
+    other streams do not change."""
     if known_false(full):
         return weights
     step = torch.where(full[:, None, None], rows.lam * rule.last_tau, 0.0)[..., None]  # [B, H, K, 1]
@@ -138,7 +143,20 @@ def commit(weights: Weights, rows: Rows, full: Tensor, rule: Rule, in_place: boo
         W2 = _subtract(W2, rows.a1, step * g2, in_place)
         if rule.update_biases:
             b2 = _subtract(b2, step, g2, in_place)
-    return Weights(W1, b1, W2, b2)
+    weights = Weights(W1, b1, W2, b2)
+    return weights if start is None else _fade(weights, start, full, rule, in_place)
+
+
+def _fade(weights: Weights, start: Weights, full: Tensor, rule: Rule, in_place: bool) -> Weights:
+    share = full.to(weights.W1.dtype).mul(1.0 - rule.keep).view(-1, 1, 1, 1)
+
+    def faded(W: Tensor | None, towards: Tensor | None, fast: bool) -> Tensor | None:
+        if W is None or towards is None or not fast:
+            return W
+        return W.lerp_(towards, share) if in_place else torch.lerp(W, towards, share)
+
+    fast = (True, rule.update_biases, True, rule.update_biases)
+    return Weights(*map(faded, weights, start, fast))  # type: ignore[arg-type]
 
 
 def known_false(mask: Tensor) -> bool:

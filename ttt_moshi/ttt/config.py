@@ -98,6 +98,8 @@ class TTTConfig:
     """start value of both gates; 0 makes the layer the identity"""
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_lengths`) are also read in reversed time"""
+    half_life_frames: float | None = None
+    """frames after which half of what was written is forgotten: the memory fades to its initial weights; None: never"""
     scan_policy: Literal["rebuild", "checkpoint"] = "rebuild"
     """what training keeps for its backward pass: low-rank factors of every frame, or the weights every so many frames
     (a third of the memory on long samples, about a fifth more time)"""
@@ -116,6 +118,8 @@ class TTTConfig:
             raise ValueError(f"TTTConfig.preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
             raise ValueError(f"TTTConfig.base_lr must be finite and not negative, got {self.base_lr}")
+        if self.half_life_frames is not None and not 0 < self.half_life_frames < math.inf:
+            raise ValueError(f"TTTConfig.half_life_frames must be above 0, or None, got {self.half_life_frames}")
         if not math.isfinite(self.initial_gating_alpha):
             raise ValueError(f"TTTConfig.initial_gating_alpha must be finite, got {self.initial_gating_alpha}")
         if self.recipe.rope and self.head_dim % 2:
@@ -135,6 +139,11 @@ class TTTConfig:
     def recipe(self) -> Preset:
         """The preset itself."""
         return PRESETS[self.preset]
+
+    @property
+    def keep(self) -> float:
+        """Share of what the memory holds that is left after a mini-batch."""
+        return 1.0 if self.half_life_frames is None else 0.5 ** (self.mini_batch_size / self.half_life_frames)
 
     @property
     def rate_scale(self) -> float:

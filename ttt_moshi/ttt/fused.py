@@ -22,12 +22,14 @@ TOLERANCE = 1e-4
 """Largest difference from the plain form in the trial, relative to the largest value."""
 
 
-def usable(q: Tensor, weights: Sequence[Tensor], K: int) -> bool:
+def usable(q: Tensor, weights: Sequence[Tensor], K: int, fading: bool = False) -> bool:
     """Whether `forward` can take these (q [G, T, f]); warns once per geometry if a GPU has to do without it."""
     if q.device.type != "cuda":
         return False
     kind = "mlp" if len(weights) == 4 else "linear"
     reason = reason_against(kind, q.device, q.dtype, K, q.shape[-1])
+    if fading:
+        reason = "it cannot forget (half_life_frames)"
     if reason:
         _warn_once(f"TTT layers run without their fused kernel, slower: {reason}")
     return not reason

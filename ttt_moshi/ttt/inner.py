@@ -29,7 +29,8 @@ class InnerNetwork(nn.Module):
     def __init__(self, config: TTTConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config = config
-        self.rule = Rule(config.mini_batch_size, config.recipe.update_biases, config.recipe.reciprocal_positions)
+        recipe = config.recipe
+        self.rule = Rule(config.mini_batch_size, recipe.update_biases, recipe.reciprocal_positions, config.keep)
         H, f, D = config.num_heads, config.head_dim, config.dim
         h = config.hidden_dim if config.inner == "mlp" else f
 
@@ -179,7 +180,8 @@ class InnerNetwork(nn.Module):
         b2 = state.b2
         if b2 is None and self.b2 is not None:
             b2 = self.b2.expand(state.batch_size, *self.b2.shape)
-        return Memory(Weights(state.W1, b1, state.W2, b2), state.rows, state.phase)
+        start = Weights(self.W1, self.b1, self.W2, self.b2) if self.rule.keep < 1.0 else None
+        return Memory(Weights(state.W1, b1, state.W2, b2), state.rows, state.phase, start)
 
     def _state(self, memory: Memory) -> TTTState:
         W1, b1, W2, b2 = memory.weights

@@ -35,6 +35,8 @@ def reference_scan(
     update_biases: bool,
     reciprocal_positions: bool,
     create_graph: bool = False,
+    keep: float = 1.0,
+    start: list[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """All frames from the start of a mini-batch.
 
@@ -43,6 +45,7 @@ def reference_scan(
         weights: [W1, b1] or [W1, b1, W2, b2], each [B, H, ...].
         gamma, beta: [H, 1, f].
         create_graph: keep everything differentiable.
+        keep, start: after each mini-batch, this share of the distance of the fast weights from `start` is left.
 
     Returns:
         out [B, H, T, f], and the weights as the frame after the last one would read them (W_i of the last frame).
@@ -65,5 +68,10 @@ def reference_scan(
         ]
         u = q[:, :, t : t + 1]
         outputs.append(u + predict(current, u, gamma, beta))
+        if i == mini_batch_size and start is not None:
+            current = [
+                s + keep * (w - s) if update_biases or n % 2 == 0 else w
+                for n, (w, s) in enumerate(zip(current, start, strict=True))
+            ]
     result = torch.cat(outputs, dim=2)
     return (result, current) if create_graph else (result.detach(), [w.detach() for w in current])

@@ -27,6 +27,9 @@ Policy = Literal["rebuild", "checkpoint"]
 CPU_CACHE = 2**21
 """Bytes of weights that walk through time together on a CPU, to stay in its cache: 4 heads of an MLP at f 128."""
 
+AMPLIFIED = 8.0
+"""How much walking backwards may enlarge rounding errors where the memory fades: they grow as it shrank."""
+
 GROUP = 64
 """Mini-batches whose weightless parts are computed together; more would only need more memory."""
 
@@ -41,10 +44,17 @@ class _Plan(NamedTuple):
     group: int
     """mini-batches handled together; "checkpoint" keeps the weights between two groups"""
     rebuild: bool
+    keep: float
+    """share of the distance from the initial weights that is left after a mini-batch"""
 
 
 def scan(
-    frames: Frames, weights: Weights, norm: Norm, rule: Rule, policy: Policy = "rebuild"
+    frames: Frames,
+    weights: Weights,
+    norm: Norm,
+    rule: Rule,
+    policy: Policy = "rebuild",
+    start: Weights | None = None,
 ) -> tuple[Tensor, Weights]:
     """Whole mini-batches from the start of one: out [B, H, T, f] and the weights after the last.
 
@@ -52,7 +62,9 @@ def scan(
         frames: T of them, a multiple of K.
         weights: fast weights and slow biases of every stream; gradients flow to both.
         policy: what is kept for the backward pass, "rebuild" (factors: 9f numbers a frame and head for the MLP, 2f
-            for the linear network) or "checkpoint" (some weights).
+            for the linear network) or "checkpoint" (some weights). Where the memory fades so far within the
+            sequence that weights cannot be found backwards, "rebuild" keeps some, too.
+        start: what the fast weights fade to (`rule.keep`), without the axis of streams; gradients flow to it.
 
     Raises:
         ValueError: T is not a multiple of K, or the policy is unknown.
@@ -68,20 +80,25 @@ def scan(
     step = _step(flat)
     count = T // K
     group = min(count, GROUP)
-    if policy == "checkpoint":
+    within = count if start is None else math.floor(math.log(AMPLIFIED) / -math.log(rule.keep))
+    if policy == "checkpoint" or within < count:
         # Weights kept + factors recomputed at a time is least where both are equal.
         of_weights = sum(w[0].numel() for w in flat[::2])
         of_factors = sum(rows * K * width for rows, width in step.kept(flat))
-        group = max(1, min(count, round(math.sqrt(count * of_weights / of_factors))))
+        group = max(1, min(count, within, round(math.sqrt(count * of_weights / of_factors))))
     plan = _Plan(
         K=K,
         bias=1.0 if rule.update_biases else 0.0,
         heads=_heads_in_cache(flat) if q.device.type == "cpu" else B * H,
         group=group,
-        rebuild=policy == "rebuild",
+        rebuild=policy == "rebuild" and within >= count,
+        keep=rule.keep,
     )
+    starts = [] if start is None else [w for w in start if w is not None]
     gamma, beta = (p.expand(B, H, 1, f).flatten(0, 1) for p in norm)
-    out, *after = _Scan.apply(plan, *(t.flatten(0, 1) for t in (q, k, target, lam)), gamma, beta, rule.tau(q), *flat)
+    out, *after = _Scan.apply(
+        plan, *(t.flatten(0, 1) for t in (q, k, target, lam)), gamma, beta, rule.tau(q), len(flat), *flat, *starts
+    )
     if not rule.update_biases:
         after[1::2] = flat[1::2]
     after = [w.unflatten(0, (B, H)) for w in after] + [None] * (4 - len(after))
@@ -106,12 +123,44 @@ def _groups(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+class _Fading(NamedTuple):
+    """What the weights of some G slices fade to, after every mini-batch. Slow biases do not."""
+
+    plan: _Plan
+    starts: list[Tensor]
+    """[G, ...] of each weight; empty where nothing fades"""
+    heads: Tensor
+    """of each slice"""
+
+    @staticmethod
+    def of(plan: _Plan, starts: Sequence[Tensor], slices: slice, device: torch.device) -> _Fading:
+        heads = torch.arange(slices.start, slices.stop, device=device) % (len(starts[0]) if starts else 1)
+        return _Fading(plan, [s.index_select(0, heads) for s in starts], heads)
+
+    def _each(self, *tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        return [each for n, each in enumerate(zip(self.starts, *tensors, strict=False)) if self.plan.bias or n % 2 == 0]
+
+    def apply(self, weights: Sequence[Tensor]) -> None:
+        """In place."""
+        for start, w in self._each(weights):
+            w.lerp_(start, 1.0 - self.plan.keep)
+
+    def take_back(self, weights: Sequence[Tensor], d_weights: Sequence[Tensor], d_starts: Sequence[Tensor]) -> None:
+        """The weights before `apply`, and their gradient, in place; the gradient of [H, ...] starts is added up."""
+        gone = 1.0 - self.plan.keep
+        for start, w, d_w, d_start in self._each(weights, d_weights, d_starts):
+            w.sub_(start, alpha=gone).div_(self.plan.keep)
+            d_start.index_add_(0, self.heads, d_w, alpha=gone)
+            d_w.mul_(self.plan.keep)
+
+
 def _walk(
     plan: _Plan,
     step: Any,
     inputs: Sequence[Tensor],
     tau: Tensor,
     weights: list[Tensor],
+    starts: Sequence[Tensor],
     factors: list[Tensor],
     kept: list[Tensor],
     out: Tensor,
@@ -121,7 +170,7 @@ def _walk(
     *frames, gamma, beta = inputs
     for heads in _groups(len(out), plan.heads):
         now = [w[heads] for w in weights]
-        fixed = Fixed(gamma[heads], beta[heads], plan.bias)
+        fixed, fading = Fixed(gamma[heads], beta[heads], plan.bias), _Fading.of(plan, starts, heads, out.device)
         for number, group in enumerate(_groups(out.shape[1] // K, plan.group)):
             for store, w in zip(kept, now, strict=False):
                 store[number, heads] = w
@@ -129,6 +178,7 @@ def _walk(
             for n, batch in enumerate(batches.unbind(), group.start):
                 keep = [t[n % len(t), heads] for t in factors]
                 out[heads, n * K : (n + 1) * K] = step.forward(now, batch, fixed, keep)
+                fading.apply(now)
 
 
 class _Scan(torch.autograd.Function):
@@ -143,8 +193,10 @@ class _Scan(torch.autograd.Function):
         gamma: Tensor,
         beta: Tensor,
         tau: Tensor,
-        *weights: Tensor,
+        num_weights: int,
+        *weights_and_starts: Tensor,
     ) -> tuple[Tensor, ...]:
+        weights, starts = weights_and_starts[:num_weights], weights_and_starts[num_weights:]
         step = _step(list(weights))
         G, T, _ = q.shape
         count = T // plan.K
@@ -155,15 +207,16 @@ class _Scan(torch.autograd.Function):
         kept = []
         if training and not plan.rebuild:
             kept = [w.new_empty(math.ceil(count / plan.group), *w.shape) for w in weights]
-        if not kept and fused.usable(q, weights, plan.K):
+        if not kept and fused.usable(q, weights, plan.K, fading=bool(starts)):
             out = fused.forward(q, k, target, lam, gamma, beta, tau, after, factors, plan.K, plan.bias)
         else:
-            _walk(plan, step, (q, k, target, lam, gamma, beta), tau, after, factors, kept, out)
+            _walk(plan, step, (q, k, target, lam, gamma, beta), tau, after, starts, factors, kept, out)
         if training:
             ctx.set_materialize_grads(False)
             ctx.plan = plan
-            ctx.num_weights = len(weights)
-            ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *(after + factors if plan.rebuild else kept))
+            ctx.num_weights, ctx.num_starts = num_weights, len(starts)
+            ends = after + factors if plan.rebuild else kept
+            ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *starts, *ends)
         return out, *after
 
     @staticmethod
@@ -171,7 +224,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors
-        inputs, ends, factors = saved[:7], saved[7 : 7 + ctx.num_weights], saved[7 + ctx.num_weights :]
+        inputs, starts, saved = saved[:7], saved[7 : 7 + ctx.num_starts], saved[7 + ctx.num_starts :]
+        ends, factors = saved[: ctx.num_weights], saved[ctx.num_weights :]
         q, k, target, lam, gamma, beta, tau = inputs
         step = _step(list(ends))
         recomputed = [] if plan.rebuild else _room(step, [w[0] for w in ends], plan.group, len(q), plan.K)
@@ -186,8 +240,9 @@ class _Scan(torch.autograd.Function):
         dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
         d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
+        d_starts = [torch.zeros_like(s, memory_format=torch.contiguous_format) for s in starts]
         for heads in _groups(len(q), plan.heads):
-            fixed = Fixed(gamma[heads], beta[heads], plan.bias)
+            fixed, fading = Fixed(gamma[heads], beta[heads], plan.bias), _Fading.of(plan, starts, heads, q.device)
             d_now = [d[heads] for d in d_weights]
             now = [w[heads].clone() for w in ends] if plan.rebuild else []
             for number, group in reversed(list(enumerate(_groups(q.shape[1] // plan.K, plan.group)))):
@@ -200,12 +255,14 @@ class _Scan(torch.autograd.Function):
                     keep = [t[: group.stop - group.start, heads] for t in recomputed]
                     for n, batch in enumerate(batches.unbind()):
                         step.forward(now, batch, fixed, [t[n] for t in keep])
-                found = _walk_back(step, now, batches, fixed, keep, by_batch(d_out[heads, frames], plan.K), d_now, tau)
+                        fading.apply(now)
+                d_own = by_batch(d_out[heads, frames], plan.K)
+                found = _walk_back(step, now, batches, fixed, fading, keep, d_own, d_now, d_starts, tau)
                 for whole, part in zip((dq, dk, d_target, d_lam), found[:4], strict=True):
                     whole[heads, frames] = by_frame(part)
                 d_gamma[heads] += found[4]
                 d_beta[heads] += found[5]
-        return None, dq, dk, d_target, d_lam, d_gamma, d_beta, None, *d_weights
+        return None, dq, dk, d_target, d_lam, d_gamma, d_beta, None, None, *d_weights, *d_starts
 
 
 def _walk_back(
@@ -213,20 +270,23 @@ def _walk_back(
     weights: list[Tensor],
     batches: Batch,
     fixed: Fixed,
+    fading: _Fading,
     keep: list[Tensor],
     d_out: Tensor,
     d_weights: list[Tensor],
+    d_starts: list[Tensor],
     tau: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, target [N, G, K, f], lam [N, G, K], gamma, beta [G, 1, f] of a group of N mini-batches.
 
-    `weights` and `d_weights` are those after the group and become those before it.
+    `weights` and `d_weights` are those after the group and become those before it; `d_starts` is added to.
     """
     K = len(tau)
     inner = InnerGradient.of(step.predicted(keep, K).contiguous(), batches.target, fixed.gamma, fixed.beta)
     d = Gradients.room(batches)
     each = zip(batches.unbind(), zip(*keep, strict=True), inner.unbind(), d_out * fixed.gamma, d.unbind(), strict=True)
     for batch, own, inner_own, d_normed, d_own in reversed(list(each)):
+        fading.take_back(weights, d_weights, d_starts)
         step.backward(weights, batch, fixed, own, inner_own, d_normed, d_weights, d_own)
     d_target, d_gamma, d_beta = inner.outer_gradients(d.d_hat, batches.target, fixed.gamma, fixed.beta)
     d_gamma += (d_out * d.normed_bar).sum((0, 2))[:, None]

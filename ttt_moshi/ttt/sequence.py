@@ -21,7 +21,7 @@ def run_fresh(
     whole = T // rule.mini_batch_size * rule.mini_batch_size
     outputs = []
     if whole:
-        out, weights = scan(frames.between(0, whole), memory.weights, norm, rule, policy)
+        out, weights = scan(frames.between(0, whole), memory.weights, norm, rule, policy, memory.start)
         outputs.append(out)
         memory = memory._replace(weights=weights)
     if whole < T:

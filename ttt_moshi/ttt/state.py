@@ -45,6 +45,8 @@ class Memory(NamedTuple):
     """the frames since"""
     phase: Tensor
     """how many these are, int64 [B], in [0, K)"""
+    start: Weights | None = None
+    """what the fast weights fade to, without the axis of streams; None where nothing is forgotten"""
 
 
 @dataclass
