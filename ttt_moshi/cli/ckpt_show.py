@@ -100,12 +100,9 @@ def _rows(seen: dict[str, Any]) -> list[tuple[str, str]]:
     if TTT in documents:
         ttt = documents[TTT]
         layers = ", ".join(map(str, ttt["layers"]))
-        rows.append(
-            (
-                "TTT layers",
-                f"{layers}; inner {ttt['inner']}, {ttt['mini_batch_size']} frames a write, base_lr {ttt['base_lr']}",
-            )
-        )
+        what = f"{layers}; inner {ttt['inner']}, {ttt['mini_batch_size']} frames a write, base_lr {ttt['base_lr']}"
+        half_life = ttt.get("half_life_frames")  # absent in older checkpoints, whose memory does not fade
+        rows.append(("TTT layers", what if half_life is None else f"{what}, half-life {half_life:g} frames"))
     if seen["gates"]:
         rows.append(("gates |tanh α|", "; ".join(_gate(*item) for item in seen["gates"].items())))
     if seen["learning_rates"]:

@@ -129,13 +129,11 @@ class _Fading(NamedTuple):
     plan: _Plan
     starts: list[Tensor]
     """[G, ...] of each weight; empty where nothing fades"""
-    heads: Tensor
-    """of each slice"""
 
     @staticmethod
     def of(plan: _Plan, starts: Sequence[Tensor], slices: slice, device: torch.device) -> _Fading:
         heads = torch.arange(slices.start, slices.stop, device=device) % (len(starts[0]) if starts else 1)
-        return _Fading(plan, [s.index_select(0, heads) for s in starts], heads)
+        return _Fading(plan, [s.index_select(0, heads) for s in starts])
 
     def _each(self, *tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         return [each for n, each in enumerate(zip(self.starts, *tensors, strict=False)) if self.plan.bias or n % 2 == 0]
@@ -146,11 +144,11 @@ class _Fading(NamedTuple):
             w.lerp_(start, 1.0 - self.plan.keep)
 
     def take_back(self, weights: Sequence[Tensor], d_weights: Sequence[Tensor], d_starts: Sequence[Tensor]) -> None:
-        """The weights before `apply`, and their gradient, in place; the gradient of [H, ...] starts is added up."""
+        """The weights before `apply`, and their gradient, in place; the gradient of `starts` is added to."""
         gone = 1.0 - self.plan.keep
         for start, w, d_w, d_start in self._each(weights, d_weights, d_starts):
             w.sub_(start, alpha=gone).div_(self.plan.keep)
-            d_start.index_add_(0, self.heads, d_w, alpha=gone)
+            d_start.add_(d_w, alpha=gone)
             d_w.mul_(self.plan.keep)
 
 
@@ -240,7 +238,7 @@ class _Scan(torch.autograd.Function):
         dq, dk, d_target = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, target))
         d_lam = torch.empty_like(lam, memory_format=torch.contiguous_format)
         d_gamma, d_beta = torch.zeros_like(gamma), torch.zeros_like(beta)
-        d_starts = [torch.zeros_like(s, memory_format=torch.contiguous_format) for s in starts]
+        d_starts = [torch.zeros_like(d) for d in d_weights] if starts else []
         for heads in _groups(len(q), plan.heads):
             fixed, fading = Fixed(gamma[heads], beta[heads], plan.bias), _Fading.of(plan, starts, heads, q.device)
             d_now = [d[heads] for d in d_weights]
@@ -257,11 +255,14 @@ class _Scan(torch.autograd.Function):
                         step.forward(now, batch, fixed, [t[n] for t in keep])
                         fading.apply(now)
                 d_own = by_batch(d_out[heads, frames], plan.K)
-                found = _walk_back(step, now, batches, fixed, fading, keep, d_own, d_now, d_starts, tau)
+                found = _walk_back(
+                    step, now, batches, fixed, fading, keep, d_own, d_now, [d[heads] for d in d_starts], tau
+                )
                 for whole, part in zip((dq, dk, d_target, d_lam), found[:4], strict=True):
                     whole[heads, frames] = by_frame(part)
                 d_gamma[heads] += found[4]
                 d_beta[heads] += found[5]
+        d_starts = [d.unflatten(0, (-1, len(s))).sum(0) for d, s in zip(d_starts, starts, strict=True)]
         return None, dq, dk, d_target, d_lam, d_gamma, d_beta, None, None, *d_weights, *d_starts
 
 
