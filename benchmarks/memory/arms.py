@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,15 @@ ARMS = {
     "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
     "full": Arm(None),
 }
+
+
+def chosen(text: str) -> list[str]:
+    """Names of arms, separated by commas, on a command line. Raises ArgumentTypeError for one that there is not."""
+    names = text.split(",")
+    unknown = sorted(set(names) - set(ARMS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no model {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    return names
 
 
 @dataclass(frozen=True)

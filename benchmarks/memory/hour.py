@@ -34,19 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, measures and prints; writes `hour-LANGUAGE.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
-    parser.add_argument("--models", default=MODELS, help=f"of {', '.join(arms.ARMS)}")
+    parser.add_argument("--models", type=arms.chosen, default=MODELS, help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seed", type=int, default=0, help="of the training data and the initial weights")
     parser.add_argument("--documents", type=int, default=8, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    unknown = set(options.models.split(",")) - set(arms.ARMS)
-    if unknown:
-        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
     console, language = Console(width=120), LANGUAGES[options.language]
     result: dict[str, Any] = {"schema": 1, "seed": options.seed, "bins": BINS, "machine": facts(), "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         place = prepare(language, Path(folder), options.seed, language.steps, options.documents, FRAMES)
-        for name in options.models.split(","):
+        for name in options.models:
             console.print(f"{name}: training")
             model = train(place, name, options.seed, language.steps)[1].model
             codes = measure.read_codes(model, place.test_data, FRAMES, place.base_model if language.sound else None)

@@ -37,17 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     """Trains what is missing in the result file, measures it, and draws; 0 where every bound is kept, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
-    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
+    parser.add_argument("--models", type=arms.chosen, default=",".join(MODELS), help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
     parser.add_argument("--steps", type=int, help=f"optimizer steps of {BATCH} single clips (450; speech 1000)")
     parser.add_argument("--carried-steps", type=int, help=f"further ones of {BATCH} carried clips (150; speech 300)")
     parser.add_argument("--documents", type=int, default=24, help="recordings that are measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    names, seeds = options.models.split(","), [int(seed) for seed in options.seeds.split(",")]
-    unknown = set(names) - set(arms.ARMS)
-    if unknown:
-        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
+    names, seeds = options.models, [int(seed) for seed in options.seeds.split(",")]
     console = Console(width=120)
     path = options.out / f"position-{options.language}.json"
     language = LANGUAGES[options.language]

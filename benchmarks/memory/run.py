@@ -24,19 +24,18 @@ CONTROL_DISTANCES = (64, 256, 1024)
 AS_TRAINED = "as trained"
 BATCH = 16
 
+MODELS = "window,ttt-linear,ttt-mlp,full"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Trains what is missing in the result file, measures it, and draws; 0 where every bar is met, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(arms.ARMS), help=f"of {', '.join(arms.ARMS)}")
+    parser.add_argument("--models", type=arms.chosen, default=MODELS, help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
     parser.add_argument("--steps", type=int, default=300, help=f"optimizer steps of {BATCH} recordings")
     parser.add_argument("--recordings", type=int, default=128, help="for each measured distance")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    unknown = set(options.models.split(",")) - set(arms.ARMS)
-    if unknown:
-        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
     console = Console(width=110)
     path = options.out / "recall.json"
     settings = {
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     result = _begin(path, settings)
     for seed in map(int, options.seeds.split(",")):
-        for name in options.models.split(","):
+        for name in options.models:
             if f"{name}/{seed}" in result["runs"]:
                 continue
             console.print(f"{name}, seed {seed}: training {options.steps} steps")

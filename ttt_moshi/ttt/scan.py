@@ -132,7 +132,9 @@ class _Fading(NamedTuple):
 
     @staticmethod
     def of(plan: _Plan, starts: Sequence[Tensor], slices: slice, device: torch.device) -> _Fading:
-        heads = torch.arange(slices.start, slices.stop, device=device) % (len(starts[0]) if starts else 1)
+        if not starts:
+            return _Fading(plan, [])
+        heads = torch.arange(slices.start, slices.stop, device=device) % len(starts[0])
         return _Fading(plan, [s.index_select(0, heads) for s in starts])
 
     def _each(self, *tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
