@@ -168,15 +168,28 @@ def test_a_manifest_that_lies_about_its_tensors_is_found(checkpoint):
     assert verify(checkpoint).ok
 
 
-def test_a_newer_format_is_an_error_that_says_so(checkpoint):
-    text = (checkpoint / "manifest.json").read_text()
+def test_another_format_is_an_error_that_says_so(checkpoint):
     from ttt_moshi.checkpoint import CheckpointError
     from ttt_moshi.checkpoint.manifest import render
 
-    (checkpoint / "manifest.json").write_bytes(render({**json.loads(text), "format_version": 2}))
-    with pytest.raises(CheckpointError, match="format version 2; this program reads 1") as caught:
-        read_manifest(checkpoint)
-    assert not isinstance(caught.value, DamagedCheckpoint)
+    manifest = read_manifest(checkpoint)
+    newer = render({**manifest, "format_version": 3})
+    older = json.dumps({**manifest, "format_version": 1}, indent=1, sort_keys=True).encode()
+    for text, found in ((newer, 3), (older, 1)):
+        (checkpoint / "manifest.json").write_bytes(text)
+        with pytest.raises(CheckpointError, match=f"format version {found}.*; this program reads 2") as caught:
+            read_manifest(checkpoint)
+        assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+def test_every_byte_of_the_manifest_counts_even_where_the_json_stays_the_same(checkpoint):
+    text = (checkpoint / "manifest.json").read_bytes()
+    content = json.loads(text)
+    for other in (text + b" ", text.replace(b": ", b":", 1), text.replace(b",\n", b",", 1), text[:-1]):
+        assert json.loads(other) == content
+        (checkpoint / "manifest.json").write_bytes(other)
+        with pytest.raises(DamagedCheckpoint, match="does not agree with its own digest"):
+            read_manifest(checkpoint)
 
 
 def test_loading_never_believes_damage(checkpoint, faults):

@@ -1,10 +1,10 @@
 """Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
 
-from ttt_moshi.checkpoint.contents import iter_tensors, read_document, read_tensors
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.export import Export
 from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.mirror import copy_out
+from ttt_moshi.checkpoint.reading import iter_tensors, read_document, read_tensors
 from ttt_moshi.checkpoint.recovery import repair
 from ttt_moshi.checkpoint.restore import Loaded, LoadReport
 from ttt_moshi.checkpoint.retention import Retention, prune

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -22,7 +24,9 @@ class Coordinator:
 
     def __init__(self, store: dist.Store | None, rank: int, world_size: int, name: str, timeout: float):
         if store is None:
-            store = dist.HashStore() if world_size == 1 else _default_store()
+            if world_size > 1 and not dist.is_initialized():
+                raise CheckpointError("several ranks need init_process_group, or a coordinator, before a store")
+            store = dist.HashStore() if world_size == 1 else dist.distributed_c10d._get_default_store()
         self.rank, self.world_size, self._timeout = rank, world_size, timeout
         # Every rank counts its own constructions, so that a second store on the same folder starts clean.
         instance = store.add(f"checkpoint/{name}/instance/{rank}", 1)
@@ -43,9 +47,16 @@ class Coordinator:
         self._posted.setdefault(number, []).append(name)
         self._store.set(name, json.dumps(value))
 
-    def fail(self, number: int, message: str) -> None:
-        """Tell everybody who waits in this round that it is lost."""
-        self.post(number, "failed", f"rank {self.rank}: {message}")
+    @contextmanager
+    def telling(self, number: int) -> Iterator[None]:
+        """Whatever goes wrong inside, everybody who waits in this round learns that it is lost, and why at first."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._store.check([f"{number}/failed"]):
+                what = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+                self.post(number, "failed", f"rank {self.rank}: {what}")
+            raise
 
     def fetch(self, number: int, key: str) -> Any:
         """Wait for a message. Raises CheckpointError when some rank failed, or after the timeout."""
@@ -55,9 +66,7 @@ class Coordinator:
             if self._store.check([failed]):
                 raise CheckpointError(json.loads(self._store.get(failed)))
             if time.monotonic() > deadline:
-                raise CheckpointError(
-                    f"no news of {key!r} from the other ranks for {self._timeout:.0f} s; one may be dead"
-                )
+                raise CheckpointError(f"no news of {key!r} from other ranks for {self._timeout:.0f} s; one may be dead")
             time.sleep(_PAUSE)
         return json.loads(self._store.get(name))
 
@@ -74,9 +83,3 @@ class Coordinator:
             self.post(number, key, value)
             return value
         return self.fetch(number, key)
-
-
-def _default_store() -> dist.Store:
-    if not dist.is_initialized():
-        raise CheckpointError("several ranks need init_process_group before a checkpoint store, or a coordinator given")
-    return dist.distributed_c10d._get_default_store()

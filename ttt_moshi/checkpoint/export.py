@@ -5,17 +5,16 @@ Every rank writes the rows it holds into the one file at their place; no tensor 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.manifest import Record, tensor_record
 from ttt_moshi.checkpoint.output import Output, Stream
 from ttt_moshi.checkpoint.rows import Rows, row_count, rows_of
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES, Plan, nbytes, plan
@@ -66,9 +65,7 @@ def plan_exports(exports: Mapping[str, Mapping[str, Export]], saved: Mapping[str
 def _rows(where: str, export: Export, saved: Mapping[str, Rows], rank: int) -> Rows:
     if isinstance(export.source, str):
         if export.source not in saved:
-            raise CheckpointError(
-                f"{where} is to be exported from {export.source!r}, which is not among the saved tensors"
-            )
+            raise CheckpointError(f"{where} is exported from {export.source!r}, which is not among the saved tensors")
         return saved[export.source]
     if isinstance(export.source, Tensor):
         return rows_of(where, export.source, rank)
@@ -81,12 +78,12 @@ def _rows(where: str, export: Export, saved: Mapping[str, Rows], rank: int) -> R
 
 def write_export(
     files: Files, folder: Path, file: ExportFile, views: Mapping[str, Tensor], read: Read, rank: int, direct: bool
-) -> dict[str, Any]:
+) -> Record:
     """Write this rank's rows of one file; what it wrote, name -> part of the manifest.
 
     `direct` only when this rank writes the whole file. Extra memory: one buffer, and the rows of one made tensor.
     """
-    parts: dict[str, Any] = {}
+    parts: Record = {}
     with Output(files, folder / file.path, file.layout.size, direct, reserve=rank == 0) as output:
         stream = Stream(output)
         if rank == 0:
@@ -115,15 +112,7 @@ def _make(export: Export, rows: Rows, views: Mapping[str, Tensor], read: Read) -
     return export.source(read, rows.start, rows.stop)
 
 
-def merge_export(file: ExportFile, results: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_export(file: ExportFile, results: list[Record]) -> Record:
     """The manifest's record of one exported file, from what every rank wrote into it."""
-    tensors = {}
-    for name, entry in file.layout.entries.items():
-        parts = sorted((r[name] for r in results if name in r), key=lambda part: part["rows"])
-        tensors[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "parts": parts}
-    return tensors
-
-
-def seconds_since(begin: float) -> float:
-    """Elapsed seconds, rounded to microseconds for the manifest."""
-    return round(time.perf_counter() - begin, 6)
+    entries = file.layout.entries.items()
+    return {n: tensor_record(e.dtype, e.shape, [result[n] for result in results if n in result]) for n, e in entries}

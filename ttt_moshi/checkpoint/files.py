@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
 PAGE = 4096  # alignment that O_DIRECT asks of offsets, lengths and memory on every common device
 
 
@@ -85,11 +87,8 @@ class Files:
 
     def append(self, path: Path, data: bytes) -> None:
         """Add a line to an advisory log."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        try:
-            os.write(fd, data)
-        finally:
-            os.close(fd)
+        with open(path, "ab", buffering=0) as file:
+            file.write(data)
 
     def free_bytes(self, path: Path) -> int:
         """Bytes that this user may still write under `path`."""
@@ -120,6 +119,16 @@ class Files:
             return []
 
 
+def open_direct(opening: Callable[[Path, bool], int], path: Path, direct: bool) -> tuple[int, bool]:
+    """Open with `Files.create` or `Files.open`, past the page cache if `direct` and allowed: descriptor, whether so."""
+    try:
+        return opening(path, direct), direct
+    except OSError as error:
+        if not direct or error.errno not in REFUSED:
+            raise
+    return opening(path, False), False
+
+
 def write_fully(files: Files, fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`."""
     view = memoryview(data).cast("B")
@@ -144,6 +153,13 @@ def write_file(files: Files, path: Path, data: bytes) -> None:
         files.sync(fd)
     finally:
         files.close(fd)
+
+
+def replace_file(files: Files, path: Path, data: bytes) -> None:
+    """Write a small file so that its name always leads to the old content or the new, never to a mixture."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_file(files, temporary, data)
+    files.rename(temporary, path)
 
 
 def remove_tree(files: Files, path: Path) -> None:

@@ -12,6 +12,7 @@ unhealthy_005000/      committed, but with NaN or infinity in it: kept to be loo
 from __future__ import annotations
 
 import re
+from itertools import chain, count
 from pathlib import Path
 
 from ttt_moshi.checkpoint.files import Files
@@ -51,9 +52,5 @@ def committed_steps(files: Files, root: Path) -> list[int]:
 
 def free_name(files: Files, root: Path, name: str) -> Path:
     """`root/name`, or the first of `name.1`, `name.2`, ... that is not taken."""
-    taken = set(files.names(root))
-    candidate, number = name, 0
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}.{number}"
-    return root / candidate
+    taken, candidates = files.names(root), chain([name], (f"{name}.{number}" for number in count(1)))
+    return root / next(candidate for candidate in candidates if candidate not in taken)

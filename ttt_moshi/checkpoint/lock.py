@@ -39,16 +39,13 @@ class WriterLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN, *_UNSUPPORTED):
                 raise
             if error.errno not in _UNSUPPORTED or not _is_stale(held):
-                raise self._busy(held) from error
+                who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
+                raise CheckpointError(
+                    f"{self._path.parent} is being written by {who}. Stop it or use another run_dir; if it is surely "
+                    f"gone, delete {self._path}."
+                ) from error
         self._files.truncate(self._fd, 0)
         write_fully(self._files, self._fd, json.dumps(_identity(os.getpid())).encode(), 0)
-
-    def _busy(self, held: dict[str, object]) -> CheckpointError:
-        who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
-        return CheckpointError(
-            f"{self._path.parent} is being written by {who}. Stop it or use another run_dir; if it is surely gone, "
-            f"delete {self._path}."
-        )
 
     def release(self) -> None:
         """Let others write."""

@@ -6,21 +6,18 @@ at opening or at the first write, the same bytes go through the page cache with 
 
 from __future__ import annotations
 
-import errno
 import mmap
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ttt_moshi.checkpoint.files import PAGE, Files, write_fully
+from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct, write_fully
 from ttt_moshi.checkpoint.rows import as_bytes
 
 PIECE = 16 << 20  # bytes of one write; large enough for full disk speed
 HUGE_PAGE = 2 << 20
-REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
 
 
 class Output:
@@ -30,23 +27,14 @@ class Output:
     """
 
     def __init__(self, files: Files, path: Path, size: int, direct: bool, reserve: bool = True):
-        self._files, self._path, self.size, self.direct = files, path, size, direct
-        self._fd = self._open()
+        self._files, self._path, self.size = files, path, size
+        self._fd, self.direct = open_direct(files.create, path, direct)
         if reserve and size:
             try:
                 files.allocate(self._fd, size)
             except BaseException:
                 files.close(self._fd)
                 raise
-
-    def _open(self) -> int:
-        try:
-            return self._files.create(self._path, self.direct)
-        except OSError as error:
-            if not self.direct or error.errno not in REFUSED:
-                raise
-            self.direct = False
-            return self._files.create(self._path)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write at `offset`. In direct mode offset and memory are page-aligned; the length is whole pages."""
@@ -66,9 +54,7 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *details: object) -> None:
         try:
             if kind is None:
                 self._files.truncate(self._fd, self.size)

@@ -6,7 +6,8 @@ where the file system allows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ttt_moshi.checkpoint.errors import DamagedCheckpoint
-from ttt_moshi.checkpoint.files import PAGE, Files
-from ttt_moshi.checkpoint.output import REFUSED, aligned
+from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
+from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct
+from ttt_moshi.checkpoint.manifest import Record, digest, read_manifest
+from ttt_moshi.checkpoint.output import aligned
 from ttt_moshi.checkpoint.rows import as_bytes, byte_view, local_shape, row_count
 from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
 
-PIECE = 4 << 20  # bytes of one read
+PIECE = 2 << 20  # bytes of one read
 STREAMS = 8  # tensors that are read and hashed at once, so many that disk and processors rarely wait for one another
 
 
@@ -45,16 +47,16 @@ def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: 
         done += count
 
 
-def checked_document(files: Files, path: Path, record: Mapping[str, Any], where: str) -> bytes:
+def checked_document(files: Files, folder: Path, file: str, record: Record) -> bytes:
     """A small file, checked against its size and digest in the manifest."""
     try:
-        data = files.read(path)
+        data = files.read(folder / file)
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{where}: the file is missing") from error
+        raise DamagedCheckpoint(f"{file}: the file is missing") from error
     if len(data) != record["size"]:
-        raise DamagedCheckpoint(f"{where}: {len(data)} bytes instead of {record['size']}")
-    if blake3(data).hexdigest() != record["blake3"]:
-        raise DamagedCheckpoint(f"{where}: the content does not match its digest")
+        raise DamagedCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
+    if digest(data) != record["blake3"]:
+        raise DamagedCheckpoint(f"{file}: the content does not match its digest")
     return data
 
 
@@ -70,7 +72,7 @@ class Reading:
     """
 
     name: str
-    entry: Mapping[str, Any]
+    entry: Record
     out: Tensor | None = None
     start: int = 0
     stop: int | None = None
@@ -78,12 +80,10 @@ class Reading:
     digest: str = ""
     damage: DamagedCheckpoint | None = None
 
-    def parts(self) -> list[Mapping[str, Any]]:
+    def parts(self) -> list[Record]:
         """The manifest's records of the parts that are touched, in order of rows."""
         stop = row_count(self.entry["shape"]) if self.stop is None else self.stop
-        touched = (
-            part for part in self.entry["parts"] if max(part["rows"][0], self.start) < min(part["rows"][1], stop)
-        )
+        touched = (p for p in self.entry["parts"] if max(p["rows"][0], self.start) < min(p["rows"][1], stop))
         return sorted(touched, key=lambda part: part["rows"])
 
     def size(self) -> int:
@@ -128,9 +128,43 @@ def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[
             yield reading
 
 
-def full(files: Files, folder: Path, name: str, entry: Mapping[str, Any]) -> Tensor:
-    """A whole tensor in new CPU memory. Raises DamagedCheckpoint."""
-    return next(stream(files, folder, [Reading(name, entry, fresh=True)])).sound()
+def read_document(path: Path, name: str) -> dict[str, Any]:
+    """A JSON document, such as "consolidated/config.json". Raises CheckpointError if there is none of that name."""
+    record = read_manifest(path)["files"].get(name)
+    if record is None or "blake3" not in record:
+        raise CheckpointError(f"{path} has no document {name!r}")
+    return json.loads(checked_document(Files(), path, name, record))
+
+
+def iter_tensors(path: Path, file: str = "", names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors one at a time, on the CPU in their saved dtype; whole ones, whatever the number of shards.
+
+    `file` is an exported file such as "consolidated/lora.safetensors"; empty for what training resumes from. `names`
+    selects some. Raises CheckpointError if the file or a name is not there, DamagedCheckpoint for wrong bytes.
+    """
+    for reading in stream(Files(), path, _readings(path, file, names)):
+        tensor, reading.out = reading.sound(), None
+        yield reading.name, tensor
+
+
+def read_tensors(path: Path, file: str = "", names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """`iter_tensors` as a dictionary, read several at once."""
+    readings = _readings(path, file, names)
+    read_all(Files(), path, readings)
+    return {reading.name: reading.sound() for reading in readings}
+
+
+def _readings(path: Path, file: str, names: Collection[str] | None) -> list[Reading]:
+    """Whole tensors to be read, in order of names."""
+    manifest = read_manifest(path)
+    tables = {"": manifest["tensors"], **manifest["exports"]}
+    if file not in tables:
+        raise CheckpointError(f"{path} has no tensor file {file!r}; it has {', '.join(sorted(manifest['exports']))}")
+    unknown = sorted(set(names or ()) - set(tables[file]))
+    if unknown:
+        raise CheckpointError(f"{path} has no tensor {unknown[0]!r} in {file or 'its resumable state'}")
+    chosen = sorted(tables[file] if names is None else names)
+    return [Reading(name, tables[file][name], fresh=True) for name in chosen]
 
 
 def _take(reading: Reading, pieces: _Pieces) -> None:
@@ -192,15 +226,10 @@ class _Pieces:
     def _open(self, file: str, direct: bool) -> None:
         self.close()
         try:
-            self._fd = self._files.open(self._folder / file, direct)
+            self._fd, self._direct = open_direct(self._files.open, self._folder / file, direct)
         except FileNotFoundError as error:
             raise DamagedCheckpoint(f"{file}: the file is missing") from error
-        except OSError as error:
-            if not direct or error.errno not in REFUSED:
-                raise
-            self._open(file, direct=False)
-            return
-        self._file, self._direct = file, direct
+        self._file = file
 
     def close(self) -> None:
         """Close what is open."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.files import Files, write_file
+from ttt_moshi.checkpoint.files import Files, replace_file, write_file
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.saving import discard
 from ttt_moshi.checkpoint.verify import verify
@@ -36,12 +37,13 @@ def sweep(files: Files, root: Path) -> list[str]:
 
 
 def quarantine(files: Files, root: Path, path: Path, reason: str) -> Path:
-    """Move a damaged checkpoint aside, for good, with the reason beside it. Nothing in it is deleted."""
+    """Move a damaged checkpoint aside, for good, with the reason in it and in the journal. Nothing is deleted."""
     target = layout.free_name(files, root, path.name.replace("checkpoint", ".quarantine", 1))
     files.rename(path, target)
     write_file(files, target / layout.REASON, (reason + "\n").encode())
     files.sync_folder(target)
     files.sync_folder(root)
+    note(files, root, "quarantined", folder=target.name, reason=reason)
     return target
 
 
@@ -65,14 +67,8 @@ def leave_branch(files: Files, root: Path, step: int) -> list[Path]:
 
 def note(files: Files, root: Path, event: str, **details: Any) -> None:
     """Add a line to the journal, which people read and no program trusts."""
-    files.append(root / layout.JOURNAL, (json.dumps({"event": event, **details}) + "\n").encode())
-
-
-def write_latest(files: Files, root: Path, name: str) -> None:
-    """Point LATEST at a checkpoint. Advisory: readers look at the folders themselves."""
-    temporary = root / f".{layout.LATEST}.tmp"
-    write_file(files, temporary, (name + "\n").encode())
-    files.rename(temporary, root / layout.LATEST)
+    line = {"event": event, **details, "time": time.time()}
+    files.append(root / layout.JOURNAL, (json.dumps(line) + "\n").encode())
 
 
 def repair(
@@ -92,11 +88,10 @@ def repair(
             report = verify(root / layout.checkpoint_name(step), deep, progress, files)
             if not report.ok:
                 moved = quarantine(files, root, report.path, report.text())
-                note(files, root, "quarantined", step=step, reason=report.text())
                 done.append(f"moved {report.path.name} to {moved.name}: {report.problems[0].what}")
         steps = layout.committed_steps(files, root)
         if steps:
-            write_latest(files, root, layout.checkpoint_name(steps[-1]))
+            replace_file(files, root / layout.LATEST, f"{layout.checkpoint_name(steps[-1])}\n".encode())
     finally:
         lock.release()
     return done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import DamagedCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.manifest import collapse
+from ttt_moshi.checkpoint.manifest import Record, collapse
 from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all
 from ttt_moshi.checkpoint.recovery import note, quarantine
 from ttt_moshi.checkpoint.rows import rows_of
@@ -54,7 +53,7 @@ class LoadReport:
         return "; ".join(lines)
 
 
-def compare(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Tensor]) -> LoadReport:
+def compare(saved: Mapping[str, Record], wanted: Mapping[str, Tensor]) -> LoadReport:
     """What a load would do; `restored` are the names that agree in shape and dtype."""
     report = LoadReport(unexpected=sorted(set(saved) - set(wanted)))
     for name, tensor in sorted(wanted.items()):
@@ -71,12 +70,7 @@ def compare(saved: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Tensor]
 
 
 def fill(
-    files: Files,
-    path: Path,
-    saved: Mapping[str, Mapping[str, Any]],
-    tensors: Mapping[str, Tensor],
-    names: list[str],
-    rank: int,
+    files: Files, path: Path, saved: Mapping[str, Record], tensors: Mapping[str, Tensor], names: list[str], rank: int
 ) -> None:
     """Read `names` into their tensors, in place. Raises DamagedCheckpoint; then some tensors may be overwritten."""
     rows = {name: rows_of(name, tensors[name], rank) for name in names}
@@ -106,7 +100,7 @@ class Loaded:
     state: dict[str, Any]
     rank_state: Any
     world_size: int
-    manifest: dict[str, Any]
+    manifest: Record
     report: LoadReport
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -136,7 +130,8 @@ class Loader:
             candidate = untried[-1] if step == -1 else step
             loaded, damage = self._try(number, candidate, tensors, strict, skipped)
             if loaded is not None:
-                self._note("resumed", loaded.step, loaded.state_id)
+                if self._writer:
+                    note(self._files, self._root, "resumed", step=loaded.step, state_id=loaded.state_id)
                 return loaded
             if step != -1:
                 raise DamagedCheckpoint(f"step {step} is damaged: {damage}. Step -1 takes the newest sound one.")
@@ -148,23 +143,20 @@ class Loader:
     ) -> tuple[Loaded | None, str]:
         """The loaded checkpoint, or None and why any rank found it damaged."""
         path, damage, loaded = self._root / layout.checkpoint_name(step), "", None
-        try:
-            manifest = check_quickly(path, self._files)
-            report = compare(manifest["tensors"], tensors)
-            if strict and not report.ok:
-                raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
-            fill(self._files, path, manifest["tensors"], tensors, report.restored, self._talk.rank)
-            # With its digest again: another save of the step may have replaced the folder since the quick check.
-            data = checked_document(self._files, path / layout.STATE, manifest["files"][layout.STATE], layout.STATE)
-            content = json.loads(data)
-            mine = _mine(content["rank_state"], self._talk)
-            kind, size, identity = manifest["kind"], manifest["world_size"], manifest["state_id"]
-            loaded = Loaded(step, path, identity, kind, content["state"], mine, size, manifest, report, skipped)
-        except DamagedCheckpoint as error:
-            damage = f"rank {self._talk.rank}: {error}" if self._talk.world_size > 1 else str(error)
-        except BaseException as error:
-            self._talk.fail(number, str(error))
-            raise
+        with self._talk.telling(number):
+            try:
+                manifest = check_quickly(path, self._files)
+                report = compare(manifest["tensors"], tensors)
+                if strict and not report.ok:
+                    raise Mismatch(f"{path} does not fit the model: {report.text()}", report)
+                fill(self._files, path, manifest["tensors"], tensors, report.restored, self._talk.rank)
+                # With its digest again: another save of the step may have replaced the folder since the quick check.
+                data = checked_document(self._files, path, layout.STATE, manifest["files"][layout.STATE])
+                content, kind, size = json.loads(data), manifest["kind"], manifest["world_size"]
+                mine, identity = _mine(content["rank_state"], self._talk), manifest["state_id"]
+                loaded = Loaded(step, path, identity, kind, content["state"], mine, size, manifest, report, skipped)
+            except DamagedCheckpoint as error:
+                damage = f"rank {self._talk.rank}: {error}" if self._talk.world_size > 1 else str(error)
         found = self._talk.gather(number, f"damage in {step}", damage)
         verdict = self._talk.share(number, f"verdict on {step}", "; ".join(filter(None, found or [])))
         return (None if verdict else loaded), verdict
@@ -175,13 +167,8 @@ class Loader:
         if self._talk.rank == 0:
             if self._writer and place.exists():
                 place = quarantine(self._files, self._root, place, reason)
-                self._note("quarantined", step, reason)
             self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
         return Path(self._talk.share(number, f"moved {step}", str(place)))
-
-    def _note(self, event: str, step: int, what: str) -> None:
-        if self._writer:
-            note(self._files, self._root, event, step=step, what=what, time=time.time())
 
 
 def _mine(states: list[Any], talk: Coordinator) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
-from ttt_moshi.checkpoint.files import Files, write_file
+from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.saving import discard
 from ttt_moshi.checkpoint.verify import check_quickly
 
@@ -27,9 +27,7 @@ class Retention:
 
     def __post_init__(self) -> None:
         if self.last is not None and self.last < 1:
-            raise CheckpointError(
-                f"keeping the last {self.last} checkpoints would leave none; use at least 1, or null for all"
-            )
+            raise CheckpointError(f"keeping the last {self.last} would leave none; use at least 1, or null for all")
         if self.every is not None and self.every < 1:
             raise CheckpointError(f"keeping every {self.every} steps makes no sense; use at least 1")
         if self.best and not self.metric:
@@ -97,14 +95,11 @@ def read_pins(files: Files, root: Path) -> set[int]:
     try:
         return {int(step) for step in json.loads(files.read(root / layout.PINS))}
     except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{root / layout.PINS} must be a JSON list of steps ({error}); mend or delete it"
-        ) from error
+        what = f"{root / layout.PINS} must be a JSON list of steps ({error}); mend or delete it"
+        raise CheckpointError(what) from error
 
 
 def write_pins(files: Files, root: Path, steps: set[int]) -> None:
     """Replace the list of pinned steps."""
-    temporary = root / f".{layout.PINS}.tmp"
-    write_file(files, temporary, json.dumps(sorted(steps)).encode())
-    files.rename(temporary, root / layout.PINS)
+    replace_file(files, root / layout.PINS, json.dumps(sorted(steps)).encode())
     files.sync_folder(root)

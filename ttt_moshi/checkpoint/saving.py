@@ -23,12 +23,12 @@ from torch import Tensor
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import CheckpointError
-from ttt_moshi.checkpoint.export import ExportFile, merge_export, seconds_since, write_export
-from ttt_moshi.checkpoint.files import Files, remove_tree, write_file
+from ttt_moshi.checkpoint.export import ExportFile, merge_export, write_export
+from ttt_moshi.checkpoint.files import Files, remove_tree, replace_file, write_file
 from ttt_moshi.checkpoint.image import Image
-from ttt_moshi.checkpoint.manifest import FORMAT_VERSION, canonical, digest, render, state_id, versions
+from ttt_moshi.checkpoint.manifest import Record, canonical, digest, render, state_id, tensor_record, versions
 from ttt_moshi.checkpoint.output import PIECE, Output
-from ttt_moshi.checkpoint.reading import Reading, full, read_all
+from ttt_moshi.checkpoint.reading import Reading, read_all, stream
 from ttt_moshi.checkpoint.rows import Rows, as_bytes
 from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
 
@@ -37,6 +37,7 @@ from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
 CACHED = 4 << 20
 HASHERS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))  # threads that do so; the other processors are training's
 STRETCH = 64 << 20  # bytes of one write of the image, so many that a busy processor does not leave the disk idle
+Outcome = tuple[str, str, int, bool]  # of a commit: folder name, state id, bytes, whether all is finite
 
 
 @dataclass(frozen=True)
@@ -78,39 +79,30 @@ class Saver:
 
     def run(self, job: Job, number: int) -> Saved:
         """Write, exchange, commit. Raises on every rank if any rank failed; then nothing was committed."""
-        try:
-            return self._run(job, number)
-        except BaseException as error:
-            self._coordinator.fail(number, f"{type(error).__name__}: {error}")
-            raise
-
-    def _run(self, job: Job, number: int) -> Saved:
         talk, folder = self._coordinator, self._root / f".saving_{job.step:06d}"
-        if self._rank == 0:
-            self._prepare(folder, job)
-        talk.share(number, "folder ready", True)
-        await_visible(lambda: folder.name in self._files.names(self._root), folder)
+        with talk.telling(number):
+            if self._rank == 0:
+                self._prepare(folder, job)
+            talk.share(number, "folder ready", True)
+            await_visible(lambda: folder.name in self._files.names(self._root), folder)
 
-        begin = time.perf_counter()
-        mine = self._write_shard(folder, job)
-        job.seconds["shards"] = seconds_since(begin)
-        shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
+            begin = time.perf_counter()
+            mine = self._write_shard(folder, job)
+            job.seconds["shards"] = time.perf_counter() - begin
+            shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
 
-        begin = time.perf_counter()
-        for shard in shards:
-            await_visible(lambda: self._files.size(folder / shard["file"]) == shard["size"], folder / shard["file"])  # noqa: B023
-        tensors = merge_tensors(job.rows, shards)
-        exported = self._write_exports(folder, job, tensors)
-        whole = self._whole_digests(folder, tensors)
-        job.seconds["exports"] = seconds_since(begin)
-        results = talk.gather(number, "exports", {"exported": exported, "whole": whole})
+            begin = time.perf_counter()
+            for shard in shards:
+                await_visible(lambda: self._files.size(folder / shard["file"]) == shard["size"], folder / shard["file"])  # noqa: B023
+            tensors = merge_tensors(job.rows, shards)
+            exported = self._write_exports(folder, job, tensors)
+            whole = self._whole_digests(folder, tensors)
+            job.seconds["exports"] = time.perf_counter() - begin
+            results = talk.gather(number, "exports", {"exported": exported, "whole": whole})
 
-        saved = None
-        if results is not None:
-            saved = self._commit(folder, job, shards, tensors, results)
-        news = saved and [str(saved.path), saved.state_id, saved.bytes, saved.healthy]
-        path, identity, size, healthy = talk.share(number, "committed", news)
-        return Saved(job.step, Path(path), identity, size, healthy, dict(job.seconds))
+            outcome = None if results is None else self._commit(folder, job, shards, tensors, results)
+            name, identity, size, healthy = talk.share(number, "committed", outcome)
+            return Saved(job.step, self._root / name, identity, size, healthy, dict(job.seconds))
 
     def _prepare(self, folder: Path, job: Job) -> None:
         for name in self._files.names(self._root):
@@ -118,11 +110,10 @@ class Saver:
                 discard(self._files, self._root, name)
         size = job.image.layout.size * self._world + sum(file.layout.size for file in job.exports)
         check_room(size, self._files.free_bytes(self._root), self._root, f"the checkpoint of step {job.step}")
-        self._files.mkdir(folder)
-        self._files.mkdir(folder / "resume")
-        self._files.mkdir(folder / "consolidated")
+        for new in (folder, folder / "resume", folder / "consolidated"):
+            self._files.mkdir(new)
 
-    def _write_shard(self, folder: Path, job: Job) -> dict[str, Any]:
+    def _write_shard(self, folder: Path, job: Job) -> Record:
         """Write the image and hash it meanwhile, both from memory."""
         plan, memory = job.image.layout, job.image.memory
         path = layout.shard_name(self._rank, self._world)
@@ -135,15 +126,10 @@ class Saver:
                     job.image.wait_host(min(offset + STRETCH, end))
                     output.write(memory[offset : min(offset + STRETCH, end)], offset)
             found = {name: future.result() for name, future in inspecting.items()}
-        parts = {
-            name: {
-                "file": path,
-                "rows": [job.rows[name].start, job.rows[name].stop],
-                "bytes": [entry.begin, entry.end],
-                "blake3": found[name][0],
-            }
-            for name, entry in plan.entries.items()
-        }
+        parts = {}
+        for name, entry in plan.entries.items():
+            place = {"rows": [job.rows[name].start, job.rows[name].stop], "bytes": [entry.begin, entry.end]}
+            parts[name] = {"file": path, **place, "blake3": found[name][0]}
         return {
             "file": path,
             "size": plan.size,
@@ -153,18 +139,17 @@ class Saver:
             "rank_state": job.rank_state,
         }
 
-    def _write_exports(self, folder: Path, job: Job, tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _write_exports(self, folder: Path, job: Job, tensors: Record) -> list[Record]:
+        views, direct = job.image.views, self._world == 1
+
         def read(name: str) -> Tensor:
-            view = job.image.views.get(name)
-            whole = view is not None and view.shape == job.rows[name].shape
-            return view if view is not None and whole else full(self._files, folder, name, tensors[name])
+            if name in views and views[name].shape == job.rows[name].shape:
+                return views[name]
+            return next(stream(self._files, folder, [Reading(name, tensors[name], fresh=True)])).sound()
 
-        direct = self._world == 1
-        return [
-            write_export(self._files, folder, file, job.image.views, read, self._rank, direct) for file in job.exports
-        ]
+        return [write_export(self._files, folder, file, views, read, self._rank, direct) for file in job.exports]
 
-    def _whole_digests(self, folder: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
+    def _whole_digests(self, folder: Path, tensors: Record) -> dict[str, str]:
         """Digests of whole tensors that lie in several shards: read back, checked part by part, work shared."""
         split = sorted(name for name, entry in tensors.items() if "blake3" not in entry)
         readings = [Reading(name, tensors[name]) for name in split[self._rank :: self._world]]
@@ -174,14 +159,7 @@ class Saver:
                 raise reading.damage
         return {reading.name: reading.digest for reading in readings}
 
-    def _commit(
-        self,
-        folder: Path,
-        job: Job,
-        shards: list[dict[str, Any]],
-        tensors: dict[str, Any],
-        results: list[dict[str, Any]],
-    ) -> Saved:
+    def _commit(self, folder: Path, job: Job, shards: list[Record], tensors: Record, results: list[Record]) -> Outcome:
         begin = time.perf_counter()
         for result in results:
             for name, blake in result["whole"].items():
@@ -196,10 +174,10 @@ class Saver:
         for path, data in documents.items():
             write_file(self._files, folder / path, data)
             records[path] = {"size": len(data), "blake3": digest(data)}
+        exports = {f.path: merge_export(f, [r["exported"][i] for r in results]) for i, f in enumerate(job.exports)}
         nonfinite = sorted({name for shard in shards for name in shard["nonfinite"]})
         identity = state_id(job.step, tensors, state, rank_states)
         manifest = {
-            "format_version": FORMAT_VERSION,
             "step": job.step,
             "parent": job.parent,
             "state_id": identity,
@@ -207,9 +185,7 @@ class Saver:
             "world_size": self._world,
             "files": records,
             "tensors": tensors,
-            "exports": {
-                f.path: merge_export(f, [r["exported"][i] for r in results]) for i, f in enumerate(job.exports)
-            },
+            "exports": exports,
             "metrics": job.metrics,
             "versions": versions(),
             "health": {"finite": not nonfinite, "nonfinite": nonfinite},
@@ -220,9 +196,8 @@ class Saver:
         if nonfinite:
             name = layout.free_name(self._files, self._root, f"unhealthy_{job.step:06d}").name
         commit(self._files, self._root, folder, name, render(manifest))
-        job.seconds["commit"] = seconds_since(begin)
-        total = sum(record["size"] for record in records.values())
-        return Saved(job.step, self._root / name, identity, total, not nonfinite, job.seconds)
+        job.seconds["commit"] = time.perf_counter() - begin
+        return name, identity, sum(record["size"] for record in records.values()), not nonfinite
 
 
 def check_room(size: int, free: int, root: Path, what: str) -> None:
@@ -246,15 +221,14 @@ def await_visible(visible: Callable[[], bool], path: Path, patience: float = 60.
         time.sleep(0.02)
 
 
-def merge_tensors(rows: Mapping[str, Rows], shards: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_tensors(rows: Mapping[str, Rows], shards: list[Record]) -> Record:
     """The manifest's `tensors`: parts of all ranks by rows. A tensor in one part has its whole digest at once."""
-    tensors: dict[str, Any] = {}
+    tensors: Record = {}
     for name, part in rows.items():
-        parts = sorted((s["parts"][name] for s in shards if name in s["parts"]), key=lambda item: item["rows"])
-        entry = {"dtype": DTYPE_NAMES[part.local.dtype], "shape": list(part.shape), "parts": parts}
+        parts = [shard["parts"][name] for shard in shards if name in shard["parts"]]
+        tensors[name] = tensor_record(DTYPE_NAMES[part.local.dtype], part.shape, parts)
         if len(parts) <= 1:
-            entry["blake3"] = parts[0]["blake3"] if parts else digest(b"")
-        tensors[name] = entry
+            tensors[name]["blake3"] = parts[0]["blake3"] if parts else digest(b"")
     return tensors
 
 
@@ -263,9 +237,7 @@ def commit(files: Files, root: Path, folder: Path, name: str, manifest: bytes) -
 
     An older folder of that name steps aside first and is put back by the next opening if the rename never came.
     """
-    temporary = folder / f".{layout.MANIFEST}.tmp"
-    write_file(files, temporary, manifest)
-    files.rename(temporary, folder / layout.MANIFEST)
+    replace_file(files, folder / layout.MANIFEST, manifest)
     for inside in ("resume", "consolidated"):
         files.sync_folder(folder / inside)
     files.sync_folder(folder)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -18,13 +17,13 @@ from torch import Tensor
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint
-from ttt_moshi.checkpoint.export import Export, plan_exports, seconds_since
-from ttt_moshi.checkpoint.files import Files, make_folders
+from ttt_moshi.checkpoint.export import Export, plan_exports
+from ttt_moshi.checkpoint.files import Files, make_folders, replace_file
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.recovery import leave_branch, note, sweep, write_latest
+from ttt_moshi.checkpoint.recovery import leave_branch, note, sweep
 from ttt_moshi.checkpoint.restore import Loaded, Loader
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
@@ -84,10 +83,9 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             try:
                 check_quickly(self.path(step), self._files)
+                return step
             except DamagedCheckpoint as error:
                 self._log(f"passing over step {step}: {error}")
-                continue
-            return step
         return None
 
     # Writing
@@ -100,12 +98,8 @@ class CheckpointStore:
         if self._saver is not None:
             return []
         number = self._talk.next_round()
-        try:
-            swept = self._open_folder() if self.rank == 0 else None
-        except BaseException as error:
-            self._talk.fail(number, str(error))
-            raise
-        swept = self._talk.share(number, "open", swept)
+        with self._talk.telling(number):
+            swept = self._talk.share(number, "open", self._open_folder() if self.rank == 0 else None)
         self._saver = Saver(self._files, self.root, self._talk)
         # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
@@ -172,13 +166,11 @@ class CheckpointStore:
         assert self._saver is not None and self._background is not None
         if self._pending is not None and not self._pending.done():
             self._log(f"training waits for the save of step {step}: the one before is still being written")
-        self._finish()
+        self.wait()
         if self._tidied is not None and self._tidied.done():
             self._tidied.result()
         if step < 0 or kind not in KINDS:
-            raise CheckpointError(
-                f"a checkpoint needs a step of at least 0 and a kind of {KINDS}, not {step} and {kind!r}"
-            )
+            raise CheckpointError(f"a save needs a step of at least 0 and a kind of {KINDS}, not {step} and {kind!r}")
         if not tensors or "" in tensors:
             raise CheckpointError("a checkpoint without tensors, or with a nameless one, cannot be resumed from")
         rows = {name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()}
@@ -200,7 +192,8 @@ class CheckpointStore:
         staging = time.perf_counter()
 
         def copied() -> None:
-            job.seconds |= {"stage": seconds_since(staging), "blocked": seconds_since(begin)}
+            now = time.perf_counter()
+            job.seconds |= {"stage": now - staging, "blocked": now - begin}
 
         image.empty()
         try:
@@ -218,14 +211,14 @@ class CheckpointStore:
             return
         saved = finished.result()
         try:
-            write_latest(self._files, self.root, saved.path.name)
-            note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id, time=time.time())
+            replace_file(self._files, self.root / layout.LATEST, f"{saved.path.name}\n".encode())
+            note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id)
             if self._mirror is not None:
                 self._mirror.submit(saved.path)
             if saved.healthy:
                 for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
                     if not item.keep:
-                        note(self._files, self.root, "deleted", step=item.step, reason=item.reason, time=time.time())
+                        note(self._files, self.root, "deleted", step=item.step, reason=item.reason)
         except OSError as error:
             self._log(f"step {saved.step} is saved, but tidying up after it failed: {error}")
 
@@ -236,13 +229,10 @@ class CheckpointStore:
 
     def poll(self) -> Saved | None:
         """The save that has finished since the last call, or None. Raises CheckpointError if it failed, on any rank."""
-        return self._finish() if self._pending is not None and self._pending.done() else None
+        return self.wait() if self._pending is not None and self._pending.done() else None
 
     def wait(self) -> Saved | None:
         """Block until the last save is committed; retention may still be deleting. Returns and raises as `poll`."""
-        return self._finish()
-
-    def _finish(self) -> Saved | None:
         pending, self._pending = self._pending, None
         if pending is None:
             return None
@@ -256,7 +246,7 @@ class CheckpointStore:
     def close(self) -> None:
         """Wait for the last save, for retention and the mirror, then let others write. Raises as `wait`."""
         try:
-            self._finish()
+            self.wait()
             if self._tidied is not None:
                 self._tidied.result()
         finally:
@@ -272,9 +262,7 @@ class CheckpointStore:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def leave_branch(self, step: int) -> list[Path]:
@@ -302,7 +290,7 @@ class CheckpointStore:
         (DamagedCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch, which moves nothing). Raises
         NoCheckpoint if there is nothing to load.
         """
-        self._finish()
+        self.wait()
         loaded = Loader(self._files, self.root, self._talk, self._lock is not None, self._log).run(
             step, tensors, strict
         )

@@ -1,4 +1,4 @@
-"""The safetensors container: planning a header before a byte exists, and reading one back with suspicion.
+"""The safetensors container: planning a whole file before a byte of it exists.
 
 A file is 8 bytes of header length (little endian), the JSON header padded with spaces so that the data begins on a
 page, then the tensors without gaps. Any safetensors reader accepts it.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ttt_moshi.checkpoint.errors import DamagedCheckpoint
 from ttt_moshi.checkpoint.files import PAGE
 
 DTYPES: dict[str, torch.dtype] = {
@@ -77,32 +76,3 @@ def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[s
     head = struct.pack("<Q", start - 8) + text.ljust(start - 8)
     entries = {n: Entry(*tensors[n], start + offsets[n][0], start + offsets[n][1]) for n in order}
     return Plan(head, entries, start + position)
-
-
-def parse_header(data: bytes, file_size: int, where: str) -> dict[str, Entry]:
-    """The tensors of a safetensors file, from its first bytes.
-
-    Raises DamagedCheckpoint unless the tensors tile the data exactly, in the manner the format demands.
-    """
-    try:
-        length = struct.unpack_from("<Q", data)[0]
-        if not 0 < length <= min(HEADER_LIMIT, file_size - 8) or len(data) < 8 + length:
-            raise ValueError("header length is out of range")
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        start, entries = 8 + length, {}
-        for name, item in header.items():
-            begin, end = item["data_offsets"]
-            if item["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in (begin, end, *item["shape"])):
-                raise ValueError(f"tensor {name!r} has an impossible entry")
-            entries[name] = Entry(item["dtype"], tuple(item["shape"]), start + begin, start + end)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise DamagedCheckpoint(f"{where}: the safetensors header cannot be read ({error})") from error
-    position = start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != position or entry.end - entry.begin != nbytes(entry.dtype, entry.shape):
-            raise DamagedCheckpoint(f"{where}: the header places tensor {name!r} wrongly")
-        position = entry.end
-    if position != file_size:
-        raise DamagedCheckpoint(f"{where}: the header describes {position} bytes, the file has {file_size}")
-    return entries
