@@ -2,11 +2,12 @@
 
     python benchmarks/checkpoint/bench.py --folder /data/scratch --gigabytes 2 --rounds 5 --json result.json
 
-Rounds are interleaved, so that a slow minute of the disk hits everybody; figures are medians, and what matters is the
-ratios. Every writer makes new files, as a checkpoint must while the one before is still needed, and ends durable (fsync
-of files and folder); what it wrote in the round before is deleted first, outside the measured time. The bare disk is
-measured in the same way, and once more overwriting a file in place, which is faster where new blocks cost something.
-Reads begin with the page cache dropped for their files.
+Rounds are interleaved, so that a slow minute of the disk hits everybody. What matters is the ratios: each is taken
+within a round, where the bare disk and memory are measured before and after ours, and the median, the lowest and the
+highest of the rounds are reported. Every writer makes new files, as a checkpoint must while the one before is still
+needed, and ends durable (fsync of files and folder); what it wrote before is deleted first, outside the measured time.
+The bare disk is measured in the same way, and once more overwriting a file in place, which is faster where new blocks
+cost something. Reads begin with the page cache dropped for their files.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -147,36 +149,59 @@ class Writers:
         sync_tree(self.folder / "all.safetensors")
 
 
-def measure_saves(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Median seconds of each writer, and of the part of our save for which training waits."""
+def measured(
+    rounds: int,
+    works: list[tuple[str, Callable[[], object]]],
+    before: Callable[[str], None],
+    say: Callable[[int, dict[str, float]], None],
+) -> dict[str, list[float]]:
+    """Seconds of each work in each round; one that is named several times in a round counts with its mean."""
+    times: dict[str, list[float]] = {name: [] for name, _ in works}
+    for number in range(rounds):
+        current: dict[str, list[float]] = {name: [] for name in times}
+        for name, work in works:
+            before(name)
+            current[name].append(seconds(work))
+        for name, values in current.items():
+            times[name].append(statistics.mean(values))
+        say(number, {name: values[-1] for name, values in times.items()})
+    return times
+
+
+def measure_saves(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of each writer in each round, and of the part of our save for which training waits."""
     blocked: list[float] = []
-    works: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
-        "memcpy": (writers.memcpy, ()),
-        "raw_direct_write": (writers.raw, ("raw",)),
-        "ours_durable": (lambda: blocked.append(writers.ours()["blocked"]), ()),
-        "raw_direct_overwrite": (writers.raw_overwriting, ()),
-        "dcp_save": (writers.dcp, ("dcp",)),
-        "torch_save": (writers.torch_save, ("torch.pt",)),
-        "safetensors_save": (writers.safetensors, ("all.safetensors",)),
+    stale = {
+        "raw_direct_write": "raw",
+        "dcp_save": "dcp",
+        "torch_save": "torch.pt",
+        "safetensors_save": "all.safetensors",
     }
-    times: dict[str, list[float]] = {name: [] for name in ("ours_blocked", *works)}
-    for number in range(rounds + 1):
-        current: dict[str, float] = {}
-        for name, (work, stale) in works.items():
-            settle(writers.folder, *stale)
-            current[name] = seconds(work)
+    works: list[tuple[str, Callable[[], object]]] = [
+        ("memcpy", writers.memcpy),
+        ("raw_direct_write", writers.raw),
+        ("ours_durable", lambda: blocked.append(writers.ours()["blocked"])),
+        ("raw_direct_write", writers.raw),
+        ("memcpy", writers.memcpy),
+        ("raw_direct_overwrite", writers.raw_overwriting),
+        ("dcp_save", writers.dcp),
+        ("torch_save", writers.torch_save),
+        ("safetensors_save", writers.safetensors),
+    ]
+
+    def report(number: int, current: dict[str, float]) -> None:
         current["ours_blocked"] = blocked[-1]
-        for name, value in current.items():
-            if number:  # the first round warms up buffers and files
-                times[name].append(value)
         say(f"save round {number} of {rounds}: " + ", ".join(f"{n} {v:.2f} s" for n, v in sorted(current.items())))
-    return {name: statistics.median(values) for name, values in times.items()}
+
+    times = measured(rounds + 1, works, lambda name: settle(writers.folder, *filter(None, [stale.get(name)])), report)
+    # The first round warms up buffers and files.
+    return {name: values[1:] for name, values in {"ours_blocked": blocked, **times}.items()}
 
 
-def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Median seconds of reading the same bytes from a cold page cache."""
+def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of reading the same bytes from a cold page cache, in each round."""
     targets = {name: torch.zeros_like(tensor) for name, tensor in writers.tensors.items()}
-    newest = writers.store.path(writers.step)
+    newest, reader = writers.store.path(writers.step), CheckpointStore(writers.folder / "ours")
     buffer = as_bytes(writers.copy)
 
     def load_quarter() -> None:
@@ -198,81 +223,85 @@ def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> 
             pieces = [writers.image[offset : offset + PIECE] for offset in range(0, writers.total, PIECE)]
             list(pool.map(lambda piece: blake3(piece).digest(), pieces))
 
-    works = {
-        "hash_only": hash_only,
-        "raw_direct_read": lambda: raw_read(writers.folder / "raw", buffer),
-        "ours_verified_load": lambda: writers.store.load(writers.step, tensors=targets),
-        "ours_deep_verify": lambda: verify(newest),
-        "ours_load_of_a_quarter": load_quarter,
-        "dcp_load": load_dcp,
-        "safetensors_load": lambda: safetensors.torch.load_file(writers.folder / "all.safetensors"),
-    }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds):
-        for name, work in works.items():
-            settle(writers.folder)
-            forget(newest, *(writers.folder / other for other in ("raw", "dcp", "all.safetensors")))
-            times[name].append(seconds(work))
-        say(f"load round {number + 1} of {rounds}: " + ", ".join(f"{n} {v[-1]:.2f} s" for n, v in times.items()))
+    raw = ("raw_direct_read", lambda: raw_read(writers.folder / "raw", buffer))
+    works: list[tuple[str, Callable[[], object]]] = [
+        ("hash_only", hash_only),
+        raw,
+        ("ours_verified_load", lambda: reader.load(writers.step, tensors=targets)),
+        raw,
+        ("ours_deep_verify", lambda: verify(newest)),
+        raw,
+        ("ours_load_of_a_quarter", load_quarter),
+        ("dcp_load", load_dcp),
+        ("safetensors_load", lambda: safetensors.torch.load_file(writers.folder / "all.safetensors")),
+    ]
+
+    def rest(name: str) -> None:
+        settle(writers.folder)
+        forget(newest, *(writers.folder / other for other in ("raw", "dcp", "all.safetensors")))
+
+    def report(number: int, current: dict[str, float]) -> None:
+        say(f"load round {number + 1} of {rounds}: " + ", ".join(f"{n} {v:.2f} s" for n, v in current.items()))
+
+    times = measured(rounds, works, rest, report)
     for name, tensor in writers.tensors.items():
         assert torch.equal(tensor, targets[name])
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def training_steps(until: Callable[[], bool]) -> list[float]:
-    """Seconds of small steps, as a training thread would take them, until told to stop."""
+    """Milliseconds of small steps, as a training thread would take them, until told to stop."""
     weight, x, result = torch.randn(64, 64), torch.randn(8, 64), []
     while not until():
         begin = time.perf_counter()
         for _ in range(20):
             x = torch.tanh(x @ weight)
-        result.append(time.perf_counter() - begin)
+        result.append(1e3 * (time.perf_counter() - begin))
     return result
 
 
-def measure_stall(writers: Writers) -> dict[str, float]:
-    """The longest and the median training step: alone, beside two threads that only compute, and beside a save.
+def for_seconds(duration: float) -> Callable[[], bool]:
+    """A condition that becomes true after a while."""
+    deadline = time.perf_counter() + duration
+    return lambda: time.perf_counter() > deadline
 
-    On a machine with few cores any computing neighbour delays a step now and then; what a save adds to that is its own.
+
+def measure_stall(writers: Writers, saves: int) -> dict[str, list[float]]:
+    """The longest and the median training step, in ms, of as many windows alone and beside two computing threads as
+    beside saves, each until half a second after its commit, while retention deletes.
+
+    On a shared host a step is delayed now and then whatever runs beside it, and on a machine with few cores by any
+    neighbour that computes; what a save adds to that is its own.
     """
+    windows = ("alone", "beside_two_computing_threads", "beside_a_save")
+    result: dict[str, list[float]] = {f"{name}_{key}": [] for name in windows for key in ("longest", "median")}
 
-    def for_two_seconds() -> Callable[[], bool]:
-        deadline = time.perf_counter() + 2.0
-        return lambda: time.perf_counter() > deadline
+    def record(name: str, steps: list[float]) -> None:
+        result[f"{name}_longest"].append(max(steps))
+        result[f"{name}_median"].append(statistics.median(steps))
 
-    idle = training_steps(for_two_seconds())
-    stop = threading.Event()
-
-    def compute() -> None:
+    def compute(stop: threading.Event) -> None:
         while not stop.is_set():
             blake3(writers.image[: 64 << 20]).digest()
 
-    threads = [threading.Thread(target=compute) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    beside = training_steps(for_two_seconds())
-    stop.set()
-    for thread in threads:
-        thread.join()
-    busy: list[float] = []
-    while sum(busy) < 2.0:
+    training_steps(for_seconds(0.2))  # the first step loads code
+    for _ in range(saves):
+        settle(writers.folder)
+        record("alone", training_steps(for_seconds(1.0)))
+        stop = threading.Event()
+        threads = [threading.Thread(target=compute, args=[stop]) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        record("beside_two_computing_threads", training_steps(for_seconds(1.0)))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        settle(writers.folder)
         writers.step += 1
         writers.store.save(writers.step, kind="full", tensors=writers.tensors, state={"step": writers.step})
-        finished: list[object] = []
-
-        def done() -> bool:
-            finished.extend(filter(None, [writers.store.poll()]))  # noqa: B023
-            return bool(finished)  # noqa: B023
-
-        busy += training_steps(done)
-    result = {}
-    for name, times in (("alone", idle), ("beside_two_computing_threads", beside), ("beside_a_save", busy)):
-        ordered = sorted(times)
-        result |= {
-            f"{name}_longest_ms": 1e3 * ordered[-1],
-            f"{name}_99.9_percent_below_ms": 1e3 * ordered[int(0.999 * len(ordered))],
-            f"{name}_median_ms": 1e3 * statistics.median(ordered),
-        }
+        record(
+            "beside_a_save", training_steps(lambda: writers.store.poll() is not None) + training_steps(for_seconds(0.5))
+        )
     return result
 
 
@@ -309,11 +338,8 @@ def measure_memory(writers: Writers, saves: int) -> dict[str, float]:
             store.wait()
             if step == saves // 4:
                 before = resident()
-    return {
-        "extra_mib_of_one_save": peak / 2**20,
-        "growth_mib_over_saves": (resident() - before) / 2**20,
-        "saves": saves,
-    }
+    growth = 100 * (resident() - before) / before
+    return {"extra_mib_of_one_save": peak / 2**20, "growth_percent_over_saves": growth, "saves": saves}
 
 
 def measure_choosing(folder: Path, count: int) -> dict[str, float]:
@@ -334,21 +360,66 @@ def measure_choosing(folder: Path, count: int) -> dict[str, float]:
     return {"checkpoints": count + 1, "seconds": took}
 
 
-def ratios(save: dict[str, float], load: dict[str, float]) -> dict[str, float]:
-    """What the goals are stated in."""
-    slower = max(load["raw_direct_read"], load["hash_only"])
-    return {
-        "blocked / memcpy (goal <= 1.25)": save["ours_blocked"] / save["memcpy"],
-        "raw direct write / durable save (goal >= 0.75)": save["raw_direct_write"] / save["ours_durable"],
-        "raw direct overwrite / durable save": save["raw_direct_overwrite"] / save["ours_durable"],
-        "dcp.save / durable save (goal >= 2.5)": save["dcp_save"] / save["ours_durable"],
-        "torch.save / durable save": save["torch_save"] / save["ours_durable"],
-        "safetensors / durable save": save["safetensors_save"] / save["ours_durable"],
-        "verified load / raw direct read (goal <= 1.30)": load["ours_verified_load"] / load["raw_direct_read"],
-        "verified load of a quarter of all rows / of all": load["ours_load_of_a_quarter"] / load["ours_verified_load"],
-        "dcp.load / verified load": load["dcp_load"] / load["ours_verified_load"],
-        "slower of raw direct read and hash / deep verify (goal >= 0.9)": slower / load["ours_deep_verify"],
-    }
+@dataclass(frozen=True)
+class Figure:
+    """One result over the rounds. `bar` is the goal for the median, such as "<= 1.25"; empty where there is none."""
+
+    what: str
+    values: list[float]
+    bar: str = ""
+
+    def record(self) -> dict[str, object]:
+        """As JSON; `met` is None without a goal."""
+        median = statistics.median(self.values)
+        sign, _, limit = self.bar.partition(" ")
+        met = (median <= float(limit) if sign == "<=" else median >= float(limit)) if self.bar else None
+        low, high = min(self.values), max(self.values)
+        return {
+            "what": self.what,
+            "median": median,
+            "lowest": low,
+            "highest": high,
+            "goal": self.bar or None,
+            "met": met,
+        }
+
+
+def figures(
+    save: dict[str, list[float]],
+    load: dict[str, list[float]],
+    stall: dict[str, list[float]],
+    memory: dict[str, float],
+    choosing: dict[str, float],
+) -> list[Figure]:
+    """What the goals are stated in, and what helps to judge it."""
+
+    def ratio(top: list[float], bottom: list[float]) -> list[float]:
+        return [a / b for a, b in zip(top, bottom, strict=True)]
+
+    raw, durable, verified = load["raw_direct_read"], save["ours_durable"], load["ours_verified_load"]
+    slower = [max(pair) for pair in zip(raw, load["hash_only"], strict=True)]
+    saves = int(memory["saves"])
+    beside = "longest training step beside a save, ms"
+    return [
+        Figure("training blocked / memcpy of the same bytes", ratio(save["ours_blocked"], save["memcpy"]), "<= 1.25"),
+        Figure("bare direct write / durable save", ratio(save["raw_direct_write"], durable), ">= 0.75"),
+        Figure("dcp.save / durable save", ratio(save["dcp_save"], durable), ">= 2.5"),
+        Figure("MiB of memory of a save with exports, beside the image", [memory["extra_mib_of_one_save"]], "<= 64"),
+        Figure(f"growth of memory over {saves} saves, in %", [memory["growth_percent_over_saves"]], "<= 1"),
+        Figure(beside, stall["beside_a_save_longest"], "<= 10"),
+        Figure("verified load / bare direct read", ratio(verified, raw), "<= 1.30"),
+        Figure("slower of bare read and hash / deep verify", ratio(slower, load["ours_deep_verify"]), ">= 0.9"),
+        Figure(f"s to find the newest valid of {choosing['checkpoints']}", [choosing["seconds"]], "<= 0.5"),
+        Figure("longest training step alone, ms", stall["alone_longest"]),
+        Figure("longest beside two computing threads, ms", stall["beside_two_computing_threads_longest"]),
+        Figure("median step beside a save / alone", ratio(stall["beside_a_save_median"], stall["alone_median"])),
+        Figure("bare direct overwrite / durable save", ratio(save["raw_direct_overwrite"], durable)),
+        Figure("torch.save / durable save", ratio(save["torch_save"], durable)),
+        Figure("safetensors / durable save", ratio(save["safetensors_save"], durable)),
+        Figure("verified load of a quarter of all rows / of all", ratio(load["ours_load_of_a_quarter"], verified)),
+        Figure("dcp.load, unverified / verified load", ratio(load["dcp_load"], verified)),
+        Figure("safetensors load, unverified / verified load", ratio(load["safetensors_load"], verified)),
+    ]
 
 
 def run(folder: Path, gigabytes: float, rounds: int, many: int, say: Callable[[str], None]) -> dict[str, object]:
@@ -360,18 +431,15 @@ def run(folder: Path, gigabytes: float, rounds: int, many: int, say: Callable[[s
             store.reserve(writers.tensors)
             save = measure_saves(writers, rounds, say)
             load = measure_loads(writers, rounds, say)
-            result: dict[str, object] = {
+            stall = measure_stall(writers, 2 * rounds)
+            memory, choosing = measure_memory(writers, many), measure_choosing(scratch, 10 * many)
+            return {
                 "machine": {"cpus": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()},
                 "gigabytes": writers.total / 1e9,
                 "rounds": rounds,
-                "save_seconds": save,
-                "load_seconds": load,
-                "ratios": ratios(save, load),
-                "stall": measure_stall(writers),
-                "memory": measure_memory(writers, many),
-                "choosing": measure_choosing(scratch, 10 * many),
+                "figures": [figure.record() for figure in figures(save, load, stall, memory, choosing)],
+                "median_seconds": {name: statistics.median(values) for name, values in (save | load).items()},
             }
-        return result
     finally:
         shutil.rmtree(scratch)
 

@@ -217,7 +217,15 @@ def test_export_refuses_damage(run: Path, tmp_path: Path, read: Callable[..., An
 
 def test_bench_measures_beside_the_bare_disk(tmp_path: Path, read: Callable[..., Any]) -> None:
     result = read("bench", tmp_path, "--gigabytes", 0.02, "--rounds", 1, "--many", 2)
-    assert all(value > 0 for value in result["ratios"].values()) and len(result["ratios"]) >= 5
+    figures = {figure["what"]: figure for figure in result["figures"]}
+    judged = [figure for figure in figures.values() if figure["goal"]]
+    assert len(judged) == 9 and len(figures) > len(judged)
+    for figure in judged:
+        sign, limit = figure["goal"].split()
+        assert figure["lowest"] <= figure["median"] <= figure["highest"]
+        assert figure["met"] == (figure["median"] <= float(limit) if sign == "<=" else figure["median"] >= float(limit))
+    seconds, save = result["median_seconds"], figures["training blocked / memcpy of the same bytes"]
+    assert save["median"] == pytest.approx(seconds["ours_blocked"] / seconds["memcpy"])  # one round
     assert list(tmp_path.iterdir()) == []
 
 
