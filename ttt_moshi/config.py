@@ -256,6 +256,11 @@ def validate(args: TrainArgs) -> None:
     }
     for key, value in positive.items():
         _require(value > 0, f"`{key}` must be greater than 0, got {value}")
+    _require(
+        args.ttt.half_life_frames is None or args.ttt.half_life_frames >= args.ttt.mini_batch_size / 3,
+        f"`ttt.half_life_frames` must be at least a third of `ttt.mini_batch_size` ({args.ttt.mini_batch_size}), or "
+        f"null, got {args.ttt.half_life_frames}",
+    )
     _require(bool(args.run_dir), "`run_dir` is empty: name a folder for this run's checkpoints and logs")
     _require(
         0.0 <= args.optim.pct_start <= 1.0,

@@ -120,6 +120,7 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
         (["--optim.lr", "fast"], "optim.lr"),
         (["--ttt.inner", "deep"], "ttt.inner"),
         (["--num_ckpt_keep", "0"], "num_ckpt_keep"),
+        (["--ttt.half_life_frames", "5"], "ttt.half_life_frames"),
         (["--full_finetuning", "true"], "save_adapters"),
         (["--do_eval", "true"], "data.eval_data"),
         (["--checkpoint.resume", "true", "--overwrite_run_dir", "true"], "overwrite_run_dir"),

@@ -118,8 +118,12 @@ class TTTConfig:
             raise ValueError(f"TTTConfig.preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
             raise ValueError(f"TTTConfig.base_lr must be finite and not negative, got {self.base_lr}")
-        if self.half_life_frames is not None and not 0 < self.half_life_frames < math.inf:
-            raise ValueError(f"TTTConfig.half_life_frames must be above 0, or None, got {self.half_life_frames}")
+        # The memory fades between mini-batches; of much less than an eighth the backward pass could not find the whole.
+        if self.half_life_frames is not None and not self.mini_batch_size / 3 <= self.half_life_frames < math.inf:
+            raise ValueError(
+                f"TTTConfig.half_life_frames must be at least a third of mini_batch_size ({self.mini_batch_size}), or "
+                f"None, got {self.half_life_frames}"
+            )
         if not math.isfinite(self.initial_gating_alpha):
             raise ValueError(f"TTTConfig.initial_gating_alpha must be finite, got {self.initial_gating_alpha}")
         if self.recipe.rope and self.head_dim % 2:
