@@ -161,6 +161,20 @@ def test_a_manifest_that_lies_about_its_tensors_is_found(checkpoint):
     def other_digest(manifest):
         manifest["tensors"]["param/w"]["blake3"] = "0" * 64
 
+    def abroad(manifest):
+        manifest["tensors"]["param/w"]["parts"][0]["file"] = "../checkpoint_000001/manifest.json"
+
+    def outside(manifest):
+        manifest["files"]["../elsewhere.json"] = manifest["files"]["resume/state.json"]
+
+    def absolute(manifest):
+        manifest["files"]["/etc/hostname"] = manifest["files"]["resume/state.json"]
+
+    for lie in (abroad, outside, absolute):
+        forge(checkpoint, lie)
+        with pytest.raises(DamagedCheckpoint, match="which is no file of this checkpoint"):
+            read_manifest(checkpoint)
+        (checkpoint / "manifest.json").write_bytes(sound)
     for lie in (moved, fewer_rows, forgotten, other_state, other_digest):
         forge(checkpoint, lie)
         assert not verify(checkpoint).ok, lie.__name__

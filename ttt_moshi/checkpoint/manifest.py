@@ -95,6 +95,10 @@ def parse(data: bytes, where: str) -> Record:
     if content["format_version"] != FORMAT_VERSION:
         found = content["format_version"]
         raise CheckpointError(f"{where} has format version {found}; this program reads {FORMAT_VERSION}. Update it.")
+    entries = [entry for table in (content["tensors"], *content["exports"].values()) for entry in table.values()]
+    for file in {part["file"] for entry in entries for part in entry["parts"]} | set(content["files"]):
+        if file not in content["files"] or file.startswith("/") or ".." in file.split("/"):
+            raise DamagedCheckpoint(f"{where} speaks of {file!r}, which is no file of this checkpoint")
     return content
 
 

@@ -291,9 +291,8 @@ class CheckpointStore:
         NoCheckpoint if there is nothing to load.
         """
         self.wait()
-        loaded = Loader(self._files, self.root, self._talk, self._lock is not None, self._log).run(
-            step, tensors, strict
-        )
+        loader = Loader(self._files, self.root, self._talk, self._lock is not None, self._log)
+        loaded = loader.run(step, tensors, strict)
         self._parent = {"step": loaded.step, "state_id": loaded.state_id}
         self._resumed_from.add(loaded.step)
         return loaded
