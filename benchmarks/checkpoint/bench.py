@@ -267,8 +267,8 @@ def for_seconds(duration: float) -> Callable[[], bool]:
 
 
 def measure_stall(writers: Writers, saves: int) -> dict[str, list[float]]:
-    """The longest and the median training step, in ms, of as many windows alone and beside two computing threads as
-    beside saves, each until half a second after its commit, while retention deletes.
+    """The longest and the median training step beside each of some saves, in ms, until half a second after the commit,
+    while retention deletes; and in windows as long, alone and beside two threads that only compute.
 
     On a shared host a step is delayed now and then whatever runs beside it, and on a machine with few cores by any
     neighbour that computes; what a save adds to that is its own.
@@ -287,21 +287,23 @@ def measure_stall(writers: Writers, saves: int) -> dict[str, list[float]]:
     training_steps(for_seconds(0.2))  # the first step loads code
     for _ in range(saves):
         settle(writers.folder)
-        record("alone", training_steps(for_seconds(1.0)))
+        writers.step += 1
+        begin = time.perf_counter()
+        writers.store.save(writers.step, kind="full", tensors=writers.tensors, state={"step": writers.step})
+        during = training_steps(lambda: writers.store.poll() is not None)
+        record("beside_a_save", during + training_steps(for_seconds(0.5)))
+        result["beside_a_save_median"][-1] = statistics.median(during)
+        duration = time.perf_counter() - begin
+        settle(writers.folder)
+        record("alone", training_steps(for_seconds(duration)))
         stop = threading.Event()
         threads = [threading.Thread(target=compute, args=[stop]) for _ in range(2)]
         for thread in threads:
             thread.start()
-        record("beside_two_computing_threads", training_steps(for_seconds(1.0)))
+        record("beside_two_computing_threads", training_steps(for_seconds(duration)))
         stop.set()
         for thread in threads:
             thread.join()
-        settle(writers.folder)
-        writers.step += 1
-        writers.store.save(writers.step, kind="full", tensors=writers.tensors, state={"step": writers.step})
-        record(
-            "beside_a_save", training_steps(lambda: writers.store.poll() is not None) + training_steps(for_seconds(0.5))
-        )
     return result
 
 
@@ -338,8 +340,8 @@ def measure_memory(writers: Writers, saves: int) -> dict[str, float]:
             store.wait()
             if step == saves // 4:
                 before = resident()
-    growth = 100 * (resident() - before) / before
-    return {"extra_mib_of_one_save": peak / 2**20, "growth_percent_over_saves": growth, "saves": saves}
+    growth = (resident() - before) / 2**20
+    return {"extra_mib_of_one_save": peak / 2**20, "growth_mib": growth, "growing_saves": saves - saves // 4}
 
 
 def measure_choosing(folder: Path, count: int) -> dict[str, float]:
@@ -397,16 +399,14 @@ def figures(
         return [a / b for a, b in zip(top, bottom, strict=True)]
 
     raw, durable, verified = load["raw_direct_read"], save["ours_durable"], load["ours_verified_load"]
-    slower = [max(pair) for pair in zip(raw, load["hash_only"], strict=True)]
-    saves = int(memory["saves"])
-    beside = "longest training step beside a save, ms"
+    slower = max(raw, load["hash_only"], key=statistics.median)
     return [
         Figure("training blocked / memcpy of the same bytes", ratio(save["ours_blocked"], save["memcpy"]), "<= 1.25"),
         Figure("bare direct write / durable save", ratio(save["raw_direct_write"], durable), ">= 0.75"),
         Figure("dcp.save / durable save", ratio(save["dcp_save"], durable), ">= 2.5"),
         Figure("MiB of memory of a save with exports, beside the image", [memory["extra_mib_of_one_save"]], "<= 64"),
-        Figure(f"growth of memory over {saves} saves, in %", [memory["growth_percent_over_saves"]], "<= 1"),
-        Figure(beside, stall["beside_a_save_longest"], "<= 10"),
+        Figure(f"MiB of growth over {memory['growing_saves']:.0f} more saves", [memory["growth_mib"]], "<= 1"),
+        Figure("longest training step beside a save, ms", stall["beside_a_save_longest"], "<= 10"),
         Figure("verified load / bare direct read", ratio(verified, raw), "<= 1.30"),
         Figure("slower of bare read and hash / deep verify", ratio(slower, load["ours_deep_verify"]), ">= 0.9"),
         Figure(f"s to find the newest valid of {choosing['checkpoints']}", [choosing["seconds"]], "<= 0.5"),

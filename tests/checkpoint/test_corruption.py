@@ -161,39 +161,67 @@ def test_a_manifest_that_lies_about_its_tensors_is_found(checkpoint):
     def other_digest(manifest):
         manifest["tensors"]["param/w"]["blake3"] = "0" * 64
 
-    def abroad(manifest):
-        manifest["tensors"]["param/w"]["parts"][0]["file"] = "../checkpoint_000001/manifest.json"
+    def forgotten_export(manifest):
+        del manifest["exports"]["consolidated/consolidated.safetensors"]["w"]
 
-    def outside(manifest):
-        manifest["files"]["../elsewhere.json"] = manifest["files"]["resume/state.json"]
-
-    def absolute(manifest):
-        manifest["files"]["/etc/hostname"] = manifest["files"]["resume/state.json"]
-
-    for lie in (abroad, outside, absolute):
-        forge(checkpoint, lie)
-        with pytest.raises(DamagedCheckpoint, match="which is no file of this checkpoint"):
-            read_manifest(checkpoint)
-        (checkpoint / "manifest.json").write_bytes(sound)
-    for lie in (moved, fewer_rows, forgotten, other_state, other_digest):
+    for lie in (moved, fewer_rows, forgotten, forgotten_export, other_state, other_digest):
         forge(checkpoint, lie)
         assert not verify(checkpoint).ok, lie.__name__
         (checkpoint / "manifest.json").write_bytes(sound)
     assert verify(checkpoint).ok
 
 
+@pytest.mark.parametrize("file", ["../x", "/etc/hostname", "", ".", "a//b", "./a", "a/../b", "a\0b", ".hidden/a"])
+def test_a_manifest_cannot_speak_of_files_outside_its_folder(checkpoint, file):
+    sound = (checkpoint / "manifest.json").read_bytes()
+
+    def listed(manifest):
+        manifest["files"][file] = manifest["files"]["resume/state.json"]
+
+    def used(manifest):
+        manifest["tensors"]["param/w"]["parts"][0]["file"] = file
+
+    for lie in (listed, used):
+        forge(checkpoint, lie)
+        with pytest.raises(DamagedCheckpoint, match="which is no file of this checkpoint"):
+            read_manifest(checkpoint)
+        (checkpoint / "manifest.json").write_bytes(sound)
+    assert verify(checkpoint).ok
+
+
+def test_links_and_folders_that_nobody_saved_are_noticed(checkpoint, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (checkpoint / "resume/link").symlink_to(tmp_path / "elsewhere")
+    assert [problem.file for problem in verify(checkpoint).problems] == ["resume/link"]
+    (checkpoint / "resume/link").unlink()
+    (checkpoint / "resume/state.json").unlink()
+    (checkpoint / "resume/state.json").mkdir()
+    assert "resume/state.json: the file is missing" in verify(checkpoint).text()
+
+
 def test_another_format_is_an_error_that_says_so(checkpoint):
     from ttt_moshi.checkpoint import CheckpointError
     from ttt_moshi.checkpoint.manifest import render
 
-    manifest = read_manifest(checkpoint)
-    newer = render({**manifest, "format_version": 3})
-    older = json.dumps({**manifest, "format_version": 1}, indent=1, sort_keys=True).encode()
-    for text, found in ((newer, 3), (older, 1)):
-        (checkpoint / "manifest.json").write_bytes(text)
-        with pytest.raises(CheckpointError, match=f"format version {found}.*; this program reads 2") as caught:
-            read_manifest(checkpoint)
-        assert not isinstance(caught.value, DamagedCheckpoint)
+    (checkpoint / "manifest.json").write_bytes(render({**read_manifest(checkpoint), "format_version": 3}))
+    with pytest.raises(CheckpointError, match="format version 3; this program reads 2") as caught:
+        read_manifest(checkpoint)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"]}", b'"a": NaN x', b'"tensors": {}}', b'"a": ' + b"[" * 100_000, b'"a": "\xff"}', b"}"],
+    ids=["no JSON", "half JSON", "keys missing", "deep", "no UTF-8", "empty"],
+)
+def test_nonsense_with_a_right_digest_gives_way_to_the_older_checkpoint(checkpoint, faults, body):
+    from ttt_moshi.checkpoint.manifest import digest
+
+    (checkpoint / "manifest.json").write_bytes(b'{"manifest_blake3": "%s",\n%s' % (digest(body).encode(), body))
+    with pytest.raises(DamagedCheckpoint, match="was not written by this program"):
+        read_manifest(checkpoint)
+    loaded = CheckpointStore(checkpoint.parent, log=lambda line: None).load(tensors=faults.contents(0, 0))
+    assert loaded.step == 1
 
 
 def test_every_byte_of_the_manifest_counts_even_where_the_json_stays_the_same(checkpoint):

@@ -251,8 +251,13 @@ def test_removing_any_fsync_loses_something(recording, faults, quick_disk, tally
     for number, place in enumerate(guards(log)):
         mutant = without(log, place)
         assert len(mutant) < len(log)
-        _, losses = replay(faults, mutant, root, quick_disk / "state", random.Random(number), 1, True, points=0.3)
-        if not losses:
+        # A few crashes mostly do; where threads ran in a rare order, only many find the one that hurts.
+        for points, draws in ((0.3, 1), (1.0, 3)):
+            rng = random.Random(number)
+            _, losses = replay(faults, mutant, root, quick_disk / "state", rng, draws, True, points=points)
+            if losses:
+                break
+        else:
             unneeded.append(place)
     assert [place.split(":")[1] for place in unneeded] == ["_tidy"], f"{unneeded} of {guards(log)} unnoticed"
     tally("places that fsync or rename left out of the program: noticed", len(guards(log)) - 1)

@@ -229,6 +229,38 @@ def test_bench_measures_beside_the_bare_disk(tmp_path: Path, read: Callable[...,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bench_compares_within_rounds_and_judges_medians() -> None:
+    from ttt_moshi.cli.ckpt import _benchmark
+
+    bench, order = _benchmark(), []
+    works = [(name, lambda: None) for name in ("raw", "ours", "raw")]
+    times = bench.measured(3, works, order.append, lambda number, current: order.append((number, *current)))
+    assert order == [item for n in range(3) for item in ("raw", "ours", "raw", (n, "raw", "ours"))]
+    assert {name: len(values) for name, values in times.items()} == {"raw": 3, "ours": 3}
+    # A slow minute makes both ten times slower in the second round: their ratio does not change.
+    save = {key: [1.0, 10.0, 1.0] for key in ("memcpy", "dcp_save", "torch_save", "safetensors_save")}
+    save["raw_direct_overwrite"] = [1.0, 1.0, 1.0]
+    save |= {"ours_blocked": [1.2, 12.0, 1.2], "ours_durable": [2.0, 20.0, 2.0], "raw_direct_write": [1.6, 16.0, 1.0]}
+    unjudged = ("ours_load_of_a_quarter", "dcp_load", "safetensors_load")
+    load = {key: [1.0, 4.0, 1.0] for key in ("ours_deep_verify", *unjudged)}
+    load |= {"hash_only": [0.1, 3.0, 0.1], "raw_direct_read": [0.8, 2.0, 0.8], "ours_verified_load": [1.0, 2.5, 1.0]}
+    windows = ("alone", "beside_a_save", "beside_two_computing_threads")
+    stall = {f"{name}_{key}": [2.0, 30.0, 4.0] for name in windows for key in ("longest", "median")}
+    memory = {"extra_mib_of_one_save": 65.0, "growth_mib": 0.5, "growing_saves": 75}
+    choosing = {"checkpoints": 11, "seconds": 0.1}
+    records = [figure.record() for figure in bench.figures(save, load, stall, memory, choosing)]
+    found = {
+        record["what"]: (record["median"], record["lowest"], record["highest"], record["met"]) for record in records
+    }
+    assert found["training blocked / memcpy of the same bytes"] == pytest.approx((1.2, 1.2, 1.2, True))
+    assert found["bare direct write / durable save"] == pytest.approx((0.8, 0.5, 0.8, True))
+    assert found["slower of bare read and hash / deep verify"] == pytest.approx((0.8, 0.5, 0.8, False))
+    assert found["verified load / bare direct read"] == pytest.approx((1.25, 1.25, 1.25, True))
+    assert found["longest training step beside a save, ms"] == (4.0, 2.0, 30.0, True)
+    assert found["MiB of memory of a save with exports, beside the image"][3] is False
+    assert found["longest training step alone, ms"][3] is None
+
+
 def test_long_work_says_how_far_it_is(run: Path, tmp_path: Path) -> None:
     seen: dict[str, list[tuple[int, int]]] = {"export": [], "diff": [], "repair": []}
     export_weights(place(run, 3), tmp_path / "out", 16, lambda *done: seen["export"].append(done))

@@ -6,25 +6,19 @@ from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.mirror import copy_out
 from ttt_moshi.checkpoint.reading import iter_tensors, read_document, read_tensors
 from ttt_moshi.checkpoint.recovery import repair
-from ttt_moshi.checkpoint.restore import Loaded, LoadReport
 from ttt_moshi.checkpoint.retention import Retention, prune
-from ttt_moshi.checkpoint.saving import Saved
 from ttt_moshi.checkpoint.store import CheckpointStore
-from ttt_moshi.checkpoint.verify import Problem, VerifyReport, verify
+from ttt_moshi.checkpoint.verify import Problem, verify
 
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
     "DamagedCheckpoint",
     "Export",
-    "LoadReport",
-    "Loaded",
     "Mismatch",
     "NoCheckpoint",
     "Problem",
     "Retention",
-    "Saved",
-    "VerifyReport",
     "copy_out",
     "iter_tensors",
     "prune",

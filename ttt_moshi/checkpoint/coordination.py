@@ -16,8 +16,6 @@ import torch.distributed as dist
 
 from ttt_moshi.checkpoint.errors import CheckpointError
 
-_PAUSE = 0.005  # seconds between two looks at the store
-
 
 class Coordinator:
     """One conversation of `world_size` ranks. A round is one save, load or opening; all ranks make the same rounds."""
@@ -53,9 +51,9 @@ class Coordinator:
         try:
             yield
         except BaseException as error:
-            if not self._store.check([f"{number}/failed"]):
-                what = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-                self.post(number, "failed", f"rank {self.rank}: {what}")
+            what = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+            self._posted.setdefault(number, []).append(f"{number}/failed")
+            self._store.compare_set(f"{number}/failed", "", json.dumps(f"rank {self.rank}: {what}"))
             raise
 
     def fetch(self, number: int, key: str) -> Any:
@@ -67,7 +65,7 @@ class Coordinator:
                 raise CheckpointError(json.loads(self._store.get(failed)))
             if time.monotonic() > deadline:
                 raise CheckpointError(f"no news of {key!r} from other ranks for {self._timeout:.0f} s; one may be dead")
-            time.sleep(_PAUSE)
+            time.sleep(0.005)
         return json.loads(self._store.get(name))
 
     def gather(self, number: int, key: str, value: Any) -> list[Any] | None:

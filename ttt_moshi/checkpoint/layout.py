@@ -46,8 +46,7 @@ def step_of(name: str) -> int | None:
 
 def committed_steps(files: Files, root: Path) -> list[int]:
     """Steps whose folder carries a committed name, ascending. Order is by step, never by file times."""
-    steps = (step_of(name) for name in files.names(root))
-    return sorted(step for step in steps if step is not None)
+    return sorted(step for name in files.names(root) if (step := step_of(name)) is not None)
 
 
 def free_name(files: Files, root: Path, name: str) -> Path:

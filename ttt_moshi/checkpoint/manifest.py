@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,11 @@ from blake3 import blake3
 import ttt_moshi
 from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.layout import MANIFEST
+from ttt_moshi.checkpoint.layout import MANIFEST, STATE
 
 Record = dict[str, Any]  # a JSON object inside the manifest
-FORMAT_VERSION = 2  # version 1, before the first release, had its digest among the other keys
+FORMAT_VERSION = 2
+_INSIDE = re.compile(r"(?!\.)[^/\0]+(/(?!\.)[^/\0]+)*")  # a path that cannot lead out of the checkpoint
 _FIRST_LINE = b'{"manifest_blake3": "%s",\n'
 
 
@@ -88,22 +90,25 @@ def parse(data: bytes, where: str) -> Record:
     """A manifest from its file content. Raises DamagedCheckpoint if one byte is not as written."""
     body = data[len(_FIRST_LINE) - 2 + 64 :]
     if data != _FIRST_LINE % digest(body).encode() + body:
-        if data.startswith(b'{\n "exports": {'):
-            raise CheckpointError(f"{where} has format version 1, from before the first release; this program reads 2")
         raise DamagedCheckpoint(f"{where} is damaged: its content does not agree with its own digest")
-    content: Record = json.loads(data)
-    if content["format_version"] != FORMAT_VERSION:
-        found = content["format_version"]
-        raise CheckpointError(f"{where} has format version {found}; this program reads {FORMAT_VERSION}. Update it.")
-    entries = [entry for table in (content["tensors"], *content["exports"].values()) for entry in table.values()]
-    for file in {part["file"] for entry in entries for part in entry["parts"]} | set(content["files"]):
-        if file not in content["files"] or file.startswith("/") or ".." in file.split("/"):
-            raise DamagedCheckpoint(f"{where} speaks of {file!r}, which is no file of this checkpoint")
+    try:
+        content: Record = json.loads(data)
+        if (found := content["format_version"]) != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where} has format version {found}; this program reads {FORMAT_VERSION}. Update it."
+            )
+        entries = [entry for table in (content["tensors"], *content["exports"].values()) for entry in table.values()]
+        files = {STATE, *(part["file"] for entry in entries for part in entry["parts"])}
+        strange = {file for file in content["files"] if not _INSIDE.fullmatch(file)} | files - set(content["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{where} was not written by this program: {error!r}") from error
+    if strange:
+        raise DamagedCheckpoint(f"{where} speaks of {min(strange)!r}, which is no file of this checkpoint")
     return content
 
 
 def read_manifest(path: Path, files: Files | None = None) -> Record:
-    """The manifest of a checkpoint folder. Raises DamagedCheckpoint, or CheckpointError if `path` is not one."""
+    """The manifest of a checkpoint folder. Raises DamagedCheckpoint, or CheckpointError for another format version."""
     files = files or Files()
     try:
         data = files.read(path / MANIFEST)

@@ -51,7 +51,7 @@ def checked_document(files: Files, folder: Path, file: str, record: Record) -> b
     """A small file, checked against its size and digest in the manifest."""
     try:
         data = files.read(folder / file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise DamagedCheckpoint(f"{file}: the file is missing") from error
     if len(data) != record["size"]:
         raise DamagedCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
@@ -116,8 +116,7 @@ def read_all(
             done(reading)
 
     with ThreadPoolExecutor(count, thread_name_prefix="checkpoint-hash") as pool:
-        for finished in [pool.submit(work, share) for share in shares]:
-            finished.result()
+        list(pool.map(work, shares))
 
 
 def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[Reading]:

@@ -118,8 +118,8 @@ class Loader:
         tried: set[int] = set()
         while True:
             # Listed anew each time: a reader's candidate may have been retired in favour of a newer one meanwhile.
-            listed = layout.committed_steps(self._files, self._root)
-            steps = self._talk.share(number, f"steps without {sorted(tried)}", listed)
+            found = layout.committed_steps(self._files, self._root)
+            steps = self._talk.share(number, f"steps without {sorted(tried)}", found)
             if step != -1 and step not in steps:
                 has = ", ".join(map(str, steps)) or "none"
                 raise NoCheckpoint(f"{self._root} has no checkpoint of step {step}; it has {has}")
@@ -164,11 +164,12 @@ class Loader:
     def _set_aside(self, number: int, step: int, reason: str) -> Path:
         """Quarantine a damaged checkpoint if this is the writer; a reader only passes over it. Where it is now."""
         place = self._root / layout.checkpoint_name(step)
-        if self._talk.rank == 0:
-            if self._writer and place.exists():
-                place = quarantine(self._files, self._root, place, reason)
-            self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
-        return Path(self._talk.share(number, f"moved {step}", str(place)))
+        with self._talk.telling(number):
+            if self._talk.rank == 0:
+                if self._writer and place.exists():
+                    place = quarantine(self._files, self._root, place, reason)
+                self._log(f"the checkpoint of step {step}, now {place}, is damaged and was passed over: {reason}")
+            return Path(self._talk.share(number, f"moved {step}", str(place)))
 
 
 def _mine(states: list[Any], talk: Coordinator) -> Any:

@@ -130,14 +130,9 @@ class Saver:
         for name, entry in plan.entries.items():
             place = {"rows": [job.rows[name].start, job.rows[name].stop], "bytes": [entry.begin, entry.end]}
             parts[name] = {"file": path, **place, "blake3": found[name][0]}
-        return {
-            "file": path,
-            "size": plan.size,
-            "header_blake3": digest(plan.header),
-            "parts": parts,
-            "nonfinite": [name for name, (_, finite) in found.items() if not finite],
-            "rank_state": job.rank_state,
-        }
+        nonfinite = [name for name, (_, finite) in found.items() if not finite]
+        record = {"file": path, "size": plan.size, "header_blake3": digest(plan.header)}
+        return {**record, "parts": parts, "nonfinite": nonfinite, "rank_state": job.rank_state}
 
     def _write_exports(self, folder: Path, job: Job, tensors: Record) -> list[Record]:
         views, direct = job.image.views, self._world == 1
@@ -164,8 +159,7 @@ class Saver:
         for result in results:
             for name, blake in result["whole"].items():
                 tensors[name]["blake3"] = blake
-        rank_states = [shard["rank_state"] for shard in shards]
-        state = json.loads(job.state)
+        rank_states, state = [shard["rank_state"] for shard in shards], json.loads(job.state)
         content = {"step": job.step, "state": state, "rank_state": rank_states}
         documents = {**job.documents, layout.STATE: canonical(content, "state")}
         records = {s["file"]: {"size": s["size"], "header_blake3": s["header_blake3"]} for s in shards}
@@ -192,9 +186,8 @@ class Saver:
             "info": job.info,
             "timings": job.seconds,
         }
-        name = layout.checkpoint_name(job.step)
-        if nonfinite:
-            name = layout.free_name(self._files, self._root, f"unhealthy_{job.step:06d}").name
+        unhealthy = layout.free_name(self._files, self._root, f"unhealthy_{job.step:06d}").name
+        name = unhealthy if nonfinite else layout.checkpoint_name(job.step)
         commit(self._files, self._root, folder, name, render(manifest))
         job.seconds["commit"] = time.perf_counter() - begin
         return name, identity, sum(record["size"] for record in records.values()), not nonfinite

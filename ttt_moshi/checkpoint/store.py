@@ -99,16 +99,16 @@ class CheckpointStore:
             return []
         number = self._talk.next_round()
         with self._talk.telling(number):
-            swept = self._talk.share(number, "open", self._open_folder() if self.rank == 0 else None)
+            swept: list[str] = []
+            if self.rank == 0:
+                make_folders(self._files, self.root)
+                self._lock = WriterLock(self._files, self.root)
+                swept = sweep(self._files, self.root)
+            swept = self._talk.share(number, "open", swept)
         self._saver = Saver(self._files, self.root, self._talk)
         # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
-
-    def _open_folder(self) -> list[str]:
-        make_folders(self._files, self.root)
-        self._lock = WriterLock(self._files, self.root)
-        return sweep(self._files, self.root)
 
     def reserve(self, tensors: Mapping[str, Tensor], exported_bytes: int = 0) -> int:
         """Lay out and touch the staging image before the first save needs it; bytes that one save will write.
@@ -184,7 +184,7 @@ class CheckpointStore:
             documents={path: _document(path, content) for path, content in (documents or {}).items()},
             state=canonical(state, "state"),
             rank_state=json.loads(canonical(rank_state, "rank_state")),
-            metrics={name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
+            metrics={name: float(value) if math.isfinite(value) else None for name, value in (metrics or {}).items()},
             info={**json.loads(canonical(info or {}, "info")), "pinned": pinned},
             parent=self._parent,
         )
@@ -219,7 +219,7 @@ class CheckpointStore:
                 for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
                     if not item.keep:
                         note(self._files, self.root, "deleted", step=item.step, reason=item.reason)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             self._log(f"step {saved.step} is saved, but tidying up after it failed: {error}")
 
     def wait_staged(self) -> None:
@@ -269,8 +269,9 @@ class CheckpointStore:
         """Move checkpoints later than `step` aside before the run goes on from it; where they are now (rank 0)."""
         self.open()
         number = self._talk.next_round()
-        moved = leave_branch(self._files, self.root, step) if self.rank == 0 else []
-        self._talk.share(number, "branch", None)
+        with self._talk.telling(number):
+            moved = leave_branch(self._files, self.root, step) if self.rank == 0 else []
+            self._talk.share(number, "branch", None)
         return moved
 
     def set_pinned(self, step: int, pinned: bool = True) -> None:

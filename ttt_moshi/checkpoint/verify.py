@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,16 +65,19 @@ def check_quickly(path: Path, files: Files) -> Record:
 def _quick_problems(files: Files, path: Path, manifest: Record) -> Iterator[Problem]:
     if layout.step_of(path.name) not in (None, manifest["step"]):
         yield Problem(layout.MANIFEST, "", f"{path} holds the manifest of step {manifest['step']}")
+    covered = Counter[str]()
+    for name, entry in _all_tensors(manifest):
+        yield from _misplaced(name, entry)
+        for part in entry["parts"]:
+            covered[part["file"]] += part["bytes"][1] - part["bytes"][0]
     for file, record in sorted(manifest["files"].items()):
         try:
             if "blake3" in record:
                 checked_document(files, path, file, record)
             else:
-                _check_header(files, path, file, record)
+                _check_header(files, path, file, record, covered[file])
         except DamagedCheckpoint as error:
             yield Problem(file, "", str(error))
-    for name, entry in _all_tensors(manifest):
-        yield from _misplaced(name, entry)
 
 
 def verify(
@@ -91,7 +95,9 @@ def verify(
         report.problems.append(Problem(layout.MANIFEST, "", str(error)))
         return report
     report.step = manifest["step"]
-    present = {file.relative_to(path).as_posix() for file in report.path.rglob("*") if not file.is_dir()}
+    present = {
+        file.relative_to(path).as_posix() for file in report.path.rglob("*") if file.is_symlink() or not file.is_dir()
+    }
     for file in sorted(present - set(manifest["files"]) - {layout.MANIFEST}):
         report.problems.append(Problem(file, "", f"{file}: the manifest does not know this file"))
     report.problems += _quick_problems(files, report.path, manifest)
@@ -140,8 +146,8 @@ def _all_tensors(manifest: Record) -> list[tuple[str, Record]]:
     return [*manifest["tensors"].items(), *exported]
 
 
-def _check_header(files: Files, folder: Path, file: str, record: Record) -> None:
-    """Size and header of a safetensors file. A header with its digest is the one that was planned with the manifest."""
+def _check_header(files: Files, folder: Path, file: str, record: Record, covered: int) -> None:
+    """Size and header of a safetensors file, and that digests of tensors cover all other bytes of it."""
     try:
         size = files.size(folder / file)
         if size != record["size"]:
@@ -158,6 +164,10 @@ def _check_header(files: Files, folder: Path, file: str, record: Record) -> None
         files.close(fd)
     if digest(data) != record["header_blake3"]:
         raise DamagedCheckpoint(f"{file}: the header does not match its digest")
+    if len(data) + covered != size:
+        raise DamagedCheckpoint(
+            f"{file}: the manifest lists {covered} bytes of tensors, the file has {size - len(data)}"
+        )
 
 
 def _misplaced(name: str, entry: Record) -> Iterator[Problem]:
