@@ -99,7 +99,8 @@ class TTTConfig:
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_lengths`) are also read in reversed time"""
     half_life_frames: float | None = None
-    """frames after which half of what was written is forgotten: the memory fades to its initial weights; None: never"""
+    """frames after which half of what was written is forgotten: the memory fades to its initial weights; None: never.
+    At least `mini_batch_size` / 3"""
     scan_policy: Literal["rebuild", "checkpoint"] = "rebuild"
     """what training keeps for its backward pass: low-rank factors of every frame, or the weights every so many frames
     (a third of the memory on long samples, about a fifth more time)"""
