@@ -81,8 +81,8 @@ class TTTArgs:
     initial_gating_alpha: float = 0.1
     """start value of the gates; 0 also starts at the base model exactly"""
     half_life_frames: Optional[float] = None
-    """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3; null
-    never forgets"""
+    """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3;
+    null never forgets"""
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_sec`) are also read backwards in time"""
 
