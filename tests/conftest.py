@@ -11,7 +11,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from ttt_moshi.data.speech import Material
+    from ttt_moshi.synthetic import Material
 
 # Two test processes share two cores; more threads would only make them wait for one another.
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
 @pytest.fixture(scope="session")
 def tiny_material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """Generated speech and a tiny base model, made once for all test processes. Read-only."""
-    from ttt_moshi.data.speech import make_tiny_material
+    from ttt_moshi.synthetic import make_tiny_material
 
     shared = tmp_path_factory.getbasetemp()
     if shared.name.startswith("popen-"):

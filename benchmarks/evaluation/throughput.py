@@ -27,15 +27,15 @@ from moshi.models.compression import MimiModel
 
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data.audio import FRAME_SIZE, read_audio
-from ttt_moshi.evaluation.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.nll_cache import NLLCache
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import pair_score
-from ttt_moshi.evaluation.recordings import Recordings
-from ttt_moshi.evaluation.reductions import channel_sums
-from ttt_moshi.evaluation.score import Scores, score
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
+from ttt_moshi.evaluation.scoring.recordings import Recordings
+from ttt_moshi.evaluation.scoring.reductions import channel_sums
+from ttt_moshi.evaluation.scoring.score import Scores, score
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.subject import Subject, from_base
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices

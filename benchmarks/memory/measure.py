@@ -15,8 +15,8 @@ from benchmarks.memory.recordings import FRAME_SECONDS
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.evaluation import undisturbed
-from ttt_moshi.evaluation.chunked import score_in_chunks
-from ttt_moshi.evaluation.score import gather_nll, valid_tokens
+from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
+from ttt_moshi.evaluation.scoring.score import gather_nll, valid_tokens
 from ttt_moshi.evaluation.statistics import bootstrap_mean
 from ttt_moshi.moshi import StreamState, TTTMoshi, ablate, resolve_model
 

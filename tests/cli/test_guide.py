@@ -16,7 +16,7 @@ from ttt_moshi.cli.main import main
 from ttt_moshi.config import known_keys
 
 if TYPE_CHECKING:
-    from ttt_moshi.data.speech import Material
+    from ttt_moshi.synthetic import Material
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CHECKPOINT_USER_GUIDE.md").read_text()

@@ -16,10 +16,10 @@ import soundfile
 import torch
 from moshi.models.lm import LMModel
 
-from ttt_moshi.evaluation.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.examples import Example, Source
-from ttt_moshi.evaluation.nll_cache import NLLCache
-from ttt_moshi.evaluation.score import Scores, valid_tokens
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
+from ttt_moshi.evaluation.scoring.score import Scores, valid_tokens
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.ttt import TTTConfig
 

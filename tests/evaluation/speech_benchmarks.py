@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ttt_moshi.data.speech.espeak import Voice, speak
+from ttt_moshi.synthetic.espeak import Voice, speak
 
 VOICES = (Voice("en-us", 180), Voice("en-us+f2", 200, 60))
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_moshi.evaluation import EvaluationError
-from ttt_moshi.evaluation.batches import plan
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
-from ttt_moshi.evaluation.nll_cache import NLLCache, sequence_key
-from ttt_moshi.evaluation.reductions import channel_sums
+from ttt_moshi.evaluation.scoring.batches import plan
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache, sequence_key
+from ttt_moshi.evaluation.scoring.reductions import channel_sums
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 9), st.randoms())
@@ -115,10 +115,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 import conftest
-from ttt_moshi.evaluation.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.nll_cache import NLLCache
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 root = Path(sys.argv[1])
 stepwise = len(sys.argv) > 2
 wanted = [Example.file(p.stem, p) for p in sorted(root.glob("*.wav"))]

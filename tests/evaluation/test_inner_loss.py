@@ -6,7 +6,7 @@ import torch
 
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, inner_losses
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ttt_moshi.evaluation import score
-from ttt_moshi.evaluation.chunked import score_in_chunks
-from ttt_moshi.evaluation.sampled_text import score_with_sampled_text
-from ttt_moshi.evaluation.score import Scores, valid_tokens
-from ttt_moshi.evaluation.scorer import ModelScorer, ScoringOptions
+from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
+from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
+from ttt_moshi.evaluation.scoring.score import Scores, valid_tokens
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer, ScoringOptions
 
 B = 4  # mini-batch of the TTT layers
 MODELS = [("linear", "speech"), ("mlp", "speech"), ("mlp", "paper_lm"), ("linear", "video_causal")]

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from ttt_moshi.data.minibench import make_bench
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat, hosts
@@ -14,6 +13,7 @@ from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
 from ttt_moshi.evaluation.tasks.spoken_repeat import find_repeats
 from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
 from ttt_moshi.evaluation.tasks.two_choices import common_beginning
+from ttt_moshi.synthetic.benchmarks import make_bench
 
 
 def benchmarks(root, tokens=None, **changes):

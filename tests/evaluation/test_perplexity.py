@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ttt_moshi.evaluation import EvaluationError, evaluate_perplexity, score, undisturbed
-from ttt_moshi.evaluation.perplexity import as_task
 from ttt_moshi.evaluation.results import check_task
+from ttt_moshi.evaluation.tasks.perplexity import as_task
 
 LENGTHS = [12, 20, 7, 20, 5]
 
@@ -164,7 +164,7 @@ import sys, json, torch, torch.distributed as dist
 sys.path.insert(0, {folder!r})
 import conftest
 from ttt_moshi.evaluation import evaluate_perplexity
-from ttt_moshi.evaluation.perplexity import as_task
+from ttt_moshi.evaluation.tasks.perplexity import as_task
 torch.set_num_threads(1)
 rank, world = int(sys.argv[1]), 2
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=world)

@@ -12,7 +12,7 @@ from ttt_moshi.data import Codec
 from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
-from ttt_moshi.evaluation.recordings import Recordings, as_batch
+from ttt_moshi.evaluation.scoring.recordings import Recordings, as_batch
 from ttt_moshi.moshi import resolve_model
 
 

@@ -9,7 +9,7 @@ from ttt_moshi.evaluation.report.page import page
 from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
 from ttt_moshi.evaluation.report.write import write_run_report
 from ttt_moshi.evaluation.results import skipped
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import NO_BENCHMARKS, run_suite
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Position

@@ -7,7 +7,7 @@ import torch
 from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation import EvaluationError, score
-from ttt_moshi.evaluation.score import frame_counts
+from ttt_moshi.evaluation.scoring.score import frame_counts
 
 CARD, TEXT_CARD = 24, 40
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ttt_moshi.config import DataArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
-from ttt_moshi.data.speech import make_tiny_material
 from ttt_moshi.inference import Speaker
 from ttt_moshi.moshi import build_model, resolve_model
+from ttt_moshi.synthetic import make_tiny_material
 from ttt_moshi.training import run
 
 TTT = TTTArgs(enable=True, layers="all", mini_batch_size=4)

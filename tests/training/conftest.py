@@ -18,7 +18,7 @@ import pytest
 from ttt_moshi.checkpoint import CheckpointStore, read_manifest
 
 if TYPE_CHECKING:
-    from ttt_moshi.data.speech import Material
+    from ttt_moshi.synthetic import Material
 
 ROOT = Path(__file__).parents[2]
 

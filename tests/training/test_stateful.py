@@ -21,7 +21,7 @@ from ttt_moshi.training.distributed import World, join_world
 from ttt_moshi.training.step import loss_weights, train_step
 
 if TYPE_CHECKING:
-    from ttt_moshi.data.speech import Material
+    from ttt_moshi.synthetic import Material
 
 RUN = (
     "--max_steps", "8", "--ckpt_freq", "3", "--train.stateful", "true", "--train.backprop_clips", "2",

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.data.check import Finding, Report, check_data
-from ttt_moshi.data.minibench import SIZES, make_bench
 from ttt_moshi.data.prepare import Outcome, prepare
 from ttt_moshi.errors import UserError
+from ttt_moshi.synthetic.benchmarks import SIZES, make_bench
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
 

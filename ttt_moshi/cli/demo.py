@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ttt_moshi.checkpoint import CheckpointStore, iter_tensors, read_manifest
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.demo_page import DemoFacts, write_page
-from ttt_moshi.data.minibench import make_bench
-from ttt_moshi.data.speech import Material, make_demo_material
 from ttt_moshi.errors import UserError
+from ttt_moshi.synthetic import Material, make_demo_material
+from ttt_moshi.synthetic.benchmarks import make_bench
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/demo.yaml"

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return reports(argv)
     options = _parser().parse_args(argv)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
-    from ttt_moshi.evaluation.ranks import joined
+    from ttt_moshi.evaluation.scoring.ranks import joined
 
     began = time.perf_counter()
     with joined(options.device) as (ranks, device):
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    from ttt_moshi.evaluation.recordings import TEXT_MODES, USER_MODES
     from ttt_moshi.evaluation.references import REFERENCES
+    from ttt_moshi.evaluation.scoring.recordings import TEXT_MODES, USER_MODES
     from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, TASKS
 
     parser = Parser(
@@ -178,8 +178,8 @@ class _Run:
     def _standard(self, bars: Bars) -> None:
         from ttt_moshi.data import Alphabet, Corpus, EvalSet
         from ttt_moshi.evaluation.outcome import Outcome
-        from ttt_moshi.evaluation.perplexity import as_task, evaluate_perplexity
         from ttt_moshi.evaluation.results import skipped
+        from ttt_moshi.evaluation.tasks.perplexity import as_task, evaluate_perplexity
 
         if not self.args.data.eval_data:
             self.results.tasks["perplexity"] = skipped("no recordings: name them with --data or `data.eval_data`")
@@ -218,11 +218,11 @@ class _Run:
         self.results.data["perplexity"] = {"digest": result.data_digest, "clips": result.clips}
 
     def _paper_metrics(self, names: list[str], bars: Bars) -> None:
-        from ttt_moshi.evaluation.engine import BatchPolicy, Engine
-        from ttt_moshi.evaluation.nll_cache import NLLCache
-        from ttt_moshi.evaluation.recordings import Recordings
         from ttt_moshi.evaluation.references import add_reference
-        from ttt_moshi.evaluation.scorer import ModelScorer
+        from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
+        from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
+        from ttt_moshi.evaluation.scoring.recordings import Recordings
+        from ttt_moshi.evaluation.scoring.scorer import ModelScorer
         from ttt_moshi.evaluation.suite import run_suite
         from ttt_moshi.evaluation.tasks.registry import Benchmarks
 
@@ -303,7 +303,7 @@ def _default_out(folder: Path) -> Path:
 
 
 def _scoring(options: Any) -> Any:
-    from ttt_moshi.evaluation.scorer import ScoringOptions
+    from ttt_moshi.evaluation.scoring.scorer import ScoringOptions
 
     changes: dict[str, Any] = {"chunk_frames": options.chunk_frames, "seed": options.seed}
     if options.text == "sampled":

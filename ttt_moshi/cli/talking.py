@@ -50,7 +50,7 @@ def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
     import torch
 
     from ttt_moshi.checkpoint import verify
-    from ttt_moshi.evaluation.ranks import choose_device
+    from ttt_moshi.evaluation.scoring.ranks import choose_device
     from ttt_moshi.evaluation.subject import training_config
     from ttt_moshi.inference import Sampling, open_checkpoint
 

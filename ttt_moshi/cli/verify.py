@@ -49,8 +49,8 @@ def _verify_checkpoint(path: Path, console: Console) -> int:
 
 
 def _prove_system(console: Console) -> int:
-    from ttt_moshi.data.speech import make_tiny_material
-    from ttt_moshi.training import proof
+    from ttt_moshi.synthetic import make_tiny_material
+    from ttt_moshi.verification import round_trip as proof
 
     with tempfile.TemporaryDirectory(prefix="ttt_moshi_proof_") as name:
         folder = Path(name)
@@ -78,7 +78,7 @@ def _prove_system(console: Console) -> int:
 def _prove_7b(console: Console) -> int:
     from moshi.models.loaders import CheckpointInfo
 
-    from ttt_moshi.training.proof_full_size import prove_full_size
+    from ttt_moshi.verification.full_size import prove_full_size
 
     # Without a configuration of its own, the official loader builds Moshi 7B; no file is read.
     geometry = CheckpointInfo(Path(), Path(), Path())

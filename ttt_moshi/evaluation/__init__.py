@@ -1,10 +1,10 @@
 """Evaluation of Moshi models: one per-token likelihood, many published numbers, each with its uncertainty."""
 
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.perplexity import Perplexity, evaluate_perplexity
-from ttt_moshi.evaluation.quiet import undisturbed
 from ttt_moshi.evaluation.results import Results, read_results, write_results
-from ttt_moshi.evaluation.score import Scores, score
+from ttt_moshi.evaluation.scoring.quiet import undisturbed
+from ttt_moshi.evaluation.scoring.score import Scores, score
+from ttt_moshi.evaluation.tasks.perplexity import Perplexity, evaluate_perplexity
 
 __all__ = [
     "EvaluationError",

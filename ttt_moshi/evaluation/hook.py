@@ -9,11 +9,11 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.config import PaperMetricsArgs
 from ttt_moshi.data import Codec
-from ttt_moshi.evaluation.engine import BatchPolicy, Engine
-from ttt_moshi.evaluation.nll_cache import NLLCache
-from ttt_moshi.evaluation.ranks import Ranks
-from ttt_moshi.evaluation.recordings import Recordings
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
+from ttt_moshi.evaluation.scoring.ranks import Ranks
+from ttt_moshi.evaluation.scoring.recordings import Recordings
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import run_suite
 from ttt_moshi.evaluation.tasks.registry import Benchmarks, parse_tasks
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttt_moshi.errors import UserError
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.results import check_task, skipped
+from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
 
 NO_BENCHMARKS = "no benchmark data: name its folder with --data_root (`ttt-moshi data make-bench` makes a small one)"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.reductions import channel_group
+from ttt_moshi.evaluation.scoring.reductions import channel_group
 from ttt_moshi.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 
 GROUPS = ("text", "semantic", "acoustic")

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.quiet import undisturbed
-from ttt_moshi.evaluation.recordings import as_batch
-from ttt_moshi.evaluation.score import eager_on_cpu
-from ttt_moshi.evaluation.scorer import ModelScorer
+from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.scoring.quiet import undisturbed
+from ttt_moshi.evaluation.scoring.recordings import as_batch
+from ttt_moshi.evaluation.scoring.score import eager_on_cpu
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.statistics import bootstrap_mean
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.ttt.functional import gelu, layer_norm, standardise

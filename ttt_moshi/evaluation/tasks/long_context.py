@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.books import Book
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference, mean_nll, point
 

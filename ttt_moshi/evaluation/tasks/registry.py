@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample, subset
+from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat

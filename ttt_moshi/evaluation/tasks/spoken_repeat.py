@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ttt_moshi.evaluation.engine import Engine
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import Pair, accuracy, breakdown, pair_score
-from ttt_moshi.evaluation.reductions import AUDIO_REDUCTIONS, NORMS, ChannelSums, channel_sums
+from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.scoring.reductions import AUDIO_REDUCTIONS, NORMS, ChannelSums, channel_sums
 
 FRAME_RATE = 12.5
 MIN_CONTINUATION_FRAMES = 2  # the last frame has no acoustic tokens, so a continuation needs one more

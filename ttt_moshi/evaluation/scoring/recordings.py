@@ -1,0 +1,202 @@
+"""From examples to tokens: sound files through the codec, joined, with text and user streams added.
+
+The modes of the two streams that an audio-only benchmark does not have are part of every result. By default the text is
+absent (-1 everywhere, which training shows the model often) and the user is digital silence as Mimi encodes it; code 0
+in all codebooks would be a random sound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import blake3
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ttt_moshi.data import Codec, CodeCache
+from ttt_moshi.data.audio import FRAME_SIZE, SAMPLE_RATE, read_blocks, read_info
+from ttt_moshi.data.interleaver import ABSENT, PAD, Tokenizer, text_row
+from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.examples import Example, Segment, Source
+from ttt_moshi.evaluation.scoring.ranks import Ranks
+
+TextMode = Literal["absent", "pad", "given", "sampled"]
+UserMode = Literal["silence", "absent", "natural"]
+TEXT_MODES: tuple[TextMode, ...] = ("absent", "pad", "given", "sampled")
+USER_MODES: tuple[UserMode, ...] = ("silence", "absent", "natural")
+
+
+class Recordings:
+    """Encodes what examples name, each recording once ever.
+
+    Args:
+        codec: the language model's codec.
+        cache_dir: folder for codes.
+        text: `absent`; `pad` (PAD everywhere, which tells the model that Moshi is silent: for ablation); `given` (from
+            the example's transcript); `sampled` (the model writes it while it listens; absent in the tokens made here).
+        user: `silence`; `absent`; `natural` (the right channel of stereo recordings).
+        tokenizer: needed by `given`.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        cache_dir: Path,
+        text: TextMode = "absent",
+        user: UserMode = "silence",
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.codec, self.text, self.user = codec, text, user
+        self._cache_dir = cache_dir
+        self._cache = CodeCache(cache_dir, codec)
+        self._tokenizer = tokenizer
+        self._digests: dict[Path, str] = {}
+        self._whole_files: dict[Source, Path | None] = {}
+
+    def prepare(self, examples: Sequence[Example], progress: Callable[[int, int], None], ranks: Ranks) -> None:
+        """Encodes what the examples need and is not kept yet, each rank its share."""
+        sources = list(dict.fromkeys(piece.source for example in examples for piece in example.pieces))
+        ranks.together(lambda: self._encode(ranks.share(sources), progress))
+
+    def _encode(self, sources: list[Source], progress: Callable[[int, int], None]) -> None:
+        files = {source: self._whole_file(source) for source in sources}
+        derived = [source for source, file in files.items() if file is None]
+        whole = [file for file in files.values() if file is not None]
+        self._cache.fill(whole, lambda done, _: progress(done, len(sources)))
+        for number, source in enumerate(derived):
+            self.sides(source)
+            progress(len(whole) + number + 1, len(sources))
+
+    def sides(self, source: Source) -> np.ndarray:
+        """Codes [sides, K, T] of a source: Moshi's side, and in the mode `natural` the user's."""
+        file = self._whole_file(source)
+        if file is not None:
+            return self._cache.codes(file).numpy()
+        return self._derived(source, mono=self.user != "natural")
+
+    def _whole_file(self, source: Source) -> Path | None:
+        """The one sound file that a source is, with the channels that are wanted."""
+        if source not in self._whole_files:
+            self._whole_files[source] = self._find_whole_file(source)
+        return self._whole_files[source]
+
+    def _find_whole_file(self, source: Source) -> Path | None:
+        channels = {read_info(segment.path).channels for segment in source.segments}
+        first = source.segments[0]
+        if self.user == "natural" and channels != {2}:
+            raise EvaluationError(
+                f"{first.path} is not stereo, so it has no user side; choose `--user silence` or `absent`"
+            )
+        whole = len(source.segments) == 1 and first.end_sec is None and not first.start_sec
+        return first.path if whole and (self.user == "natural" or channels == {1}) else None
+
+    def frames(self, example: Example) -> int:
+        """Length of an example, from the headers of its sound files alone."""
+        return sum(len(range(*slice(p.start, p.stop).indices(_frames(p.source)))) for p in example.pieces)
+
+    def tokens(self, example: Example) -> np.ndarray:
+        """int32 [1 + 2K, T]: text, Moshi's codes, the user's codes."""
+        parts = [self.sides(piece.source)[..., piece.start : piece.stop] for piece in example.pieces]
+        sides = np.concatenate(parts, axis=-1).astype(np.int32)
+        frames = sides.shape[-1]
+        if not frames:
+            raise EvaluationError(f"{example.id} has no frames to score")
+        moshi = sides[0]
+        if self.user == "natural":
+            user = sides[1]
+        elif self.user == "silence":
+            user = self.codec.silence(0, frames).numpy().astype(np.int32)
+        else:
+            user = np.full_like(moshi, ABSENT)
+        return np.concatenate([self._text(example, frames)[None], moshi, user])
+
+    def digest(self, examples: list[Example]) -> str:
+        """Identity of a data set: ids and what the files hold, wherever they lie."""
+        facts = []
+        for example in examples:
+            pieces = [
+                [[self._file_digest(s.path), s.start_sec, s.end_sec] for s in piece.source.segments]
+                + [piece.start, piece.stop]
+                for piece in example.pieces
+            ]
+            facts.append([example.id, pieces])
+        return blake3.blake3(json.dumps(facts).encode()).hexdigest()
+
+    def _text(self, example: Example, frames: int) -> np.ndarray:
+        if self.text in ("absent", "sampled"):
+            return np.full(frames, ABSENT, np.int32)
+        if self.text == "pad":
+            return np.full(frames, PAD, np.int32)
+        if self._tokenizer is None or example.transcript is None:
+            raise EvaluationError(
+                f"`--text given` needs a transcript with word times beside every recording; {example.id} has none"
+            )
+        start = example.transcript_start
+        return text_row(read_transcript(example.transcript).words, self._tokenizer, start + frames)[start:]
+
+    def _derived(self, source: Source, mono: bool) -> np.ndarray:
+        """Codes of parts of files, end to end, as one recording; kept under a digest of everything they depend on."""
+        facts = {
+            "codec": self.codec.fingerprint,
+            "mono": mono,
+            "segments": [[self._file_digest(s.path), s.start_sec, s.end_sec] for s in source.segments],
+        }
+        name = blake3.blake3(json.dumps(facts).encode()).hexdigest()[:32]
+        path = self._cache_dir / f"joined-{name}.safetensors"
+        if not path.exists():
+            codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2)
+            partial = path.with_suffix(".partial")
+            with writing(path):
+                self._cache_dir.mkdir(parents=True, exist_ok=True)
+                save_file({"codes": codes.contiguous()}, partial)
+                partial.replace(path)
+        return load_file(path)["codes"].numpy()
+
+    def _file_digest(self, path: Path) -> str:
+        if path not in self._digests:
+            if not path.is_file():
+                raise EvaluationError(f"no sound file at {path}")
+            self._digests[path] = blake3.blake3().update_mmap(path).hexdigest()
+        return self._digests[path]
+
+
+def _frames(source: Source) -> int:
+    """Length of a source's codes."""
+    samples = 0
+    for segment in source.segments:
+        first, last = _span(segment, read_info(segment.path).samples_24k)
+        samples += max(0, last - first)
+    return -(-samples // FRAME_SIZE)
+
+
+def _span(segment: Segment, samples: int) -> tuple[int, int]:
+    """First sample and the one after the last, at 24 kHz, of a segment of a file that has so many."""
+    last = samples if segment.end_sec is None else min(samples, round(segment.end_sec * SAMPLE_RATE))
+    return round(segment.start_sec * SAMPLE_RATE), last
+
+
+def _joined_blocks(source: Source, mono: bool) -> Iterator[np.ndarray]:
+    for segment in source.segments:
+        first, last = _span(segment, read_info(segment.path).samples_24k)
+        position = 0
+        for block in read_blocks(segment.path):
+            part = block[:, max(0, first - position) : max(0, last - position)]
+            position += block.shape[1]
+            if part.shape[1]:
+                yield part.mean(axis=0, keepdims=True) if mono else part
+            if position >= last:
+                break
+
+
+def as_batch(sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences [K, T_i] as codes int64 [B, K, max T], padded on the right with -1, and their lengths int64 [B]."""
+    frames = torch.tensor([s.shape[-1] for s in sequences])
+    codes = torch.full((len(sequences), len(sequences[0]), int(frames.max())), ABSENT)
+    for row, sequence in zip(codes, sequences, strict=True):
+        row[:, : sequence.shape[-1]] = torch.from_numpy(sequence.astype(np.int64))
+    return codes, frames
