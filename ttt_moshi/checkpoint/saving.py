@@ -186,8 +186,8 @@ class Saver:
             "info": job.info,
             "timings": job.seconds,
         }
-        unhealthy = layout.free_name(self._files, self._root, f"unhealthy_{job.step:06d}").name
-        name = unhealthy if nonfinite else layout.checkpoint_name(job.step)
+        sound, unhealthy = layout.checkpoint_name(job.step), f"unhealthy_{job.step:06d}"
+        name = layout.free_name(self._files, self._root, unhealthy).name if nonfinite else sound
         commit(self._files, self._root, folder, name, render(manifest))
         job.seconds["commit"] = time.perf_counter() - begin
         return name, identity, sum(record["size"] for record in records.values()), not nonfinite
