@@ -26,7 +26,7 @@ import torch
 from moshi.models.compression import MimiModel
 
 from ttt_moshi.config import ModelPaths
-from ttt_moshi.data.audio import FRAME_SIZE, read_audio
+from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import pair_score
@@ -39,6 +39,7 @@ from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.subject import Subject, from_base
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
+from ttt_moshi.frames import FRAME_SIZE
 from ttt_moshi.moshi import resolve_model
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.config_io import args_from_dict, check_config_file
 from ttt_moshi.errors import UserError
+from ttt_moshi.frames import FRAME_RATE, frames_to_seconds
 from ttt_moshi.moshi import TTTMoshi, build_model, count_tensors, set_context
 
-FRAME_RATE = 12.5
 BF16, FP32 = 2, 4
 MOMENTS = 2
 KEPT_PER_FRAME = 0.197e6
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, flop in work(args, model).items():
         table.add_row(name, f"{flop / 1e9:.2f}", f"{flop * frames / 1e12:.0f}")
     console.print(table)
-    heard = frames / FRAME_RATE
+    heard = frames_to_seconds(frames)
     hours = args.max_steps * heard / 3600
     console.print(f"a step hears {heard:,.0f} s of speech; {args.max_steps:,} steps hear {hours:,.0f} h")
     return 0

@@ -16,8 +16,9 @@ import numpy as np
 import soundfile
 
 from benchmarks.memory.recordings import FRAME_SECONDS
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.synthetic.dialogues import MOSHI_VOICES, USER_VOICES
-from ttt_moshi.synthetic.espeak import FRAME_SIZE, SAMPLE_RATE, Voice, speak
+from ttt_moshi.synthetic.espeak import Voice, speak
 
 WORDS = 8
 """of each recording"""

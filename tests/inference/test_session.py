@@ -1,5 +1,7 @@
 """A saved conversation goes on bit for bit, in a fresh process too, or is refused."""
 
+import resource
+import signal
 import subprocess
 import sys
 
@@ -99,16 +101,20 @@ def test_another_checkpoint_is_refused(make_speaker, saved):
     refused(make_speaker(ttt=False), saved, "another form")
 
 
-def test_an_older_session_survives_a_failed_save(speaker, saved, monkeypatch):
+def test_an_older_session_survives_a_failed_save(speaker, saved):
     before = saved.read_bytes()
     with Conversation(speaker) as conversation:
         conversation.hear(noise(1)[0])
-        # A folder stands where the temporary file goes, as any failure of the disk would.
-        blocked = saved.with_name(f".{saved.name}.tmp")
-        blocked.mkdir()
-        with pytest.raises(OSError):
-            save_session(conversation, saved)
-        blocked.rmdir()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            # No file may grow beyond a quarter of a session: what a full disk does, the kernel does here.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 4, hard))
+            with pytest.raises(OSError):
+                save_session(conversation, saved)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, handler)
     assert saved.read_bytes() == before
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.config_io import parse_train_args
+from ttt_moshi.frames import frames_to_seconds
 
 
 def main(argv: list[str]) -> int:
@@ -88,7 +89,7 @@ def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, con
         console.print(
             f"step {step:>6}/{args.max_steps} · loss {record['loss']:.4f} · text {record['text_loss']:.4f} "
             f"· audio {record['audio_loss']:.4f} · lr {max(record['lr'].values()):.2e} "
-            f"· {timing['step_seconds']:.2f} s · {timing['audio_frames_per_second'] / 12.5:.1f}x real time",
+            f"· {timing['step_seconds']:.2f} s · {frames_to_seconds(timing['audio_frames_per_second']):.1f}x real time",
             highlight=False,
             soft_wrap=True,
         )

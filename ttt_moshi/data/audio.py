@@ -13,13 +13,7 @@ import soundfile
 import soxr
 
 from ttt_moshi.data.errors import DataError
-
-SAMPLE_RATE = 24_000
-"""samples per second of Mimi's input"""
-FRAME_RATE = 12.5
-"""frames per second of Mimi's codes"""
-FRAME_SIZE = 1_920
-"""samples per frame"""
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 

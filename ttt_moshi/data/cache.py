@@ -7,7 +7,6 @@ file is written under another name and renamed into place, and its content is ch
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import load, save
 from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
 from ttt_moshi.data.codec import SHORT_FRAMES, Codec
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.files import write_atomically
 
 OnFrames = Callable[[int, int], None]
 """called while a recording is encoded, with the frames done and the frames in all"""
@@ -124,16 +124,11 @@ class CodeCache:
 
     def _write(self, file: Path, key: str, codes: torch.Tensor) -> None:
         content = save({"codes": codes, "digest": _seal(key, self._codec.fingerprint, codes)})
-        temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                # Not forced to the disk: what a power failure leaves behind does not pass the check of its digest, and
-                # waiting for the disk after every short recording would take longer than encoding it.
-                temporary.write_bytes(content)
-                temporary.replace(file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            # Not forced to the disk: what a power failure leaves behind does not pass the check of its digest, and
+            # waiting for the disk after every short recording would take longer than encoding it.
+            write_atomically(file, content, durable=False)
         except OSError as error:
             raise DataError(
                 f"cannot write the code cache {self._folder}: {error.strerror or error}; "

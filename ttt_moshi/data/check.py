@@ -10,11 +10,12 @@ from typing import Literal
 import blake3
 import numpy as np
 
-from ttt_moshi.data.audio import FRAME_RATE, SAMPLE_RATE, AudioInfo, read_blocks, read_info
+from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
 from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
+from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
 OnFile = Callable[[str, int, int], None]
 """called before a file is looked at, with its name, how many are done and how many there are"""

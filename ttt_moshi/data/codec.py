@@ -14,8 +14,8 @@ from moshi.models import MimiModel
 from moshi.modules.transformer import RingKVCache, StreamingMultiheadAttention
 from moshi.utils.compile import no_cuda_graph
 
-from ttt_moshi.data.audio import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.frames import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 
 _ENCODING_VERSION = 2
 """raised whenever the same audio and weights would give other codes than before"""

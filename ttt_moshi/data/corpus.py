@@ -20,8 +20,9 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.encoded import Alphabet, EncodedInfo, digest, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
-from ttt_moshi.data.sources import Recording, open_sources, seconds_to_frames
+from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.frames import seconds_to_frames
 
 OnRecording = Callable[[str, int, int], None]
 """called with a recording's name and the frames done and in all, over every recording together"""

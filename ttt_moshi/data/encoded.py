@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ttt_moshi.data.audio import FRAME_RATE
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT
+from ttt_moshi.frames import frames_to_seconds
 
 SUFFIX = ".safetensors"
 
@@ -45,7 +45,7 @@ class EncodedInfo:
 
     @property
     def seconds(self) -> float:
-        return self.frames / FRAME_RATE
+        return frames_to_seconds(self.frames)
 
 
 def is_encoded(path: str | Path) -> bool:

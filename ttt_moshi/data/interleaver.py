@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ttt_moshi.data.audio import FRAME_RATE
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word
+from ttt_moshi.frames import FRAME_RATE
 
 PAD = 3
 """no new text in this frame"""

@@ -14,7 +14,7 @@ import blake3
 import numpy as np
 import soundfile
 
-from ttt_moshi.data.audio import AUDIO_SUFFIXES, FRAME_RATE, SAMPLE_RATE, AudioInfo, read_blocks, read_info
+from ttt_moshi.data.audio import AUDIO_SUFFIXES, AudioInfo, read_blocks, read_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.plain_text import read_plain_text
 from ttt_moshi.data.transcripts import (
@@ -29,6 +29,7 @@ from ttt_moshi.data.transcripts import (
 )
 from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
+from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
 OnFile = Callable[[str, int, int], None]
 """called before a recording is read, with its name, how many are done and how many there are"""

@@ -12,10 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
-from ttt_moshi.data.audio import FRAME_RATE, AudioInfo, read_info
+from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
+from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 _LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
 
@@ -76,11 +77,6 @@ class Source:
 
     recordings: tuple[Recording, ...]
     weight: Fraction
-
-
-def seconds_to_frames(seconds: float) -> int:
-    """Frames that cover so many seconds. A surplus below a microframe is a rounding error of the duration."""
-    return math.ceil(seconds * FRAME_RATE - 1e-6)
 
 
 def open_sources(spec: str) -> list[Source]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.files import write_atomically
 
 SCHEMA = 1
 OK = "ok"
@@ -97,14 +97,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` under a temporary name in the same folder and renames it over `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, text.encode())
 
 
 def read_results(path: Path) -> Results:

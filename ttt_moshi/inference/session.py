@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ttt_moshi.files import replacing
 from ttt_moshi.inference.conversation import Conversation
 from ttt_moshi.inference.errors import InferenceError
 
@@ -42,16 +42,11 @@ def save_session(conversation: Conversation, path: Path) -> None:
         "frames": str(conversation.frames),
         "numbers": json.dumps(numbers, sort_keys=True),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(tensors, temporary, {**about, "blake3": _digest(tensors, about)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {**about, "blake3": _digest(tensors, about)})
     except SafetensorError as error:
         raise OSError(f"the conversation cannot be written to {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_session(conversation: Conversation, path: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ttt_moshi.synthetic.espeak import FRAME_SIZE, SAMPLE_RATE, Span, Utterance, Voice, speak
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
+from ttt_moshi.synthetic.espeak import Span, Utterance, Voice, speak
 from ttt_moshi.synthetic.grammar import Turn, dialogue, monologue, tales
 
 MOSHI_VOICES = (

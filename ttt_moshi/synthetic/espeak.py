@@ -22,10 +22,8 @@ import numpy as np
 import soxr
 
 from ttt_moshi.errors import UserError
+from ttt_moshi.frames import SAMPLE_RATE
 
-SAMPLE_RATE = 24_000
-FRAME_SIZE = 1920
-"""samples of one Mimi frame, 80 ms"""
 RMS_LEVEL = 0.06
 TAIL_SECONDS = 0.05
 NOISE_SEED = 1

@@ -15,6 +15,7 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.loader import ClipLoader, EvalSet
+from ttt_moshi.files import write_atomically
 from ttt_moshi.synthetic.dialogues import (
     MOSHI_VOICES,
     USER_VOICES,
@@ -240,7 +241,4 @@ def _read_record(path: Path) -> dict:
 
 
 def _write_record(path: Path, record: dict) -> None:
-    """Replaces the record in one step, so that an interrupted write is not taken for a finished one."""
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(record, indent=2) + "\n")
-    fresh.replace(path)
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

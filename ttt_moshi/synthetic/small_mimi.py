@@ -27,11 +27,11 @@ from moshi.models.compression import MimiModel
 from moshi.models.loaders import get_mimi
 from safetensors.torch import save_file
 
-from ttt_moshi.synthetic.espeak import SAMPLE_RATE, Utterance
+from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
+from ttt_moshi.synthetic.espeak import Utterance
 from ttt_moshi.synthetic.kmeans import residual_codebooks
 from ttt_moshi.synthetic.vocoder import LINEAR_BIAS, set_decoder
 
-FRAME_RATE = 12.5
 CODEBOOKS = 8
 LOUDNESS_SECONDS = 16
 GAIN = 1000.0  # of the Gabor filters

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
+from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
     TTTMoshi,
     build_model,
@@ -40,7 +41,6 @@ from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout
 from ttt_moshi.training.optimizer import build_optimizer
 from ttt_moshi.ttt import TTTLayer
 
-FRAME_RATE = 12.5
 ENCODING_REPORT_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,9 @@ def _encode(corpus: Corpus, world: World) -> None:
         nonlocal last_said
         if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
             last_said = time.monotonic()
-            logger.info("encoding speech: %d of %d seconds (%s)", done / FRAME_RATE, total / FRAME_RATE, recording)
+            logger.info(
+                "encoding speech: %d of %d seconds (%s)", frames_to_seconds(done), frames_to_seconds(total), recording
+            )
 
     corpus.encode_all(world.rank, world.size, say)
 

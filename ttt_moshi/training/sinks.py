@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ttt_moshi.config import WandbArgs
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import write_atomically
 
 
 class Sink(Protocol):
@@ -123,10 +124,5 @@ def cut_back(path: Path, last_step: int) -> int:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
     if len(kept) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, "".join(kept).encode())
     return len(lines) - len(kept)

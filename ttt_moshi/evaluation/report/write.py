@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
 from ttt_moshi.evaluation.report.page import page
 from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render, trade_off
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
+from ttt_moshi.files import write_atomically
+from ttt_moshi.frames import FRAME_RATE
 
-FRAME_RATE = 12.5
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
 
@@ -82,7 +82,5 @@ def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> 
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path):
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)

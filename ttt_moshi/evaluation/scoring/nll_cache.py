@@ -8,7 +8,6 @@ change a score.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,9 +16,10 @@ from pathlib import Path
 import blake3
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.files import write_atomically
 
 _ABANDONED = 3600.0
 """seconds after which a file that is still being written has lost its writer"""
@@ -72,13 +72,9 @@ class NLLCache:
             return
         name = blake3.blake3(" ".join(sorted(values)).encode()).hexdigest()[:32]
         path = self._folder / f"{name}.safetensors"
-        partial = self._folder / f".{name}.{os.getpid()}.partial"
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file({key: np.ascontiguousarray(value) for key, value in values.items()}, partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in values.items()}))
         self._files |= dict.fromkeys(values, path)
 
     def read(self, keys: list[str]) -> dict[str, np.ndarray]:

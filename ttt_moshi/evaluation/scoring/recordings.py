@@ -15,15 +15,17 @@ from typing import Literal
 import blake3
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ttt_moshi.data import Codec, CodeCache
-from ttt_moshi.data.audio import FRAME_SIZE, SAMPLE_RATE, read_blocks, read_info
+from ttt_moshi.data.audio import read_blocks, read_info
 from ttt_moshi.data.interleaver import ABSENT, PAD, Tokenizer, text_row
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
 from ttt_moshi.evaluation.scoring.ranks import Ranks
+from ttt_moshi.files import write_atomically
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 TextMode = Literal["absent", "pad", "given", "sampled"]
 UserMode = Literal["silence", "absent", "natural"]
@@ -150,11 +152,9 @@ class Recordings:
         path = self._cache_dir / f"joined-{name}.safetensors"
         if not path.exists():
             codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2)
-            partial = path.with_suffix(".partial")
             with writing(path):
                 self._cache_dir.mkdir(parents=True, exist_ok=True)
-                save_file({"codes": codes.contiguous()}, partial)
-                partial.replace(path)
+                write_atomically(path, save({"codes": codes.contiguous()}))
         return load_file(path)["codes"].numpy()
 
     def _file_digest(self, path: Path) -> str:

@@ -22,8 +22,8 @@ from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.scoring.reductions import channel_group
 from ttt_moshi.evaluation.scoring.score import Scores, score
 from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
+from ttt_moshi.frames import frames_to_seconds
 
-FRAME_RATE = 12.5
 FIRST_BIN = 8  # frames
 GROUPS = ("text", "semantic", "acoustic")
 
@@ -218,7 +218,7 @@ def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexit
         if tokens:
             # fsum is exact, so neither the order of clips nor the number of ranks matters.
             components[name] = Component(tokens, math.fsum(sums) / tokens, bootstrap_ratio(sums, counts))
-    seconds = float(table[:, names.index("semantic"), 1].sum()) / FRAME_RATE
+    seconds = frames_to_seconds(float(table[:, names.index("semantic"), 1].sum()))
     if "audio" not in components:
         raise EvaluationError(
             "the evaluation set holds no audio token of Moshi's own stream, so there is no perplexity"

@@ -17,8 +17,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
-
-FRAME_RATE = 12.5
+from ttt_moshi.frames import FRAME_RATE
 
 
 @dataclass(frozen=True)

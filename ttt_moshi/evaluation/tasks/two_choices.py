@@ -13,8 +13,8 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import Pair, accuracy, breakdown, pair_score
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.reductions import AUDIO_REDUCTIONS, NORMS, ChannelSums, channel_sums
+from ttt_moshi.frames import FRAME_RATE
 
-FRAME_RATE = 12.5
 MIN_CONTINUATION_FRAMES = 2  # the last frame has no acoustic tokens, so a continuation needs one more
 
 

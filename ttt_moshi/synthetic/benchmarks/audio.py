@@ -13,7 +13,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from ttt_moshi.synthetic.espeak import FRAME_SIZE, SAMPLE_RATE, Voice, speak
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
+from ttt_moshi.synthetic.espeak import Voice, speak
 
 BENCH_RATE = 16_000
 LEAD_SECONDS = 0.32

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.files import write_atomically
 from ttt_moshi.synthetic.benchmarks.long import make_books, make_long_form, make_repeats
 from ttt_moshi.synthetic.benchmarks.salmon import make_salmon
 from ttt_moshi.synthetic.benchmarks.slm21 import make_lexical, make_syntactic
@@ -162,7 +163,4 @@ def _make(folder: Path, seed: int, size: BenchSize, frequency: Counter[str], rep
 
 
 def _write_record(path: Path, record: dict) -> None:
-    """Replaces the record in one step, so that an interrupted write is not taken for a finished one."""
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(record, indent=2) + "\n")
-    fresh.replace(path)
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
