@@ -179,7 +179,7 @@ def test_a_vanished_base_model_is_named(make_model, export, tmp_path):
     document = json.loads(path.read_text())
     document["moshi_paths"] = {**asdict(ModelPaths()), "hf_repo_id": "/gone/model"}
     path.write_text(json.dumps(document))
-    with pytest.raises(MoshiError, match=r"base model of .* is not found.*/gone/model"):
+    with pytest.raises(MoshiError, match=r"base model of .* cannot be used.*/gone/model"):
         load_trained(folder)
     path.unlink()
     with pytest.raises(MoshiError, match=r"no base_model\.json"):

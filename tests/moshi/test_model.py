@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 from moshi.conditioners import ConditionAttributes
-from moshi.models.loaders import get_moshi_lm
+from moshi.models.loaders import CheckpointInfo, get_moshi_lm
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
-from ttt_moshi.moshi import build_model, resolve_model
+from ttt_moshi.moshi import MoshiError, build_model, resolve_model
 
 VARIANTS = [
     {"preset": "speech", "inner": "mlp"},
@@ -200,13 +200,16 @@ def test_models_with_conditions(tmp_path, make_base, make_codes):
         "fuser": {"sum": ["quality"], "cross": [], "prepend": []},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    kwargs = resolve_model(ModelPaths(hf_repo_id=str(tmp_path))).lm_config
+    with pytest.raises(MoshiError, match=r"wants conditions \(quality\)"):
+        resolve_model(ModelPaths(hf_repo_id=str(tmp_path)))
+    files = tmp_path / "model.safetensors", tmp_path / "mimi.safetensors", tmp_path / "tokenizer.model"
+    info = CheckpointInfo.from_hf_repo("", *files, config_path=tmp_path / "config.json")
+    kwargs = info.lm_config
     torch.manual_seed(0)
     save_file(
         get_moshi_lm(None, copy.deepcopy(kwargs), dtype=torch.float32).state_dict(), tmp_path / "model.safetensors"
     )
 
-    info = resolve_model(ModelPaths(hf_repo_id=str(tmp_path)))
     ttt, lora = TTTArgs(enable=True, layers="1"), LoraArgs(enable=True, rank=2)
     model = build_model(info, ttt, lora, dtype=torch.float32)
     base = get_moshi_lm(info.moshi_weights, copy.deepcopy(kwargs), dtype=torch.float32)

@@ -68,7 +68,7 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
 
 def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
     """A model as published, before any training here. Its state id is the digest of its weights file."""
-    info = resolve_model(paths)
+    info = resolve_model(paths, "evaluate")
     digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(info.moshi_weights).hexdigest()
     model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
     return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device)

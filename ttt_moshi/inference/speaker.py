@@ -48,10 +48,10 @@ def open_checkpoint(
     Raises:
         MoshiError: a file is missing or does not fit.
     """
-    info = trained_base(folder, base)
+    info = trained_base(folder, base, "talk")
     return Speaker(
         state_id=read_manifest(folder)["state_id"],
-        model=load_trained(folder, device, dtype, base=base),
+        model=load_trained(folder, device, dtype, base=base, purpose="talk"),
         mimi=info.get_mimi(device),
         tokenizer=info.get_text_tokenizer(),
         model_type=info.model_type,

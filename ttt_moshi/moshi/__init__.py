@@ -25,6 +25,7 @@ from ttt_moshi.moshi.naming import (
 from ttt_moshi.moshi.parallel import shard
 from ttt_moshi.moshi.paths import resolve_model
 from ttt_moshi.moshi.streaming import StreamState
+from ttt_moshi.moshi.supported import Purpose, check_supported
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.moshi.trained import (
     InitialWeights,
@@ -40,6 +41,7 @@ __all__ = [
     "ExportTensor",
     "InitialWeights",
     "MoshiError",
+    "Purpose",
     "StreamState",
     "TTTMoshi",
     "TensorCounts",
@@ -47,6 +49,7 @@ __all__ = [
     "build_from_documents",
     "build_model",
     "cast_for_inference",
+    "check_supported",
     "count_tensors",
     "decays",
     "describe_base",

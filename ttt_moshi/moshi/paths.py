@@ -17,25 +17,30 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.moshi.errors import MoshiError
+from ttt_moshi.moshi.supported import Purpose, check_supported
 
 
-def resolve_model(paths: ModelPaths) -> CheckpointInfo:
+def resolve_model(paths: ModelPaths, purpose: Purpose = "train") -> CheckpointInfo:
     """Finds every file of the base model and reads its configuration, through the official `CheckpointInfo`.
 
     `hf_repo_id` names a hub repository or a local folder with the same files (`config.json` and the files it names);
-    each explicit path replaces one of them. Nothing is fetched from the network when all files are local.
+    each explicit path replaces one of them. Nothing is fetched from the network when all files are local, and nothing
+    but the configuration of a model that cannot serve the purpose.
 
     Raises:
-        MoshiError: a file is missing; the message names it and the place where it was expected.
+        MoshiError: a file is missing (the message names it and the place where it was expected), or the model is of a
+            kind that cannot be used for `purpose`.
     """
     explicit = (paths.moshi_path, paths.mimi_path, paths.tokenizer_path, paths.config_path)
     if paths.hf_repo_id is None or all(path is not None and not path.startswith("hf://") for path in explicit):
-        return _resolve_locally(paths, None)
+        return _resolve_locally(paths, None, purpose)
     folder = _local_folder(paths.hf_repo_id)
     if folder is not None:
-        return _resolve_locally(paths, folder)
+        return _resolve_locally(paths, folder, purpose)
     try:
         config_path = _explicit_config(paths) or _hub_config(paths.hf_repo_id)
+        if config_path is not None:
+            check_supported(read_json(config_path), purpose, f"{paths.hf_repo_id} (config.json)")
         return CheckpointInfo.from_hf_repo(
             paths.hf_repo_id,
             moshi_weights=_explicit(paths.moshi_path, "moshi_path"),
@@ -73,9 +78,10 @@ def _local_folder(hf_repo_id: str | None) -> Path | None:
     return None
 
 
-def _resolve_locally(paths: ModelPaths, folder: Path | None) -> CheckpointInfo:
+def _resolve_locally(paths: ModelPaths, folder: Path | None, purpose: Purpose) -> CheckpointInfo:
     config_path = _existing(paths.config_path, "config_path", folder, "config.json")
     config = read_json(config_path)
+    check_supported(config, purpose, str(config_path))
     # A file named in config.json lies in the folder, or beside config.json when there is no folder.
     beside = folder if folder is not None else config_path.parent
     names = {

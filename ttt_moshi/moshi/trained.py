@@ -27,13 +27,8 @@ from ttt_moshi.moshi.loading import (
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import Group, tensor_group
 from ttt_moshi.moshi.paths import read_json, resolve_model
+from ttt_moshi.moshi.supported import REPOSITORY_KEYS, Purpose, check_supported
 from ttt_moshi.ttt import TTTConfig
-
-# Keys of a repository's config.json that describe its files and uses, not the language model.
-_REPOSITORY_KEYS = (
-    "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "lm_gen_config",
-    "tts_config", "stt_config", "model_id",
-)  # fmt: skip
 
 
 def load_trained(
@@ -43,6 +38,7 @@ def load_trained(
     *,
     base: ModelPaths | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    purpose: Purpose = "evaluate",
 ) -> TTTMoshi:
     """The model of a checkpoint, ready for evaluation and inference (`eval()` mode).
 
@@ -50,17 +46,20 @@ def load_trained(
         checkpoint_dir: `checkpoint_N`, its `consolidated` folder, or a folder of moshi-finetune's with the same files.
         base: where the base model is now, if not where the checkpoint recorded it.
         tensors: content of the exported file, if the caller has read (and verified) it already.
+        purpose: what the model is for.
 
     Raises:
-        MoshiError: a file is missing, does not fit, or the base model is not the one that was trained on.
+        MoshiError: a file is missing, does not fit, the base model is not the one that was trained on, or the model is
+            of a kind that cannot be used for `purpose`.
     """
     folder = consolidated_folder(checkpoint_dir)
     kind, path = _exported_file(folder)
     config = read_json(folder / CONFIG)
+    check_supported(config, purpose, str(folder / CONFIG))
     ttt = read_json(folder / TTT) if (folder / TTT).is_file() else None
     base_tensors = None
     if kind == "adapters":
-        info = trained_base(folder, base)
+        info = trained_base(folder, base, purpose)
         _check_base(folder, Path(info.moshi_weights))
         base_tensors = read_base(info)
     if tensors is None:
@@ -94,7 +93,7 @@ def build_from_documents(
     if config.get("lora") and not merged:
         lora = LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"])
     layers, ttt_config = (None, None) if ttt is None else _parse_ttt(ttt)
-    geometry = {key: value for key, value in config.items() if key not in _REPOSITORY_KEYS}
+    geometry = {key: value for key, value in config.items() if key not in REPOSITORY_KEYS}
     model = empty_model(geometry, dtype, lora=lora, ttt_layers=layers, ttt_config=ttt_config)
     device = torch.device(device)
     names = set(model.state_dict())
@@ -107,7 +106,9 @@ def build_from_documents(
     return model.eval()
 
 
-def trained_base(checkpoint_dir: Path | str, base: ModelPaths | None = None) -> CheckpointInfo:
+def trained_base(
+    checkpoint_dir: Path | str, base: ModelPaths | None = None, purpose: Purpose = "evaluate"
+) -> CheckpointInfo:
     """Where the base model of a checkpoint is: its Mimi and tokenizer, and the weights that adapters belong to."""
     folder = consolidated_folder(checkpoint_dir)
     if base is None:
@@ -116,9 +117,9 @@ def trained_base(checkpoint_dir: Path | str, base: ModelPaths | None = None) -> 
             raise MoshiError(f"{folder} has no {BASE_MODEL}, so it does not say what its base model is: pass its paths")
         base = ModelPaths(**recorded["moshi_paths"])
     try:
-        return resolve_model(base)
+        return resolve_model(base, purpose)
     except MoshiError as error:
-        raise MoshiError(f"the base model of {folder} is not found: {error}") from error
+        raise MoshiError(f"the base model of {folder} cannot be used: {error}") from error
 
 
 def consolidated_folder(checkpoint_dir: Path | str) -> Path:

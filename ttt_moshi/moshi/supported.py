@@ -1,0 +1,92 @@
+"""Which models of the family can be trained, evaluated and talked to, decided before any weight is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from moshi.models.lm import LMModel
+from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
+
+from ttt_moshi.moshi.errors import MoshiError
+
+Purpose = Literal["train", "evaluate", "talk"]
+
+# Keys of a repository's config.json that describe its files and uses, not the language model.
+REPOSITORY_KEYS = (
+    "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "lm_gen_config",
+    "tts_config", "stt_config", "model_id",
+)  # fmt: skip
+# Keys that older configurations have and that mean nothing today, or say how the weights are stored.
+OBSOLETE_KEYS = ("depformer_causal", "lora", "lora_rank", "lora_scaling", "demux_second_stream")
+_GEOMETRY = ("dim", "num_heads", "num_layers", "n_q", "dep_q", "card", "text_card", "delays")
+_IMAGE_KEYS = ("image", "vision", "xa_")
+
+
+def check_supported(config: Mapping[str, Any] | None, purpose: Purpose, source: str = "config.json") -> None:
+    """Refuses a model that cannot be used for `purpose`.
+
+    Args:
+        config: content of the repository's `config.json`; None is the original Moshi 7B.
+        source: what to call the configuration in the message.
+
+    Raises:
+        MoshiError: one line that says what the model is or which key is in the way.
+    """
+    if config is None:
+        return
+    for reason in _reasons(config, purpose):
+        raise MoshiError(f"{source}: {reason}")
+
+
+def _reasons(config: Mapping[str, Any], purpose: Purpose) -> Iterator[str]:
+    """What is in the way, the most telling first."""
+    model_type = str(config.get("model_type", "moshi")).lower()
+    if "tts" in model_type or config.get("tts_config"):
+        yield (
+            "this is a text-to-speech model (TTS): it speaks a script that it is given and hears nobody; take a Moshi"
+        )
+    if "vis" in model_type or any(key.startswith(_IMAGE_KEYS) for key in config):
+        yield "this is MoshiVis, which looks at images: its image layers are not part of the moshi package"
+    if model_type == "personaplex" and "dep_q" not in config:
+        yield _DEAF.format(dep_q=16, n_q=16)
+    missing = [key for key in _GEOMETRY if key not in config]
+    if missing:
+        yield (
+            f"it does not describe a Moshi: `{missing[0]}` is missing; take the config.json of the model's repository"
+        )
+    unknown = sorted(key for key in config if key not in known_keys())
+    if unknown:
+        yield f"`{unknown[0]}` is unknown to the moshi package that is installed: is the model for a newer one?"
+    dep_q, n_q = config.get("dep_q", 0), config.get("n_q", 0)
+    if not (isinstance(dep_q, int) and isinstance(n_q, int) and dep_q >= 0 and n_q > 0):
+        yield f"`dep_q` and `n_q` count codebooks, got {dep_q!r} and {n_q!r}"
+    if config.get("quantize"):
+        yield "the base model is quantised, which cannot be trained: take the bfloat16 model"
+    if dep_q == 0:
+        yield "this model writes text and says nothing (`dep_q` 0, speech to text): take a Moshi"
+    if dep_q >= n_q:
+        yield _DEAF.format(dep_q=dep_q, n_q=n_q)
+    if config.get("conditioners") or config.get("fuser"):
+        names = ", ".join(config.get("conditioners") or config["fuser"])
+        yield f"this model wants conditions ({names}), which nothing here supplies: take a model without conditioners"
+
+
+_DEAF = (
+    "the model predicts {dep_q} of its {n_q} audio codebooks itself (PersonaPlex and TTS models do), so that it would "
+    "not hear the user: take a model whose `dep_q` is smaller than `n_q`"
+)
+
+
+def known_keys() -> set[str]:
+    """Every key of a configuration that has a meaning here or in the moshi package that is installed."""
+    lm = {name for name in _arguments(LMModel) if name not in ("condition_provider", "fuser")}
+    layers = _arguments(StreamingTransformer) | _arguments(StreamingTransformerLayer)
+    inner = layers | {f"depformer_{name}" for name in layers}
+    return lm | inner | {"conditioners", "fuser", *REPOSITORY_KEYS, *OBSOLETE_KEYS}
+
+
+def _arguments(kind: type) -> set[str]:
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
