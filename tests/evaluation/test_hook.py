@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ttt_moshi.config import PaperMetricsArgs
-from ttt_moshi.evaluation.hook import paper_metrics
+from ttt_moshi.evaluation import EvaluationError, EvaluationStopped, evaluate_perplexity
+from ttt_moshi.evaluation.hook import check_paper_metrics, paper_metrics
 
 TASKS = "swuggy,ssc,tsc,repeat"
 
@@ -78,6 +79,44 @@ def test_missing_data_is_reported_and_does_not_stop_training(new_ttt_model, code
     assert all(task["status"] == "skipped" and task["value"] is None and task["reason"] for task in found.values())
 
 
+def test_what_benchmarks_need_is_known_before_training(bench, tmp_path):
+    check_paper_metrics(arguments(bench))
+    for changes, message in (
+        ({"data_root": str(tmp_path / "gone")}, "`swuggy`: no sLM21 data set below .*gone.*`ssc`: .*sSC"),
+        ({"data_root": None}, "names no folder"),
+        ({"tasks": "swugy"}, "did you mean `swuggy`"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            check_paper_metrics(arguments(bench, **changes))
+    data = tmp_path / "bench"
+    shutil.copytree(bench, data)
+    next((data / "librilight").rglob("*.flac")).write_bytes(b"")
+    next((data / "sLM21-dataset" / "lexical" / "dev").glob("*.wav")).unlink()
+    with pytest.raises(EvaluationError, match=r"`swuggy`: .*there is no .*wav; `repeat`: "):
+        check_paper_metrics(arguments(data))
+
+
+def test_an_evaluation_stops_between_batches_when_it_is_asked(new_ttt_model, new_clips, bench, codec, codes_dir):
+    model = new_ttt_model(card=64, context=32)
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    for evaluate in (
+        lambda stop: paper_metrics(model, codec, arguments(bench, max_frames=40), codes_dir, should_stop=stop),
+        lambda stop: evaluate_perplexity(model, new_clips([9, 8, 7, 6]), should_stop=stop),
+    ):
+        evaluate(lambda: False)
+        whole = len(passes)
+        passes.clear()
+        with pytest.raises(EvaluationStopped):
+            evaluate(lambda: len(passes) == 2)
+        assert len(passes) == 2 < whole
+        with pytest.raises(EvaluationStopped):
+            evaluate(lambda: True)
+        assert len(passes) == 2
+        passes.clear()
+        assert model.training is False
+
+
 RANK_PROGRAM = """
 import sys, json, torch, torch.distributed as dist
 from pathlib import Path
@@ -85,6 +124,7 @@ sys.path.insert(0, {folder!r})
 import conftest
 from ttt_moshi.config import ModelPaths, PaperMetricsArgs
 from ttt_moshi.data import Codec
+from ttt_moshi.evaluation import EvaluationStopped
 from ttt_moshi.evaluation.hook import paper_metrics
 from ttt_moshi.moshi import resolve_model
 torch.set_num_threads(1)
@@ -93,15 +133,22 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, 
 info = resolve_model(ModelPaths(hf_repo_id={base!r}))
 codec = Codec(info.get_mimi("cpu"), info.mimi_config)
 args = PaperMetricsArgs(enable=True, data_root={bench!r}, tasks={tasks!r}, max_items=2, max_frames=40)
-found = paper_metrics(conftest.build_ttt_model(card=64, context=32), codec, args, Path({codes!r}), rank, 2)
-print(json.dumps(found))
+model = conftest.build_ttt_model(card=64, context=32)
+passes = []
+model.register_forward_hook(lambda *_: passes.append(1))
+stop = lambda: rank == 1 and len(passes) == {stop_after}
+try:
+    found = paper_metrics(model, codec, args, Path({codes!r}), rank, 2, should_stop=stop)
+except EvaluationStopped:
+    found = "stopped"
+print(json.dumps([found, len(passes)]))
 """
 
 
-def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks) -> list[dict]:
+def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks, stop_after=-1) -> list:
     program = RANK_PROGRAM.format(
         folder=str(Path(__file__).parent), base=str(tiny_material.base_model), bench=str(bench), tasks=tasks,
-        codes=str(codes_dir),
+        codes=str(codes_dir), stop_after=stop_after,
     )  # fmt: skip
     command = [sys.executable, "-c", program]
     ranks = [
@@ -112,7 +159,7 @@ def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks) -> list[dict]:
 
 
 def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path):
-    outputs = run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS)
+    outputs = [found for found, _ in run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS)]
     alone = paper_metrics(new_ttt_model(card=64, context=32), codec, arguments(bench, max_frames=40), codes_dir)
     assert outputs[0] == outputs[1]
     for name, task in alone.items():
@@ -125,7 +172,12 @@ def test_what_one_rank_cannot_read_stops_no_rank(bench, tiny_material, tmp_path)
     shutil.copytree(bench, data)
     victim = sorted((data / "sSC").glob("*.wav"))[0]
     victim.write_bytes(victim.read_bytes()[:-1000])
-    found, other = run_two_ranks(data, tiny_material, tmp_path / "codes", tmp_path, "ssc,tsc")
+    found, other = (f for f, _ in run_two_ranks(data, tiny_material, tmp_path / "codes", tmp_path, "ssc,tsc"))
     assert found == other
     assert found["ssc"]["status"] == "skipped" and victim.name in found["ssc"]["reason"]
     assert found["tsc"]["status"] == "ok"
+
+
+def test_one_rank_that_is_asked_to_stop_stops_both(bench, tiny_material, codes_dir, tmp_path):
+    outputs = run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS, stop_after=2)
+    assert outputs == [["stopped", 2], ["stopped", 2]]

@@ -12,7 +12,7 @@ from ttt_moshi.data import Codec
 from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
-from ttt_moshi.evaluation.scoring.recordings import Recordings, as_batch
+from ttt_moshi.evaluation.scoring.recordings import Recordings, as_batch, count_frames
 from ttt_moshi.moshi import resolve_model
 
 
@@ -90,7 +90,7 @@ def test_segments_are_encoded_as_one_recording_and_kept(tmp_path, codec, speech)
     assert [f.stat().st_mtime_ns for f in files] == before
     example = Example("x", (Piece(joined, 10, 20), Piece(joined, 45)))
     tokens = recordings.tokens(example)
-    assert recordings.frames(example) == tokens.shape[1] == 15
+    assert count_frames(example) == tokens.shape[1] == 15
     np.testing.assert_array_equal(tokens[1:9, :10], expected[0][:, 10:20])
 
 

@@ -242,7 +242,7 @@ class _Run:
         root = options.data_root or (Path(p) if (p := self.args.paper_metrics.data_root) else None)
         benchmarks = None
         if root is not None:
-            benchmarks = Benchmarks(root, recordings.frames, options.split, options.max_items, options.seed)
+            benchmarks = Benchmarks(root, options.split, options.max_items, options.seed)
         found = run_suite(names, benchmarks, engine)
         if options.reference:
             add_reference(found.tasks, options.reference)
@@ -291,9 +291,9 @@ def _with(args: TrainArgs, overrides: dict[str, Any]) -> TrainArgs:
 
 
 def _dtype(options: Any, args: TrainArgs) -> Any:
-    import torch
+    from ttt_moshi.moshi.device import choose_dtype
 
-    return getattr(torch, options.dtype or args.param_dtype)
+    return choose_dtype(options.dtype, args.param_dtype)
 
 
 def _default_out(folder: Path) -> Path:

@@ -50,9 +50,9 @@ def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
     import torch
 
     from ttt_moshi.checkpoint import verify
-    from ttt_moshi.evaluation.scoring.ranks import choose_device
     from ttt_moshi.evaluation.subject import training_config
     from ttt_moshi.inference import Sampling, open_checkpoint
+    from ttt_moshi.moshi.device import choose_device, choose_dtype
 
     folder = find_one(options.checkpoint_dir)
     if not options.no_ttt_verify:
@@ -61,9 +61,9 @@ def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
         if not report.ok:
             raise UserError(f"the checkpoint is damaged and is not used:\n{report.text()}")
     device = choose_device(options.device)
-    dtype = options.dtype or training_config(folder)["param_dtype"]
+    dtype = choose_dtype(options.dtype, training_config(folder)["param_dtype"])
     base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
-    speaker = open_checkpoint(folder, device, getattr(torch, dtype), base)
+    speaker = open_checkpoint(folder, device, dtype, base)
     torch.manual_seed(options.seed)
     names = ("greedy", "temp", "top_k", "temp_text", "top_k_text")
     return speaker, Sampling(**{name: getattr(options, name) for name in names})

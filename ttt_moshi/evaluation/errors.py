@@ -15,6 +15,13 @@ class EvaluationError(UserError):
     """A number that cannot be computed. The message says which one, why, and what to do."""
 
 
+class EvaluationStopped(Exception):  # noqa: N818  a request, no error
+    """Whoever asked for the evaluation asked it to stop, between two batches. All ranks raise it together.
+
+    No `UserError`: nothing is wrong, and no task may be recorded as one that could not run.
+    """
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns a failure to write `path` (a full disk, a folder without permission) into an `EvaluationError`."""

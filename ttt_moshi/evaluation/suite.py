@@ -24,6 +24,18 @@ class SuiteOutcome:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
+def check_tasks(names: list[str], benchmarks: Benchmarks) -> None:
+    """Finds the data of every named task, without a model. Raises `EvaluationError` naming all tasks that lack some."""
+    problems = []
+    for name in names:
+        try:
+            TASKS[name](benchmarks)
+        except (UserError, OSError) as reason:
+            problems.append(f"`{name}`: {reason}")
+    if problems:
+        raise EvaluationError("these tasks cannot run: " + "; ".join(problems))
+
+
 def run_suite(
     names: list[str],
     benchmarks: Benchmarks | None,

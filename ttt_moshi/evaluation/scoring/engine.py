@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ttt_moshi.evaluation.errors import EvaluationStopped
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.scoring.batches import plan
 from ttt_moshi.evaluation.scoring.nll_cache import NLLCache, sequence_key
@@ -18,6 +19,12 @@ from ttt_moshi.evaluation.scoring.recordings import as_batch
 from ttt_moshi.evaluation.scoring.scorer import Scorer
 
 Progress = Callable[[str, int, int], None]  # what is done, frames done, frames in all
+ShouldStop = Callable[[], bool]  # asked between batches; where it answers yes, the evaluation ends
+
+
+def never() -> bool:
+    """Nobody asks the evaluation to stop."""
+    return False
 
 
 class Tokens(Protocol):
@@ -56,11 +63,13 @@ class Engine:
         policy: BatchPolicy | None = None,
         progress: Progress | None = None,
         ranks: Ranks | None = None,
+        should_stop: ShouldStop = never,
     ):
         self.scorer, self.tokens = scorer, tokens
         self._cache, self._policy = cache, policy or BatchPolicy()
         self._progress = progress or (lambda what, done, total: None)
         self._ranks = ranks or Ranks()
+        self._should_stop = should_stop
         self.forward_passes = 0  # made by this process: none when everything was in the cache
 
     def nll(self, examples: Sequence[Example], what: str = "scoring") -> dict[str, np.ndarray]:
@@ -68,10 +77,19 @@ class Engine:
 
         Batches are those of the whole list, whatever part of it is in the cache already; a batch that is partly there
         is made again as a whole. So a continued evaluation computes exactly the numbers of an uninterrupted one.
+
+        Raises `EvaluationStopped` on all ranks when `should_stop` of one of them says so between two batches; what was
+        scored before is in the cache.
         """
         sequences: dict[str, np.ndarray] = {}
         keys: dict[str, str] = {}
-        self.tokens.prepare(examples, lambda done, total: self._progress(f"{what}: encoding", done, total), self._ranks)
+
+        def encoded(done: int, total: int) -> None:
+            self._progress(f"{what}: encoding", done, total)
+            if self._should_stop():
+                raise EvaluationStopped
+
+        self.tokens.prepare(examples, encoded, self._ranks)
         for example in examples:
             codes = self.tokens.tokens(example)
             keys[example.id] = sequence_key(codes)
@@ -85,6 +103,7 @@ class Engine:
         done = total - sum(lengths[i] for batch in todo for i in batch)
         self._progress(what, done, total)
         for first in range(0, len(todo), self._ranks.size):
+            self._ranks.stop_if(self._should_stop())
             turn = todo[first : first + self._ranks.size]
             # A rank without a batch of its own repeats another's: sharded models need every rank in every forward.
             mine = [sequences[names[i]] for i in turn[min(self._ranks.rank, len(turn) - 1)]]

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from ttt_moshi.errors import UserError
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, EvaluationStopped
+from ttt_moshi.moshi.device import choose_device
 
 T = TypeVar("T")
 
@@ -46,28 +47,29 @@ class Ranks:
         return values
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work()` returns here. Where it fails on one rank with an error for a person, it fails on all of them,
-        so that none waits for one that has given up. Call it on all ranks."""
+        """What `work()` returns here. Where it fails on one rank with an error for a person, or is stopped, it fails on
+        all of them, so that none waits for one that has given up. Call it on all ranks."""
         if self.size == 1:
             return work()
-        failure, result = None, None
+        failure, stopped, result = None, False, None
         try:
             result = work()
         except UserError as error:
             failure = str(error)
-        reasons = [reason for reason in self.gather(failure) if reason is not None]
+        except EvaluationStopped:
+            stopped = True
+        outcomes = self.gather((failure, stopped))
+        if any(stopped for _, stopped in outcomes):
+            raise EvaluationStopped
+        reasons = [reason for reason, _ in outcomes if reason is not None]
         if reasons:
             raise EvaluationError(reasons[0])
         return result  # type: ignore[return-value]
 
-
-def choose_device(device: str) -> str:
-    """A device by its name; `auto` is a GPU where there is one. Raises EvaluationError for a GPU that is not here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EvaluationError(f"`--device {device}`: PyTorch finds no GPU here; leave it out, or give --device cpu")
-    return device
+    def stop_if(self, asked: bool) -> None:
+        """Raises `EvaluationStopped` on all ranks when one of them was asked to stop. Call it on all ranks."""
+        if any(self.gather(asked)):
+            raise EvaluationStopped
 
 
 @contextmanager
@@ -78,10 +80,13 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
         device: `auto` takes a GPU where there is one; under torchrun every process takes the GPU of its local rank.
 
     Raises:
+        MoshiError: a device that is not here.
         EvaluationError: a device that the processes of torchrun cannot have.
     """
     device = choose_device(device)
     if "LOCAL_RANK" not in os.environ:
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
         yield Ranks(), device
         return
     local = int(os.environ["LOCAL_RANK"])

@@ -97,10 +97,6 @@ class Recordings:
         whole = len(source.segments) == 1 and first.end_sec is None and not first.start_sec
         return first.path if whole and (self.user == "natural" or channels == {1}) else None
 
-    def frames(self, example: Example) -> int:
-        """Length of an example, from the headers of its sound files alone."""
-        return sum(len(range(*slice(p.start, p.stop).indices(_frames(p.source)))) for p in example.pieces)
-
     def tokens(self, example: Example) -> np.ndarray:
         """int32 [1 + 2K, T]: text, Moshi's codes, the user's codes."""
         parts = [self.sides(piece.source)[..., piece.start : piece.stop] for piece in example.pieces]
@@ -163,6 +159,11 @@ class Recordings:
                 raise EvaluationError(f"no sound file at {path}")
             self._digests[path] = blake3.blake3().update_mmap(path).hexdigest()
         return self._digests[path]
+
+
+def count_frames(example: Example) -> int:
+    """Length of an example, from the headers of its audio files alone."""
+    return sum(len(range(*slice(p.start, p.stop).indices(_frames(p.source)))) for p in example.pieces)
 
 
 def _frames(source: Source) -> int:

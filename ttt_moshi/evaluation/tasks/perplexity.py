@@ -17,6 +17,7 @@ import torch
 from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.scoring.engine import ShouldStop, never
 from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.scoring.reductions import channel_group
@@ -162,6 +163,7 @@ def evaluate_perplexity(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    should_stop: ShouldStop = never,
 ) -> Perplexity:
     """Perplexity of `model` over all of `clips`, from the first clip, whatever was evaluated before.
 
@@ -170,7 +172,8 @@ def evaluate_perplexity(
     number of forward passes (sharded models need that), and all return the same result. `progress(done, total)`
     counts this rank's batches.
 
-    Raises `EvaluationError` when the set is empty or a prediction is not finite.
+    Raises `EvaluationError` when the set is empty or a prediction is not finite, and `EvaluationStopped` on all ranks
+    when `should_stop` of one of them says so between two batches.
     """
     if not len(clips):
         raise EvaluationError("the evaluation set holds no clips, so there is no perplexity")
@@ -180,6 +183,7 @@ def evaluate_perplexity(
     steps = math.ceil(len(clips) / (batch_size * world_size))
     with undisturbed(model):
         for step, batch in enumerate(clips.batches(batch_size, rank, world_size)):
+            Ranks(rank, world_size).stop_if(should_stop())
             codes = batch.codes.to(model.device)
             try:
                 scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)

@@ -14,6 +14,7 @@ from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample, subset
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
@@ -39,10 +40,10 @@ class Benchmarks:
     """Where the data is and how much of it is used. Everything here is part of the result."""
 
     data_root: Path
-    frames_of: Callable[[Example], int]  # length of an example in frames
     split: str = "test"
     max_items: int | None = None
     seed: int = 0
+    frames_of: Callable[[Example], int] = count_frames
 
     def books(self) -> tuple[list[Book], dict[str, int]]:
         """The books in use, and the length of each in frames."""
