@@ -166,8 +166,9 @@ def check_survivors(root: Path, acknowledged: list[tuple[int, int]], what: str) 
     store = CheckpointStore(root, log=lambda line: None)
     store.open()
     store.close()
+    names = os.listdir(root) if root.exists() else []  # a folder that was made for nothing goes with the claim
     leftovers = [
-        name for name in os.listdir(root) if name.startswith((".saving", ".trash", ".replaced", ".quarantine"))
+        name for name in names if name.startswith((".saving", ".trash", ".replaced", "corrupt", ".quarantine"))
     ]
     assert not leftovers, f"{what}: {leftovers} left after opening"
     for step in store.steps():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointStore, DamagedCheckpoint, NoCheckpoint, read_manifest, verify
+from ttt_moshi.checkpoint import CheckpointStore, CorruptCheckpoint, NoCheckpoint, read_manifest, verify
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_manifest_cannot_speak_of_files_outside_its_folder(checkpoint, file):
 
     for lie in (listed, used):
         forge(checkpoint, lie)
-        with pytest.raises(DamagedCheckpoint, match="which is no file of this checkpoint"):
+        with pytest.raises(CorruptCheckpoint, match="which is no file of this checkpoint"):
             read_manifest(checkpoint)
         (checkpoint / "manifest.json").write_bytes(sound)
     assert verify(checkpoint).ok
@@ -206,7 +206,7 @@ def test_another_format_is_an_error_that_says_so(checkpoint):
     (checkpoint / "manifest.json").write_bytes(render({**read_manifest(checkpoint), "format_version": 3}))
     with pytest.raises(CheckpointError, match="format version 3; this program reads 2") as caught:
         read_manifest(checkpoint)
-    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert not isinstance(caught.value, CorruptCheckpoint)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_nonsense_with_a_right_digest_gives_way_to_the_older_checkpoint(checkpoi
     from ttt_moshi.checkpoint.manifest import digest
 
     (checkpoint / "manifest.json").write_bytes(b'{"manifest_blake3": "%s",\n%s' % (digest(body).encode(), body))
-    with pytest.raises(DamagedCheckpoint, match="was not written by this program"):
+    with pytest.raises(CorruptCheckpoint, match="was not written by this program"):
         read_manifest(checkpoint)
     loaded = CheckpointStore(checkpoint.parent, log=lambda line: None).load(tensors=faults.contents(0, 0))
     assert loaded.step == 1
@@ -230,7 +230,7 @@ def test_every_byte_of_the_manifest_counts_even_where_the_json_stays_the_same(ch
     for other in (text + b" ", text.replace(b": ", b":", 1), text.replace(b",\n", b",", 1), text[:-1]):
         assert json.loads(other) == content
         (checkpoint / "manifest.json").write_bytes(other)
-        with pytest.raises(DamagedCheckpoint, match="does not agree with its own digest"):
+        with pytest.raises(CorruptCheckpoint, match="does not agree with its own digest"):
             read_manifest(checkpoint)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from ttt_moshi.checkpoint import DamagedCheckpoint, reading
+from ttt_moshi.checkpoint import CorruptCheckpoint, reading
 from ttt_moshi.checkpoint.files import PAGE, Files
 from ttt_moshi.checkpoint.reading import Reading, read_all, stream
 
@@ -85,7 +85,7 @@ def test_damage_in_one_tensor_is_named_and_leaves_the_next_ones_sound(tmp_path, 
     data[4096 + place] ^= 1
     (tmp_path / "f1").write_bytes(data)
     damaged, sound = stream(Files(), tmp_path, [Reading("bad", record, fresh=True), Reading("good", other, fresh=True)])
-    with pytest.raises(DamagedCheckpoint, match="f1: tensor 'bad' does not match its digest"):
+    with pytest.raises(CorruptCheckpoint, match="f1: tensor 'bad' does not match its digest"):
         damaged.sound()
     assert torch.equal(sound.sound(), tensor[:1])
 
@@ -95,7 +95,7 @@ def test_a_file_that_ends_early_is_named_with_the_place(tmp_path, entry):
     with open(tmp_path / "f2", "r+b") as file:
         file.truncate(30_001)
     (item,) = stream(Files(), tmp_path, [Reading("w", record)])
-    with pytest.raises(DamagedCheckpoint, match="f2: tensor 'w': the file ends at byte 30001"):
+    with pytest.raises(CorruptCheckpoint, match="f2: tensor 'w': the file ends at byte 30001"):
         item.sound()
 
 

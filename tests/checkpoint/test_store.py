@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ttt_moshi.checkpoint import (
     CheckpointError,
     CheckpointStore,
-    DamagedCheckpoint,
+    CorruptCheckpoint,
     Export,
     Mismatch,
     NoCheckpoint,
@@ -220,7 +220,7 @@ def test_damaged_newest_gives_way_aloud_and_a_named_step_does_not(tmp_path):
         data[-5] ^= 4
         shard.write_bytes(data)
         assert store.newest_valid() == 3  # only reading the data can tell
-        with pytest.raises(DamagedCheckpoint, match="'param/w' does not match"):
+        with pytest.raises(CorruptCheckpoint, match="'param/w' does not match"):
             store.load(3, tensors=zeros(tensors[3]))
         assert store.steps() == [1, 2, 3]
         target = zeros(tensors[3])
@@ -353,7 +353,7 @@ def test_documents_and_tensors_are_read_with_their_digests(store):
     with pytest.raises(CheckpointError, match="no tensor file"):
         read_tensors(path, "consolidated/b.safetensors")
     (path / "consolidated/ttt.json").write_text('{"layers": [1, 3]}')
-    with pytest.raises(DamagedCheckpoint, match=r"consolidated/ttt.json"):
+    with pytest.raises(CorruptCheckpoint, match=r"consolidated/ttt.json"):
         read_document(path, "consolidated/ttt.json")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ttt_moshi.checkpoint import (
     CheckpointError,
     CheckpointStore,
-    DamagedCheckpoint,
+    CorruptCheckpoint,
     Export,
     Retention,
     copy_out,
@@ -109,7 +109,7 @@ def test_export_copies_checked_weights_in_one_file_or_many(folder, tmp_path):
     with pytest.raises(CheckpointError, match="not empty"):
         export_weights(path, tmp_path / "one")
     flip(path / "consolidated/consolidated.safetensors")
-    with pytest.raises(DamagedCheckpoint, match=r"consolidated.safetensors: tensor "):
+    with pytest.raises(CorruptCheckpoint, match=r"consolidated.safetensors: tensor "):
         export_weights(path, tmp_path / "bad")
 
 

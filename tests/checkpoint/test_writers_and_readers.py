@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, NoCheckpoint, Retention, verify
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, LostLock, NoCheckpoint, Retention, verify
 
 TENSORS = {"param/w": torch.arange(6.0)}
 
@@ -152,3 +152,57 @@ def test_memory_does_not_grow_with_the_number_of_saves(tmp_path):
             store.wait()
             sizes.append(resident())
     assert sizes[-1] - sizes[9] < 8 << 20, f"grew by {sizes[-1] - sizes[9]} bytes in 30 saves of 4 MB"
+
+
+def test_a_claim_deletes_nothing_and_a_refused_start_leaves_no_trace(tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    store = CheckpointStore(root)
+    store.claim()
+    with pytest.raises(CheckpointError, match=f"being written by process {os.getpid()} "):
+        CheckpointStore(root).claim()
+    store.close()
+    assert not (tmp_path / "run").exists(), "the folders were made for the claim alone"
+    (root / ".saving_000001").mkdir(parents=True)
+    store.claim()
+    assert sorted(os.listdir(root)) == [".saving_000001", "LOCK"]
+    store.close()
+    assert (root / ".saving_000001").is_dir()
+
+
+def test_a_run_that_replaces_another_clears_only_what_it_has_claimed(tmp_path, holder):
+    with pytest.raises(CheckpointError, match="being written by process"):
+        CheckpointStore(tmp_path / "c").clear()
+    with CheckpointStore(tmp_path / "mine") as store:
+        store.save(1, kind="adapters", tensors=TENSORS, state={})
+        store.wait()
+        (store.root / "notes").write_text("x")
+        (store.root / "link").symlink_to(tmp_path)
+        store.clear()
+        assert os.listdir(store.root) == ["LOCK"] and tmp_path.is_dir()
+        store.save(2, kind="adapters", tensors=TENSORS, state={})
+        store.wait()
+        assert store.steps() == [2]
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_writer_that_lost_its_lock_commits_and_deletes_nothing_more(tmp_path, how):
+    first = CheckpointStore(tmp_path, retention=Retention(last=1), log=lambda line: None)
+    first.open()
+    first.save(1, kind="adapters", tensors=TENSORS, state={})
+    first.wait()
+    (tmp_path / "LOCK").unlink()
+    if how == "replaced":
+        second = CheckpointStore(tmp_path)
+        second.open()
+        second.save(5, kind="adapters", tensors=TENSORS, state={})
+        second.wait()
+    for _ in range(2):
+        first.save(2, kind="adapters", tensors=TENSORS, state={})
+        with pytest.raises(LostLock, match="another run may be writing here"):
+            first.wait()
+    first.close()
+    assert first.steps() == ([1, 5] if how == "replaced" else [1])
+    if how == "replaced":
+        second.save(6, kind="adapters", tensors=TENSORS, state={})
+        assert second.wait().step == 6
+        second.close()

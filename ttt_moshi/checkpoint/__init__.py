@@ -1,6 +1,15 @@
 """Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
 
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.errors import (
+    CheckpointError,
+    CorruptCheckpoint,
+    ForeignCheckpoint,
+    LostLock,
+    Mismatch,
+    NoCheckpoint,
+    SaveFailed,
+    UnreadableCheckpoint,
+)
 from ttt_moshi.checkpoint.export import Export
 from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.mirror import copy_out
@@ -13,12 +22,16 @@ from ttt_moshi.checkpoint.verify import Problem, verify
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
-    "DamagedCheckpoint",
+    "CorruptCheckpoint",
     "Export",
+    "ForeignCheckpoint",
+    "LostLock",
     "Mismatch",
     "NoCheckpoint",
     "Problem",
     "Retention",
+    "SaveFailed",
+    "UnreadableCheckpoint",
     "copy_out",
     "iter_tensors",
     "prune",

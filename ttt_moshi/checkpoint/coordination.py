@@ -14,7 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ttt_moshi.checkpoint.errors import CheckpointError
+from ttt_moshi.checkpoint.errors import CheckpointError, LostLock, UnreadableCheckpoint
+
+_TOLD = {kind.__name__: kind for kind in (LostLock, UnreadableCheckpoint)}  # errors that keep their kind on all ranks
 
 
 class Coordinator:
@@ -30,13 +32,15 @@ class Coordinator:
         instance = store.add(f"checkpoint/{name}/instance/{rank}", 1)
         self._store = dist.PrefixStore(f"checkpoint/{name}/{instance}", store)
         self._round = 0
+        self._heard = 0  # the last round that all whom this rank writes to are known to have reached
         self._posted: dict[int, list[str]] = {}
 
     def next_round(self) -> int:
-        """Begin a new exchange, forgetting the messages of the one before the last."""
+        """Begin a new exchange, forgetting messages of earlier ones that everybody has read."""
         self._round += 1
-        for key in self._posted.pop(self._round - 2, []):
-            self._store.delete_key(key)
+        for number in [number for number in self._posted if number < self._heard]:
+            for key in self._posted.pop(number):
+                self._store.delete_key(key)
         return self._round
 
     def post(self, number: int, key: str, value: Any) -> None:
@@ -53,7 +57,8 @@ class Coordinator:
         except BaseException as error:
             what = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
             self._posted.setdefault(number, []).append(f"{number}/failed")
-            self._store.compare_set(f"{number}/failed", "", json.dumps(f"rank {self.rank}: {what}"))
+            news = json.dumps({"kind": type(error).__name__, "what": f"rank {self.rank}: {what}"})
+            self._store.compare_set(f"{number}/failed", "", news)
             raise
 
     def fetch(self, number: int, key: str) -> Any:
@@ -62,7 +67,8 @@ class Coordinator:
         deadline = time.monotonic() + self._timeout
         while not self._store.check([name]):
             if self._store.check([failed]):
-                raise CheckpointError(json.loads(self._store.get(failed)))
+                news = json.loads(self._store.get(failed))
+                raise _TOLD.get(news["kind"], CheckpointError)(news["what"])
             if time.monotonic() > deadline:
                 raise CheckpointError(f"no news of {key!r} from other ranks for {self._timeout:.0f} s; one may be dead")
             time.sleep(0.005)
@@ -73,11 +79,15 @@ class Coordinator:
         self.post(number, f"{key}/{self.rank}", value)
         if self.rank:
             return None
-        return [self.fetch(number, f"{key}/{rank}") for rank in range(self.world_size)]
+        values = [self.fetch(number, f"{key}/{rank}") for rank in range(self.world_size)]
+        self._heard = number
+        return values
 
     def share(self, number: int, key: str, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         if self.rank == 0:
             self.post(number, key, value)
             return value
-        return self.fetch(number, key)
+        value = self.fetch(number, key)
+        self._heard = number
+        return value

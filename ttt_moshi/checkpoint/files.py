@@ -73,6 +73,13 @@ class Files:
         """Take the kernel's exclusive lock on an open file, or raise at once. It ends with this process."""
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def is_at(self, fd: int, path: Path) -> bool:
+        """Whether an open file is the one that `path` leads to."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     def rename(self, source: Path, target: Path) -> None:
         """Rename within one file system, atomically."""
         os.rename(source, target)
@@ -137,11 +144,13 @@ def write_fully(files: Files, fd: int, data: bytes | memoryview, offset: int) ->
         view, offset = view[taken:], offset + taken
 
 
-def make_folders(files: Files, path: Path) -> None:
-    """Make a folder and those above it that are missing, durably."""
-    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+def make_folders(files: Files, path: Path) -> list[Path]:
+    """Make a folder and those above it that are missing, durably; which they were, the uppermost first."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
+    for missing in made:
         files.mkdir(missing)
         files.sync_folder(missing.parent)
+    return made
 
 
 def write_file(files: Files, path: Path, data: bytes) -> None:

@@ -1,6 +1,8 @@
 """One writer a folder. The lock is the kernel's, so it ends with its process, however that ends.
 
-The file also names its holder (pid, host, boot id, start time), for the message and for file systems without locks.
+The file also names its holder (pid, host, boot id, start time), for the message and for file systems without locks. The
+lock belongs to the open file: whoever deletes or replaces the file lets another process lock the new one, so a writer
+compares the two before every commit.
 """
 
 from __future__ import annotations
@@ -9,26 +11,38 @@ import errno
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
-from ttt_moshi.checkpoint.errors import CheckpointError
-from ttt_moshi.checkpoint.files import Files, write_fully
+from ttt_moshi.checkpoint.errors import CheckpointError, LostLock
+from ttt_moshi.checkpoint.files import Files, make_folders, write_fully
 from ttt_moshi.checkpoint.layout import LOCK
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_TRIES = 10  # openings of a lock file that others keep replacing
 
 
 class WriterLock:
-    """Held from construction until `release`. Raises CheckpointError if somebody else holds it."""
+    """Held from construction until `release`; makes the folder if needed.
+
+    Raises CheckpointError if somebody else holds it.
+    """
 
     def __init__(self, files: Files, root: Path):
         self._files, self._path = files, root / LOCK
-        self._fd = files.open_lock(self._path)
-        try:
-            self._take()
-        except BaseException:
-            files.close(self._fd)
-            raise
+        self._made = make_folders(files, root)
+        for _ in range(_TRIES):
+            self._fd = files.open_lock(self._path)
+            try:
+                self._take()
+                if files.is_at(self._fd, self._path):
+                    self._sign()
+                    return
+            except BaseException:
+                files.close(self._fd)
+                raise
+            files.close(self._fd)  # deleted by its last holder between opening and locking
+        raise CheckpointError(f"{self._path} is replaced again and again: another program writes to {root}")
 
     def _take(self) -> None:
         content = memoryview(bytearray(4096))
@@ -44,27 +58,54 @@ class WriterLock:
                     f"{self._path.parent} is being written by {who}. Stop it or use another run_dir; if it is surely "
                     f"gone, delete {self._path}."
                 ) from error
+
+    def _sign(self) -> None:
         self._files.truncate(self._fd, 0)
         write_fully(self._files, self._fd, json.dumps(_identity(os.getpid())).encode(), 0)
 
+    def check(self) -> None:
+        """Raise LostLock if the file that is locked is no longer the one at the lock's path."""
+        if not self._files.is_at(self._fd, self._path):
+            raise LostLock(
+                f"{self._path} was deleted or replaced while this run held it, so another run may be writing here. "
+                "This one stops and commits nothing more."
+            )
+
     def release(self) -> None:
-        """Let others write."""
+        """Let others write. A folder that was made for the lock and holds nothing else goes with it."""
         try:
-            self._files.truncate(self._fd, 0)
+            if (
+                self._made
+                and self._files.names(self._path.parent) == [LOCK]
+                and self._files.is_at(self._fd, self._path)
+            ):
+                self._files.remove(self._path)
+                with suppress(OSError):  # something else is in one of them
+                    for folder in reversed(self._made):
+                        self._files.rmdir(folder)
+            else:
+                self._files.truncate(self._fd, 0)
         finally:
             self._files.close(self._fd)
 
 
 def _identity(pid: int) -> dict[str, object]:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"pid": pid, "host": socket.gethostname(), "boot": boot, "started": _start_time(pid)}
+    return {"pid": pid, "host": socket.gethostname(), "boot": _boot_id(), "started": _start_time(pid)}
+
+
+def _boot_id() -> str:
+    """What tells this start of the machine from the one before; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _start_time(pid: int) -> str:
     """Kernel start time of a process, which tells it from a later one with the same pid; empty if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
+    except (OSError, IndexError):
         return ""
 
 

@@ -17,7 +17,7 @@ import torch
 from blake3 import blake3
 
 import ttt_moshi
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.layout import MANIFEST, STATE
 
@@ -87,10 +87,10 @@ def render(manifest: Record) -> bytes:
 
 
 def parse(data: bytes, where: str) -> Record:
-    """A manifest from its file content. Raises DamagedCheckpoint if one byte is not as written."""
+    """A manifest from its file content. Raises CorruptCheckpoint if one byte is not as written."""
     body = data[len(_FIRST_LINE) - 2 + 64 :]
     if data != _FIRST_LINE % digest(body).encode() + body:
-        raise DamagedCheckpoint(f"{where} is damaged: its content does not agree with its own digest")
+        raise CorruptCheckpoint(f"{where} is damaged: its content does not agree with its own digest")
     try:
         content: Record = json.loads(data)
         if (found := content["format_version"]) != FORMAT_VERSION:
@@ -101,17 +101,17 @@ def parse(data: bytes, where: str) -> Record:
         files = {STATE, *(part["file"] for entry in entries for part in entry["parts"])}
         strange = {file for file in content["files"] if not _INSIDE.fullmatch(file)} | files - set(content["files"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{where} was not written by this program: {error!r}") from error
+        raise CorruptCheckpoint(f"{where} was not written by this program: {error!r}") from error
     if strange:
-        raise DamagedCheckpoint(f"{where} speaks of {min(strange)!r}, which is no file of this checkpoint")
+        raise CorruptCheckpoint(f"{where} speaks of {min(strange)!r}, which is no file of this checkpoint")
     return content
 
 
 def read_manifest(path: Path, files: Files | None = None) -> Record:
-    """The manifest of a checkpoint folder. Raises DamagedCheckpoint, or CheckpointError for another format version."""
+    """The manifest of a checkpoint folder. Raises CorruptCheckpoint, or CheckpointError for another format version."""
     files = files or Files()
     try:
         data = files.read(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
+        raise CorruptCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
     return parse(data, str(path / MANIFEST))

@@ -18,7 +18,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint
 from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct
 from ttt_moshi.checkpoint.manifest import Record, digest, read_manifest
 from ttt_moshi.checkpoint.output import aligned
@@ -32,7 +32,7 @@ STREAMS = 8  # tensors that are read and hashed at once, so many that disk and p
 def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str, needed: int | None = None) -> None:
     """Fill `buffer`, of which `needed` bytes (None: all) must be there.
 
-    Raises DamagedCheckpoint where the file ends too early or the disk cannot read it.
+    Raises CorruptCheckpoint where the file ends too early or the disk cannot read it.
     """
     done = 0
     while done < (len(buffer) if needed is None else needed):
@@ -41,9 +41,9 @@ def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: 
         except OSError as error:
             if error.errno in REFUSED:
                 raise
-            raise DamagedCheckpoint(f"{where}: the disk cannot read byte {offset + done} ({error.strerror})") from error
+            raise CorruptCheckpoint(f"{where}: the disk cannot read byte {offset + done} ({error.strerror})") from error
         if count == 0:
-            raise DamagedCheckpoint(f"{where}: the file ends at byte {offset + done}")
+            raise CorruptCheckpoint(f"{where}: the file ends at byte {offset + done}")
         done += count
 
 
@@ -52,11 +52,11 @@ def checked_document(files: Files, folder: Path, file: str, record: Record) -> b
     try:
         data = files.read(folder / file)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DamagedCheckpoint(f"{file}: the file is missing") from error
+        raise CorruptCheckpoint(f"{file}: the file is missing") from error
     if len(data) != record["size"]:
-        raise DamagedCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
+        raise CorruptCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
     if digest(data) != record["blake3"]:
-        raise DamagedCheckpoint(f"{file}: the content does not match its digest")
+        raise CorruptCheckpoint(f"{file}: the content does not match its digest")
     return data
 
 
@@ -78,7 +78,7 @@ class Reading:
     stop: int | None = None
     fresh: bool = False
     digest: str = ""
-    damage: DamagedCheckpoint | None = None
+    damage: CorruptCheckpoint | None = None
 
     def parts(self) -> list[Record]:
         """The manifest's records of the parts that are touched, in order of rows."""
@@ -139,7 +139,7 @@ def iter_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     """Tensors one at a time, on the CPU in their saved dtype; whole ones, whatever the number of shards.
 
     `file` is an exported file such as "consolidated/lora.safetensors"; empty for what training resumes from. `names`
-    selects some. Raises CheckpointError if the file or a name is not there, DamagedCheckpoint for wrong bytes.
+    selects some. Raises CheckpointError if the file or a name is not there, CorruptCheckpoint for wrong bytes.
     """
     for reading in stream(Files(), path, _readings(path, file, names)):
         tensor, reading.out = reading.sound(), None
@@ -190,8 +190,8 @@ def _take(reading: Reading, pieces: _Pieces) -> None:
                         wanted = torch.frombuffer(piece[first - low : last - low], dtype=torch.uint8)
                         target[first - origin : last - origin].copy_(wanted)
             if hasher.hexdigest() != part["blake3"]:
-                raise DamagedCheckpoint(f"{where} does not match its digest")
-        except DamagedCheckpoint as error:
+                raise CorruptCheckpoint(f"{where} does not match its digest")
+        except CorruptCheckpoint as error:
             reading.damage = reading.damage or error
     reading.digest = parts[0]["blake3"] if len(parts) == 1 else whole.hexdigest()
 
@@ -207,7 +207,7 @@ class _Pieces:
     def read(self, file: str, begin: int, end: int, where: str) -> memoryview:
         """Bytes `begin` to `end` of a file, PIECE at most from the page of `begin` on; good until the next call.
 
-        Raises DamagedCheckpoint.
+        Raises CorruptCheckpoint.
         """
         page = begin // PAGE * PAGE
         memory = self._memory[: -(-(end - page) // PAGE) * PAGE]  # whole pages; the file may end in the last
@@ -227,7 +227,7 @@ class _Pieces:
         try:
             self._fd, self._direct = open_direct(self._files.open, self._folder / file, direct)
         except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{file}: the file is missing") from error
+            raise CorruptCheckpoint(f"{file}: the file is missing") from error
         self._file = file
 
     def close(self) -> None:

@@ -36,6 +36,18 @@ def sweep(files: Files, root: Path) -> list[str]:
     return done
 
 
+def clear(files: Files, root: Path) -> None:
+    """Delete everything but the lock, which the caller holds."""
+    for name in files.names(root):
+        if name == layout.LOCK:
+            continue
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            discard(files, root, name)
+        else:
+            files.remove(root / name)
+    files.sync_folder(root)
+
+
 def quarantine(files: Files, root: Path, path: Path, reason: str) -> Path:
     """Move a damaged checkpoint aside, for good, with the reason in it and in the journal. Nothing is deleted."""
     target = layout.free_name(files, root, path.name.replace("checkpoint", ".quarantine", 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import DamagedCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.errors import CorruptCheckpoint, Mismatch, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import Record, collapse
 from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all
@@ -72,7 +72,7 @@ def compare(saved: Mapping[str, Record], wanted: Mapping[str, Tensor]) -> LoadRe
 def fill(
     files: Files, path: Path, saved: Mapping[str, Record], tensors: Mapping[str, Tensor], names: list[str], rank: int
 ) -> None:
-    """Read `names` into their tensors, in place. Raises DamagedCheckpoint; then some tensors may be overwritten."""
+    """Read `names` into their tensors, in place. Raises CorruptCheckpoint; then some tensors may be overwritten."""
     rows = {name: rows_of(name, tensors[name], rank) for name in names}
     readings = [
         Reading(name, saved[name], part.local.contiguous(), part.start, part.stop)  # itself if it is contiguous
@@ -134,7 +134,7 @@ class Loader:
                     note(self._files, self._root, "resumed", step=loaded.step, state_id=loaded.state_id)
                 return loaded
             if step != -1:
-                raise DamagedCheckpoint(f"step {step} is damaged: {damage}. Step -1 takes the newest sound one.")
+                raise CorruptCheckpoint(f"step {step} is damaged: {damage}. Step -1 takes the newest sound one.")
             tried.add(candidate)
             skipped.append((self._set_aside(number, candidate, damage), damage))
 
@@ -155,7 +155,7 @@ class Loader:
                 content, kind, size = json.loads(data), manifest["kind"], manifest["world_size"]
                 mine, identity = _mine(content["rank_state"], self._talk), manifest["state_id"]
                 loaded = Loaded(step, path, identity, kind, content["state"], mine, size, manifest, report, skipped)
-            except DamagedCheckpoint as error:
+            except CorruptCheckpoint as error:
                 damage = f"rank {self._talk.rank}: {error}" if self._talk.world_size > 1 else str(error)
         found = self._talk.gather(number, f"damage in {step}", damage)
         verdict = self._talk.share(number, f"verdict on {step}", "; ".join(filter(None, found or [])))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint
 from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.saving import discard
 from ttt_moshi.checkpoint.verify import check_quickly
@@ -75,7 +75,7 @@ def prune(
     for step in layout.committed_steps(files, root):
         try:
             sound.append((step, check_quickly(root / layout.checkpoint_name(step), files)))
-        except DamagedCheckpoint as error:
+        except CorruptCheckpoint as error:
             result.append(PruneStep(step, True, f"not touched, because it is damaged: {error}", 0))
     pins |= {step for step, manifest in sound if manifest["info"].get("pinned")}
     reasons = policy.kept([(step, manifest["metrics"]) for step, manifest in sound], pins)

@@ -26,6 +26,7 @@ from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.export import ExportFile, merge_export, write_export
 from ttt_moshi.checkpoint.files import Files, remove_tree, replace_file, write_file
 from ttt_moshi.checkpoint.image import Image
+from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import Record, canonical, digest, render, state_id, tensor_record, versions
 from ttt_moshi.checkpoint.output import PIECE, Output
 from ttt_moshi.checkpoint.reading import Reading, read_all, stream
@@ -73,8 +74,8 @@ class Job:
 class Saver:
     """Writes jobs of one rank. Holds no state between jobs except where and how to write."""
 
-    def __init__(self, files: Files, root: Path, coordinator: Coordinator):
-        self._files, self._root, self._coordinator = files, root, coordinator
+    def __init__(self, files: Files, root: Path, coordinator: Coordinator, lock: WriterLock | None):
+        self._files, self._root, self._coordinator, self._lock = files, root, coordinator, lock
         self._rank, self._world = coordinator.rank, coordinator.world_size
 
     def run(self, job: Job, number: int) -> Saved:
@@ -105,6 +106,8 @@ class Saver:
             return Saved(job.step, self._root / name, identity, size, healthy, dict(job.seconds))
 
     def _prepare(self, folder: Path, job: Job) -> None:
+        assert self._lock is not None
+        self._lock.check()
         for name in self._files.names(self._root):
             if name.startswith(".saving_"):  # of a save that failed; it may be what fills the disk
                 discard(self._files, self._root, name)
@@ -188,6 +191,8 @@ class Saver:
         }
         sound, unhealthy = layout.checkpoint_name(job.step), f"unhealthy_{job.step:06d}"
         name = layout.free_name(self._files, self._root, unhealthy).name if nonfinite else sound
+        assert self._lock is not None
+        self._lock.check()
         commit(self._files, self._root, folder, name, render(manifest))
         job.seconds["commit"] = time.perf_counter() - begin
         return name, identity, sum(record["size"] for record in records.values()), not nonfinite

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, LostLock, NoCheckpoint, SaveFailed
 from ttt_moshi.checkpoint.export import Export, plan_exports
-from ttt_moshi.checkpoint.files import Files, make_folders, replace_file
+from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.recovery import leave_branch, note, sweep
+from ttt_moshi.checkpoint.recovery import clear, leave_branch, note, sweep
 from ttt_moshi.checkpoint.restore import Loaded, Loader
 from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
@@ -58,11 +58,13 @@ class CheckpointStore:
         self.root, self.rank, self.world_size = Path(root).absolute(), rank, world_size
         self._files, self._log, self._retention = files or Files(), log, retention or Retention()
         self._talk = Coordinator(coordinator, rank, world_size, str(self.root), timeout)
-        self._lock: WriterLock | None = None
+        self._claimed = False
+        self._lock: WriterLock | None = None  # on rank 0, while claimed
         self._saver: Saver | None = None
         self._image: tuple[object, Image] | None = None
         self._background: ThreadPoolExecutor | None = None
         self._pending: Future[Saved] | None = None
+        self._saving = -1  # the step of the pending save
         self._tidied: Future[None] | None = None
         self._mirror = Mirror(mirror, log) if mirror is not None and rank == 0 else None
         self._parent: dict[str, Any] | None = None
@@ -84,28 +86,50 @@ class CheckpointStore:
             try:
                 check_quickly(self.path(step), self._files)
                 return step
-            except DamagedCheckpoint as error:
+            except CorruptCheckpoint as error:
                 self._log(f"passing over step {step}: {error}")
         return None
 
     # Writing
 
+    def claim(self) -> None:
+        """Become the folder's only writer and do nothing else: take the lock, making the folder if needed.
+
+        A run claims its folder first, before it reads, moves or deletes anything in it; `close` gives the claim back,
+        and the folder with it if it was made for nothing. Raises CheckpointError if another process writes here.
+        """
+        if self._claimed:
+            return
+        number = self._talk.next_round()
+        with self._talk.telling(number):
+            if self.rank == 0:
+                self._lock = WriterLock(self._files, self.root)
+            self._talk.share(number, "claimed", True)
+        self._claimed = True
+
+    def clear(self) -> None:
+        """Delete everything in the folder but the lock: a run that replaces another calls it after `claim`."""
+        self.claim()
+        number = self._talk.next_round()
+        with self._talk.telling(number):
+            if self._lock is not None:
+                self._lock.check()
+                clear(self._files, self.root)
+            self._talk.share(number, "cleared", True)
+
     def open(self) -> list[str]:
-        """Become the only writer: make the folder, take the lock, sweep what a crash left. What was swept, in words.
+        """Claim the folder and sweep what a crash left, ready to save. What was swept, in words.
 
         Raises CheckpointError if another process writes here.
         """
         if self._saver is not None:
             return []
+        self.claim()
         number = self._talk.next_round()
         with self._talk.telling(number):
-            swept: list[str] = []
-            if self.rank == 0:
-                make_folders(self._files, self.root)
-                self._lock = WriterLock(self._files, self.root)
-                swept = sweep(self._files, self.root)
+            swept = [] if self._lock is None else sweep(self._files, self.root)
             swept = self._talk.share(number, "open", swept)
-        self._saver = Saver(self._files, self.root, self._talk)
+        self._saver = Saver(self._files, self.root, self._talk, self._lock)
         # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
@@ -197,7 +221,7 @@ class CheckpointStore:
 
         image.empty()
         try:
-            self._pending = self._background.submit(self._saver.run, job, number)
+            self._pending, self._saving = self._background.submit(self._saver.run, job, number), step
             if self.rank == 0:
                 self._tidied = self._background.submit(self._tidy, self._pending)
             image.stage(rows, copied)
@@ -210,7 +234,9 @@ class CheckpointStore:
         if finished.exception() is not None:
             return
         saved = finished.result()
+        assert self._lock is not None
         try:
+            self._lock.check()
             replace_file(self._files, self.root / layout.LATEST, f"{saved.path.name}\n".encode())
             note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id)
             if self._mirror is not None:
@@ -237,8 +263,11 @@ class CheckpointStore:
         if pending is None:
             return None
         error = pending.exception()
+        if isinstance(error, LostLock):
+            raise error
         if error is not None:
-            raise CheckpointError(f"saving failed, earlier checkpoints are intact: {error}") from error
+            message = f"saving step {self._saving} failed, earlier checkpoints are intact: {error}"
+            raise SaveFailed(message, self._saving) from error
         saved = pending.result()
         self._parent = {"step": saved.step, "state_id": saved.state_id}
         return saved
@@ -257,6 +286,7 @@ class CheckpointStore:
             if self._lock is not None:
                 self._lock.release()
             self._lock = self._saver = self._background = None
+            self._claimed = False
 
     def __enter__(self) -> CheckpointStore:
         self.open()
@@ -288,7 +318,7 @@ class CheckpointStore:
 
         Digests are checked while reading. A damaged newest checkpoint is said aloud, moved to quarantine if this store
         is open for writing, and the next older one is taken; a named step never gives way to another
-        (DamagedCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch, which moves nothing). Raises
+        (CorruptCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch, which moves nothing). Raises
         NoCheckpoint if there is nothing to load.
         """
         self.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.errors import DamagedCheckpoint
+from ttt_moshi.checkpoint.errors import CorruptCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import Record, digest, read_manifest, state_id
 from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all, read_exactly
@@ -54,11 +54,11 @@ class VerifyReport:
 def check_quickly(path: Path, files: Files) -> Record:
     """The manifest, if manifest, sizes, headers and small files are as written; tensor data is not read.
 
-    Raises DamagedCheckpoint for the first thing that is wrong.
+    Raises CorruptCheckpoint for the first thing that is wrong.
     """
     manifest = read_manifest(path, files)
     for problem in _quick_problems(files, path, manifest):
-        raise DamagedCheckpoint(problem.what)
+        raise CorruptCheckpoint(problem.what)
     return manifest
 
 
@@ -76,7 +76,7 @@ def _quick_problems(files: Files, path: Path, manifest: Record) -> Iterator[Prob
                 checked_document(files, path, file, record)
             else:
                 _check_header(files, path, file, record, covered[file])
-        except DamagedCheckpoint as error:
+        except CorruptCheckpoint as error:
             yield Problem(file, "", str(error))
 
 
@@ -91,7 +91,7 @@ def verify(
     report, begin = VerifyReport(Path(path)), time.perf_counter()
     try:
         manifest = read_manifest(report.path, files)
-    except DamagedCheckpoint as error:
+    except CorruptCheckpoint as error:
         report.problems.append(Problem(layout.MANIFEST, "", str(error)))
         return report
     report.step = manifest["step"]
@@ -151,10 +151,10 @@ def _check_header(files: Files, folder: Path, file: str, record: Record, covered
     try:
         size = files.size(folder / file)
         if size != record["size"]:
-            raise DamagedCheckpoint(f"{file}: {size} bytes instead of {record['size']}")
+            raise CorruptCheckpoint(f"{file}: {size} bytes instead of {record['size']}")
         fd = files.open(folder / file)
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{file}: the file is missing") from error
+        raise CorruptCheckpoint(f"{file}: the file is missing") from error
     try:
         head = memoryview(bytearray(8))
         read_exactly(files, fd, head, 0, file)
@@ -163,9 +163,9 @@ def _check_header(files: Files, folder: Path, file: str, record: Record, covered
     finally:
         files.close(fd)
     if digest(data) != record["header_blake3"]:
-        raise DamagedCheckpoint(f"{file}: the header does not match its digest")
+        raise CorruptCheckpoint(f"{file}: the header does not match its digest")
     if len(data) + covered != size:
-        raise DamagedCheckpoint(
+        raise CorruptCheckpoint(
             f"{file}: the manifest lists {covered} bytes of tensors, the file has {size - len(data)}"
         )
 

@@ -21,7 +21,7 @@ def export_weights(
 ) -> list[Path]:
     """Write what is under `consolidated/` into a new folder; the files written.
 
-    Digests are checked on the way (DamagedCheckpoint). With `shard_bytes`, each weight file becomes several of about
+    Digests are checked on the way (CorruptCheckpoint). With `shard_bytes`, each weight file becomes several of about
     that size, named as in `model-00001-of-00003.safetensors`, and an index that Hugging Face loaders read. One tensor
     and one buffer are in memory at a time. `progress` is called with (bytes done, bytes in all). Raises CheckpointError
     if `target` exists with something in it.

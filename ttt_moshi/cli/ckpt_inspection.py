@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ttt_moshi.checkpoint import DamagedCheckpoint, iter_tensors, layout, read_document, read_manifest
+from ttt_moshi.checkpoint import CorruptCheckpoint, iter_tensors, layout, read_document, read_manifest
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.retention import read_pins
 from ttt_moshi.checkpoint.verify import check_quickly
@@ -36,7 +36,7 @@ def list_folder(root: Path) -> list[dict[str, Any]]:
                 keys = ("step", "kind", "state_id", "metrics", "world_size")
                 record |= {key: manifest[key] for key in keys} | {"bytes": total_bytes(manifest)}
                 record["pinned"] = manifest["step"] in pins or bool(manifest["info"].get("pinned"))
-            except DamagedCheckpoint as error:
+            except CorruptCheckpoint as error:
                 record |= {"status": "damaged", "problem": str(error)}
         else:
             continue
@@ -53,7 +53,7 @@ def describe(path: Path) -> dict[str, Any]:
     """All that a checkpoint says about itself: its manifest without the long tables, counts, state and documents.
 
     `groups` counts tensors and elements by the first part of their names ("param", "exp_avg", "stream", ...), `exports`
-    by exported file. Raises DamagedCheckpoint if manifest or documents are damaged.
+    by exported file. Raises CorruptCheckpoint if manifest or documents are damaged.
     """
     manifest = read_manifest(path)
     groups: dict[str, dict[str, int]] = {}
