@@ -30,7 +30,7 @@ def cache(tmp_path, codec) -> CodeCache:
 
 
 def only_file(cache_folder: Path) -> Path:
-    (file,) = cache_folder.iterdir()
+    (file,) = cache_folder.glob("*.safetensors")
     return file
 
 
@@ -46,11 +46,11 @@ def test_the_key_is_the_content(tmp_path, recording, cache, write_recording, oth
     codes = cache.codes(recording)
     shutil.copy(recording, tmp_path / "copy.wav")
     assert torch.equal(cache.codes(tmp_path / "copy.wav"), codes)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     write_recording(recording, 3.0, seed=9)
     assert not torch.equal(cache.codes(recording), codes)
     CodeCache(tmp_path / "cache", Codec(other_mimi, mimi_config)).codes(recording)
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 3
 
 
 def test_filling_gives_the_codes_of_one_recording_after_the_other(tmp_path, codec, write_recording):
@@ -65,11 +65,11 @@ def test_filling_gives_the_codes_of_one_recording_after_the_other(tmp_path, code
     seen = []
     filled.fill(recordings, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (7, 7) and seen == sorted(seen)
-    files = {file.name: file.read_bytes() for file in (tmp_path / "filled").iterdir()}
-    assert files == {file.name: file.read_bytes() for file in (tmp_path / "single").iterdir()}
-    before = [file.stat().st_mtime_ns for file in (tmp_path / "filled").iterdir()]
+    files = {file.name: file.read_bytes() for file in (tmp_path / "filled").glob("*.safetensors")}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "single").glob("*.safetensors")}
+    before = [file.stat().st_mtime_ns for file in (tmp_path / "filled").glob("*.safetensors")]
     filled.fill(recordings)
-    assert [file.stat().st_mtime_ns for file in (tmp_path / "filled").iterdir()] == before
+    assert [file.stat().st_mtime_ns for file in (tmp_path / "filled").glob("*.safetensors")] == before
     for recording, codes in zip(recordings, expected, strict=True):
         assert torch.equal(filled.codes(recording), codes)
 
@@ -99,7 +99,7 @@ def test_another_recording_under_this_name_is_noticed(tmp_path, recording, cache
     file = only_file(tmp_path / "cache")
     other = write_recording(tmp_path / "b.wav", 3.0, seed=4)
     cache.codes(other)
-    (impostor,) = set((tmp_path / "cache").iterdir()) - {file}
+    (impostor,) = set((tmp_path / "cache").glob("*.safetensors")) - {file}
     shutil.copy(impostor, file)
     assert torch.equal(cache.codes(recording), codes)
     assert "digest" in caplog.text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttt_moshi.data import Corpus, DataError
+from ttt_moshi.data import ClipLoader, Corpus, DataError
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.interleaver import text_row
 from ttt_moshi.data.transcripts import read_transcript
@@ -122,19 +122,29 @@ def test_cache_lies_beside_the_jsonl_file_or_where_asked(data_set, corpus, tmp_p
     jsonl = data_set(1.0)
     clips = corpus(jsonl)
     clips.read(clips.clips(0))
-    assert len(list((jsonl.parent / ".mimi_codes").iterdir())) == 1
+    assert len(list((jsonl.parent / ".mimi_codes").glob("*.safetensors"))) == 1
     clips = corpus(jsonl, cache_dir=tmp_path / "elsewhere")
     clips.encode_all()
-    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+    assert len(list((tmp_path / "elsewhere").glob("*.safetensors"))) == 1
 
 
 def test_ranks_encode_everything_between_them(data_set, corpus):
     jsonl = data_set(1.0, 1.1, 1.2)
     steps = []
-    corpus(jsonl).encode_all(0, 2, lambda name, done, total: steps.append((name[-5:], done, total)))
-    corpus(jsonl).encode_all(1, 2)
-    assert len(list((jsonl.parent / ".mimi_codes").iterdir())) == 3
-    assert steps[0][1:] == (13, 28) and steps[-1] == ("2.wav", 28, 28)
+    corpus(jsonl).encode_all(0, 2, lambda *step: steps.append(step))
+    corpus(jsonl).encode_all(1, 2, lambda *step: steps.append(step))
+    assert len(list((jsonl.parent / ".mimi_codes").glob("*.safetensors"))) == 3
+    assert steps[-1] == ("1.wav", 27, 27) and ("2.wav", 15, 15) in steps
+
+
+def test_ranks_have_alike_much_to_encode(data_set, corpus):
+    """By length: one long recording is as much work as all the others."""
+    jsonl = data_set(0.2, 3.2, 0.4, 0.8, 0.2, 1.6)
+    totals = []
+    for rank in range(2):
+        corpus(jsonl).encode_all(rank, 2, lambda name, done, total: totals.append((name, total)))
+    assert {total for _, total in totals} == {40, 41}
+    assert len({name for name, _ in totals}) == 6
 
 
 def test_memory_holds_few_recordings(data_set, corpus):
@@ -154,6 +164,67 @@ def test_fingerprint_is_that_of_the_data_not_of_the_place(data_set, corpus, code
     assert corpus(f"{moved}:2").fingerprint != first
     (moved.parent / "wavs" / "1.json").write_text('{"alignments": []}')
     assert corpus(moved).fingerprint != first
+
+
+def test_neither_identity_nor_order_knows_how_a_path_is_spelt(data_set, corpus):
+    jsonl = data_set(1.0, 1.2, 1.4, 1.6)
+    first = corpus(jsonl)
+    loader = ClipLoader(first, seed=3, shuffle=True)
+    lines = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    for line in lines:
+        line["path"] = str(jsonl.parent / line["path"])
+    other = jsonl.parent / "other" / "absolute.jsonl"
+    other.parent.mkdir()
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    second = corpus(other.parent)
+    assert second.fingerprint == first.fingerprint
+    assert loader.batch(0, 12).sample_ids == ClipLoader(second, seed=3, shuffle=True).batch(0, 12).sample_ids
+
+
+@pytest.mark.parametrize("what", ["audio", "transcripts", "a word", "one more"])
+def test_another_content_is_another_fingerprint(data_set, corpus, what):
+    """Also where every size and every name stays."""
+    jsonl = data_set(1.0, 1.0)
+    first = corpus(jsonl)
+    wavs = jsonl.parent / "wavs"
+    if what == "one more":
+        jsonl.write_text(jsonl.read_text() + '{"path": "wavs/1.wav", "duration": 1.0}\n')
+    elif what == "a word":
+        transcript = (wavs / "0.json").read_text()
+        (wavs / "0.json").write_text(transcript.replace("hello", "jello"))
+    else:
+        suffix = ".wav" if what == "audio" else ".json"
+        if what == "transcripts":
+            (wavs / "1.json").write_text((wavs / "0.json").read_text().replace("hello", "other"))
+            first = corpus(jsonl)
+        a, b = wavs / f"0{suffix}", wavs / f"1{suffix}"
+        assert a.stat().st_size == b.stat().st_size
+        a.rename(wavs / "aside"), b.rename(a), (wavs / "aside").rename(b)
+    assert corpus(jsonl).fingerprint != first.fingerprint
+    assert corpus(jsonl).identity["recordings"] != first.identity["recordings"]
+
+
+def test_one_audio_file_may_be_listed_twice(data_set, corpus):
+    """Once with either speaker as Moshi: two recordings, two ids, two contents."""
+    jsonl = data_set(1.0)
+    line = json.loads(jsonl.read_text())
+    jsonl.write_text(json.dumps(line) + "\n" + json.dumps({**line, "moshi_speaker": "B"}) + "\n")
+    clips = corpus(jsonl)
+    batch = clips.read(clips.clips(0))
+    assert len(set(batch.sample_ids)) == 2
+    assert torch.equal(batch.codes[0, 1:9], batch.codes[1, 9:])
+    assert not torch.equal(batch.codes[0, 1:9], batch.codes[1, 1:9])
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".json"])
+def test_a_file_that_changes_under_a_run_is_noticed(data_set, corpus, suffix):
+    jsonl = data_set(1.0, 1.0)
+    clips = corpus(jsonl)
+    clips.read(clips.clips(0)[:1])
+    changed = jsonl.parent / "wavs" / f"1{suffix}"
+    changed.write_bytes(changed.read_bytes().replace(b"hello", b"jello") + b" ")
+    with pytest.raises(DataError, match=rf"1\{suffix} is not what it was"):
+        clips.read(clips.clips(0)[1:])
 
 
 def test_overlong_durations_of_rounding_are_taken(data_set, corpus):

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 
 from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
 from ttt_moshi.data.codec import SHORT_FRAMES, Codec
+from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.files import write_atomically
 
@@ -36,10 +37,10 @@ _log = logging.getLogger(__name__)
 class CodeCache:
     """Codes of recordings, kept in `folder`. Several processes and threads may share the folder."""
 
-    def __init__(self, folder: Path, codec: Codec):
+    def __init__(self, folder: Path, codec: Codec, digests: Digests | None = None):
         self._folder = folder
         self._codec = codec
-        self._digests: dict[tuple[str, int, int], str] = {}
+        self._digests = digests or Digests(folder)
 
     def codes(self, audio: Path, on_frames: OnFrames | None = None) -> torch.Tensor:
         """Codes `[channels, num_codebooks, T]` of a sound file, from the folder or freshly encoded into it.
@@ -96,18 +97,8 @@ class CodeCache:
 
     def _place(self, audio: Path) -> tuple[Path, str]:
         """The file for a recording's codes, and the digest of the recording."""
-        key = self._audio_digest(audio)
+        key = self._digests.of(audio)
         return self._folder / f"{key[:32]}-{self._codec.fingerprint[:16]}.safetensors", key
-
-    def _audio_digest(self, audio: Path) -> str:
-        try:
-            stat = audio.stat()
-            identity = (str(audio), stat.st_size, stat.st_mtime_ns)
-            if identity not in self._digests:
-                self._digests[identity] = blake3.blake3().update_mmap(audio).hexdigest()
-        except OSError as error:
-            raise DataError(f"cannot read {audio}: {error.strerror or error}") from error
-        return self._digests[identity]
 
     def _read(self, file: Path, key: str) -> torch.Tensor:
         content = file.read_bytes()

@@ -17,7 +17,8 @@ import torch
 from ttt_moshi.data.batch import Batch, collate
 from ttt_moshi.data.cache import DEFAULT_FOLDER, CodeCache
 from ttt_moshi.data.codec import Codec
-from ttt_moshi.data.encoded import Alphabet, EncodedInfo, digest, read_encoded
+from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
 from ttt_moshi.data.sources import Recording, open_sources
@@ -55,8 +56,9 @@ class Clip:
 class Corpus:
     """The recordings that `train_data` or `eval_data` names, cut into consecutive clips.
 
-    Opening it looks at every recording's header, so that a missing or useless file is noticed before work begins. Codes
-    are made, or read from the cache, when a clip is asked for.
+    Opening it looks at every recording's header, so that a missing or useless file is noticed before work begins, and
+    knows every file by its content (digests are remembered beside the cached codes). Codes are made, or read from the
+    cache, when a clip is asked for.
 
     Args:
         spec: comma-separated jsonl files or folders of them, each with an optional `:weight`.
@@ -83,18 +85,21 @@ class Corpus:
         self.clip_frames = seconds_to_frames(duration_sec)
         if self.clip_frames < 1:
             raise DataError(f"clips of {duration_sec} s are shorter than one frame (0.08 s)")
-        self.sources = open_sources(spec)
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._digests: dict[Path, Digests] = {}
+        self.sources = open_sources(spec, self._digests_for)
         self._codec = codec
         self._tokenizer = tokenizer
         self._alphabet = alphabet
         self.streams: int = self._count_streams()
         """text, Moshi's codebooks, the user's codebooks"""
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._caches: dict[Path, CodeCache] = {}
         self._loaded: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
-        self.fingerprint: str = self._fingerprint()
-        """64 hex digits: equal where recordings, clip length, codec and tokenizer are equal, wherever the files lie"""
+        self.identity: dict[str, object] = self._identity()
+        """what decides which clips there are and what is in them, by content and independent of paths"""
+        self.fingerprint: str = _digest_of(self.identity)
+        """64 hex digits: equal where `identity` is"""
         self._warn_of_missing_transcripts()
 
     @property
@@ -124,7 +129,7 @@ class Corpus:
         Raises:
             DataError: a recording or transcript that cannot be used.
         """
-        mine = [recording for recording in self.recordings if not recording.encoded][rank::world_size]
+        mine = _share([recording for recording in self.recordings if not recording.encoded], rank, world_size)
         total = sum(recording.info.frames for recording in mine)
         before = 0
         for recording in mine:
@@ -133,7 +138,7 @@ class Corpus:
         for recording in mine:
             report = None
             if on_recording:
-                name, base = recording.id, before
+                name, base = recording.audio.name, before
 
                 def report(done: int, _frames: int, name: str = name, base: int = base) -> None:
                     on_recording(name, base + done, total)
@@ -141,7 +146,7 @@ class Corpus:
             self._cache(recording).codes(recording.audio, report)
             before += recording.info.frames
             if on_recording:
-                on_recording(recording.id, before, total)
+                on_recording(recording.audio.name, before, total)
 
     def _read_clip(self, clip: Clip) -> Batch:
         recorded = self._load(clip.recording)
@@ -156,6 +161,7 @@ class Corpus:
         """Text, Moshi's codes and the user's `[1 + 2K, T]` of a whole recording."""
         with self._lock:
             if recording.id not in self._loaded:
+                self._refuse_a_change(recording)
                 if recording.encoded:
                     self._loaded[recording.id] = read_encoded(recording.audio, self._alphabet)
                 else:
@@ -166,6 +172,12 @@ class Corpus:
             if len(self._loaded) > _RECORDINGS_IN_MEMORY:
                 self._loaded.popitem(last=False)
             return self._loaded[recording.id]
+
+    def _refuse_a_change(self, recording: Recording) -> None:
+        digests = self._digests_for(recording.folder)
+        for path, digest in [(recording.audio, recording.digest), (recording.transcript, recording.transcript_digest)]:
+            if path is not None and digests.of(path) != digest:
+                raise DataError(f"{path} is not what it was when this run began; start again to use the new content")
 
     def _two_sides(self, recording: Recording, codes: torch.Tensor) -> torch.Tensor:
         if len(codes) == 1:
@@ -183,9 +195,19 @@ class Corpus:
         return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames))
 
     def _cache(self, recording: Recording) -> CodeCache:
-        folder = self._cache_dir or recording.folder / DEFAULT_FOLDER
         assert self._codec is not None
-        return self._caches.setdefault(folder, CodeCache(folder, self._codec))
+        folder = self._cache_folder(recording.folder)
+        if folder not in self._caches:
+            self._caches[folder] = CodeCache(folder, self._codec, self._digests_for(recording.folder))
+        return self._caches[folder]
+
+    def _digests_for(self, folder: Path) -> Digests:
+        """Where the digests of files named in a jsonl file of this folder are remembered."""
+        cache = self._cache_folder(folder)
+        return self._digests.setdefault(cache, Digests(cache))
+
+    def _cache_folder(self, folder: Path) -> Path:
+        return self._cache_dir or folder / DEFAULT_FOLDER
 
     def _count_streams(self) -> int:
         """Streams of every recording.
@@ -211,21 +233,19 @@ class Corpus:
                 raise DataError(f"{recording.audio} is sound: it needs a codec and a tokenizer")
         return streams
 
-    def _fingerprint(self) -> str:
+    def _identity(self) -> dict[str, object]:
         # Where nothing is encoded here, it does not matter what with.
         codec, tokenizer = self._codec, self._tokenizer
         if all(recording.encoded for recording in self.recordings):
             codec = tokenizer = None
-        facts = {
+        return {
+            "recordings": _digest_of([[_content(r) for r in source.recordings] for source in self.sources]),
+            "count": len(self.recordings),
+            "weights": [str(source.weight) for source in self.sources],
             "clip_frames": self.clip_frames,
             "codec": codec and codec.fingerprint,
             "tokenizer": tokenizer and blake3.blake3(tokenizer.serialized_model_proto()).hexdigest(),
-            "sources": [
-                {"weight": str(source.weight), "recordings": [_identity(r) for r in source.recordings]}
-                for source in self.sources
-            ],
         }
-        return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _warn_of_missing_transcripts(self) -> None:
         missing = [recording for recording in self.recordings if recording.transcript is None and not recording.encoded]
@@ -238,12 +258,27 @@ class Corpus:
             )
 
 
-def _identity(recording: Recording) -> list[object]:
+def _content(recording: Recording) -> list[object]:
     return [
-        recording.id,
+        recording.digest,
+        recording.transcript_digest,
         recording.frames,
         recording.prefix_frames,
         recording.moshi_speaker,
-        digest(recording.audio) if recording.encoded else recording.audio.stat().st_size,
-        recording.transcript.stat().st_size if recording.transcript else None,
     ]
+
+
+def _digest_of(facts: object) -> str:
+    return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _share(recordings: Sequence[Recording], rank: int, world_size: int) -> list[Recording]:
+    """The part of one rank in the order given: the longest first, each to the rank that has least to do so far."""
+    frames = [0] * world_size
+    mine = []
+    for index in sorted(range(len(recordings)), key=lambda i: -recordings[i].info.frames):
+        least = frames.index(min(frames))
+        frames[least] += recordings[index].info.frames
+        if least == rank:
+            mine.append(index)
+    return [recordings[index] for index in sorted(mine)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -108,8 +107,3 @@ def write_encoded(path: Path, codes: torch.Tensor) -> None:
     """Writes codes `[1 + 2K, T]` in the smallest type that holds them."""
     fits = codes.numel() == 0 or int(codes.max()) <= torch.iinfo(torch.int16).max
     save_file({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()}, path)
-
-
-def digest(path: Path) -> str:
-    """Of the file's content: unlike that of sound, its size says nothing about what it holds."""
-    return blake3.blake3(path.read_bytes()).hexdigest()

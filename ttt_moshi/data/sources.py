@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
 from ttt_moshi.data.audio import AudioInfo, read_info
+from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
+
+DigestsFor = Callable[[Path], Digests]
 
 _LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
 
@@ -52,10 +57,13 @@ class Recording:
     """A recording whose files are there."""
 
     id: str
-    """names the recording independently of the machine"""
+    """names the recording by its content, independently of machine and paths; unique among all sources"""
     audio: Path
-    """the sound file, or the file of codes"""
+    """the audio file, or the file of codes"""
+    digest: str
+    """BLAKE3 of its bytes"""
     transcript: Path | None
+    transcript_digest: str | None
     info: AudioInfo | EncodedInfo
     frames: int
     """frames that are used: those of the file, or fewer where the line's duration says so"""
@@ -79,14 +87,17 @@ class Source:
     weight: Fraction
 
 
-def open_sources(spec: str) -> list[Source]:
+def open_sources(spec: str, digests: DigestsFor) -> list[Source]:
     """The recordings of a comma-separated list of jsonl files or folders, each with an optional `:weight`.
+
+    Args:
+        digests: where digests of the files named in a jsonl file are remembered, by that file's folder.
 
     Raises:
         DataError: an empty or malformed list, a missing file, a corrupt line, a missing or unusable recording, a
             recording shorter than a frame or shorter than its line says.
     """
-    return [_open_source(i, path, weight) for i, (path, weight) in enumerate(split_spec(spec))]
+    return [_open_source(i, path, weight, digests) for i, (path, weight) in enumerate(split_spec(spec))]
 
 
 def names_sound(spec: str) -> bool:
@@ -184,18 +195,22 @@ def _split_weight(entry: str) -> tuple[Path, Fraction]:
     return Path(path), value
 
 
-def _open_source(index: int, path: Path, weight: Fraction) -> Source:
+def _open_source(index: int, path: Path, weight: Fraction, digests: DigestsFor) -> Source:
     recordings = []
+    times: Counter[str] = Counter()
     for jsonl in jsonl_files(path):
-        name = jsonl.relative_to(path).as_posix() if path.is_dir() else jsonl.name
         for number, text in numbered_lines(jsonl):
-            recordings.append(_open_recording(f"{index}/{name}:{number}", read_line(jsonl, number, text)))
+            recording = _open_recording(read_line(jsonl, number, text), digests(jsonl.parent))
+            times[recording.digest] += 1
+            again = f"+{times[recording.digest]}" if times[recording.digest] > 1 else ""
+            recordings.append(replace(recording, id=f"{index}/{recording.digest[:16]}{again}"))
     if not recordings:
         raise DataError(f"{path} lists no recordings")
     return Source(tuple(recordings), weight)
 
 
-def _open_recording(name: str, line: Line) -> Recording:
+def _open_recording(line: Line, digests: Digests) -> Recording:
+    """The recording of a line, which has no name of its own yet."""
     if not line.audio.is_file():
         what = "file of codes" if is_encoded(line.path) else "sound file"
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
@@ -216,11 +231,14 @@ def _open_recording(name: str, line: Line) -> Recording:
             )
         if info.channels == 1:
             raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
-    transcript = transcript_path(line.audio)
+    beside = transcript_path(line.audio)
+    transcript = beside if not is_encoded(line.path) and beside.is_file() else None
     return Recording(
-        id=f"{name}:{line.path}",
+        id="",
         audio=line.audio,
-        transcript=transcript if not is_encoded(line.path) and transcript.is_file() else None,
+        digest=digests.of(line.audio),
+        transcript=transcript,
+        transcript_digest=digests.of(transcript) if transcript else None,
         info=info,
         frames=min(wanted, info.frames),
         prefix_frames=seconds_to_frames(line.prefix_sec),

@@ -1,0 +1,153 @@
+"""BLAKE3 digests of files, remembered so that nothing is read twice.
+
+Digests are kept in a file of lines, to which every process only appends. A line carries a digest of itself: one that
+was cut short, mixed with another process's or damaged is passed over, and costs no more than reading that file again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+import blake3
+
+from ttt_moshi.data.errors import DataError
+
+FILE_NAME = ".digests.jsonl"
+
+_SETTLED_NS = 2_000_000_000
+"""a file that changed less than two seconds ago might change again without its time stamp showing it"""
+_BLOCK = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+_State = tuple[int, int, int, int]
+"""size, modification and status change in ns, inode: equal where a file has not been touched"""
+
+
+def file_digest(path: Path) -> str:
+    """64 hex digits of a file's content.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    return _read_digest(path)[0]
+
+
+class Digests:
+    """Digests by path, size, times and inode, kept in `folder`. Several processes and threads may share the folder.
+
+    A folder that cannot be written costs a warning and the time to read everything at the next start.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = folder / FILE_NAME
+        self._known: dict[str, tuple[_State, str]] = {}
+        self._read_to = 0
+        self._can_write = True
+        self._lock = threading.Lock()
+
+    def of(self, path: Path) -> str:
+        """64 hex digits of a file's content.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        name = os.path.abspath(path)
+        with self._lock:
+            state = _state(path)
+            found = self._known.get(name)
+            if found is None or found[0] != state:
+                self._read_news()
+                found = self._known.get(name)
+            if found is not None and found[0] == state:
+                return found[1]
+            began = time.time_ns()
+            digest, state = _read_digest(path)
+            if began - max(state[1], state[2]) > _SETTLED_NS:
+                self._known[name] = (state, digest)
+                self._append(name, state, digest)
+            return digest
+
+    def _read_news(self) -> None:
+        """Takes what was added to the file since it was last looked at, by this process or by others."""
+        try:
+            with self._file.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._read_to:
+                    self._read_to = 0
+                file.seek(self._read_to)
+                news = file.read()
+        except OSError:
+            return
+        whole = news[: news.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.splitlines():
+            entry = _unseal(line)
+            if entry is not None:
+                name, state, digest = entry
+                self._known[name] = (state, digest)
+
+    def _append(self, name: str, state: _State, digest: str) -> None:
+        if not self._can_write:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                # The line break in front ends a line that some other process could not finish.
+                os.write(descriptor, b"\n" + _seal(name, state, digest) + b"\n")
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._can_write = False
+            _log.warning(
+                "digests cannot be remembered in %s (%s): every start reads all recordings; "
+                "`data.code_cache_dir` names another folder",
+                self._file.parent,
+                error.strerror or error,
+            )
+
+
+def _read_digest(path: Path) -> tuple[str, _State]:
+    """The digest and the file's state before it was read."""
+    digest = blake3.blake3()
+    try:
+        with path.open("rb") as file:
+            state = _from_stat(os.fstat(file.fileno()))
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest(), state
+
+
+def _state(path: Path) -> _State:
+    try:
+        return _from_stat(path.stat())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _from_stat(stat: os.stat_result) -> _State:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _seal(name: str, state: _State, digest: str) -> bytes:
+    entry = json.dumps([name, list(state), digest])
+    return json.dumps([entry, blake3.blake3(entry.encode()).hexdigest()[:16]]).encode()
+
+
+def _unseal(line: bytes) -> tuple[str, _State, str] | None:
+    """What a line says, or None for one that is not whole."""
+    try:
+        entry, seal = json.loads(line)
+        if blake3.blake3(entry.encode()).hexdigest()[:16] != seal:
+            return None
+        name, (size, modified, changed, inode), digest = json.loads(entry)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return name, (size, modified, changed, inode), digest
