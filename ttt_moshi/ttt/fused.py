@@ -51,13 +51,10 @@ def reason_against(kind: str, device: torch.device, dtype: torch.dtype, K: int, 
         return f"it needs mini_batch_size 16, 32 or 64 and head_dim 16, 32, 64 or 128, got {K} and {f}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
-
     try:
         error = trial(device, K, f)
-    except (CompilationError, OutOfResources) as failure:
-        return f"{type(failure).__name__} at mini_batch_size {K}, head_dim {f}: {failure}"
+    except Exception as failure:  # noqa: BLE001 - no compiler, no driver, no room: whatever it is, the plain form works
+        return f"{type(failure).__name__} at mini_batch_size {K}, head_dim {f}: {' '.join(str(failure).split())}"
     if not error <= TOLERANCE:
         return f"its result is off by {error:.1e} (relative) at mini_batch_size {K}, head_dim {f} on this device"
     return None

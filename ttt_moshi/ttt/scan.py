@@ -213,7 +213,7 @@ class _Scan(torch.autograd.Function):
             _walk(plan, step, (q, k, target, lam, gamma, beta), tau, after, starts, factors, kept, out)
         if training:
             ctx.set_materialize_grads(False)
-            ctx.plan = plan
+            ctx.plan, ctx.device_type = plan, q.device.type
             ctx.num_weights, ctx.num_starts = num_weights, len(starts)
             ends = after + factors if plan.rebuild else kept
             ctx.save_for_backward(q, k, target, lam, gamma, beta, tau, *starts, *ends)
@@ -222,6 +222,12 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Where `backward()` is called inside autocast, its products would be rounded, and their types would not agree.
+        with torch.autocast(ctx.device_type, enabled=False):
+            return _Scan._gradients(ctx, d_out, d_after)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_out: Tensor | None, d_after: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
         saved = ctx.saved_tensors
         inputs, starts, saved = saved[:7], saved[7 : 7 + ctx.num_starts], saved[7 + ctx.num_starts :]
