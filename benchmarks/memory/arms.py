@@ -24,8 +24,9 @@ class Arm:
     how many frames half of their memory is forgotten (None: it stays)."""
 
     window: int | None
-    inner: Literal["linear", "mlp"] | None = None
-    half_life: int | None = None
+    inner: Literal["linear", "mlp", "delta"] | None = None
+    half_life: float | list[float] | None = None
+    forget: Literal["fixed", "learned", "gated"] = "fixed"
 
 
 ARMS = {
@@ -33,7 +34,11 @@ ARMS = {
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
     "ttt-linear-fading": Arm(WINDOW, "linear", 512),
-    "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
+    "ttt-mlp-fading": Arm(WINDOW, "mlp", [64, 1024]),
+    "ttt-delta": Arm(WINDOW, "delta"),
+    "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
+    "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),
+    "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
     "full": Arm(None),
 }
 
@@ -103,6 +108,7 @@ def train(
             inner=arm.inner or "mlp",
             initial_gating_alpha=schedule.gating_alpha,
             half_life_frames=arm.half_life,
+            forget=arm.forget,
             # Given frames are heard once, forwards, as everything else.
             bidirectional_prefix=False,
         ),

@@ -49,7 +49,7 @@ class Models:
             shutil.rmtree(folder, ignore_errors=True)
             found = arms.train(arm, schedule, self.base_model, self.train_data, folder / "run", lambda record: None)
             costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
-            checkpoint = str(found.checkpoint.relative_to(folder))
+            checkpoint = str(found.checkpoint.resolve().relative_to(folder.resolve()))
             record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
         known = json.loads(record.read_text())
         checkpoint = folder / known["checkpoint"]

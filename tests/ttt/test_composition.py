@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ttt_moshi.ttt import TTTConfig, TTTLayer, TTTState
 from ttt_moshi.ttt.scan import scan
 
-KINDS = [("speech", "mlp"), ("paper_lm", "mlp"), ("video_causal", "linear")]
+KINDS = [("speech", "mlp"), ("paper_lm", "mlp"), ("video_causal", "linear"), ("speech", "delta")]
 
 
 def gradients(layer, x, through=None):
@@ -66,7 +66,9 @@ def test_autocast_does_not_reach_the_memory(make_layer):
     assert (state16.W1 - state.W1).norm() <= 2e-2 * (state.W1 - layer.inner.W1).norm()
 
 
-@pytest.mark.parametrize("settings", [{}, {"inner": "linear"}, {"scan_policy": "checkpoint"}, {"half_life_frames": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"inner": "linear"}, {"inner": "delta"}, {"scan_policy": "checkpoint"}, {"half_life_frames": 2}]
+)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_backward_inside_autocast(make_layer, settings, recompute):
     """Whole mini-batches and a rest; the layer's own products may be rounded, the scan's are not."""
