@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test test-faults test-kills lint bench bench-ttt bench-ckpt bench-gpu bench-memory clean
+.PHONY: demo shell test test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt bench-gpu bench-memory clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(READY): pyproject.toml constraints.txt
 # One thread here too: on idle cores two are a fifth faster, beside other work they wait for one another and take far longer.
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/ttt-moshi demo
+
+# A shell in which the commands of the documents work as they are typed.
+shell: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}
 
 test: $(READY)
 	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
@@ -30,6 +34,15 @@ test-faults: $(READY)
 # Fifty SIGKILLs at random moments of training runs, each compared with a run that was never killed.
 test-kills: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/training/test_many_kills.py -m slow -s
+
+# Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
+# processes on one folder; one tally at the end. About half an hour on two idle cores.
+test-doors: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/application --ignore tests/application/test_wheel.py -s
+
+# Builds the wheel and uses it outside of the repository, the whole demo included: about ten minutes.
+test-wheel: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/application/test_wheel.py -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.data.check import Finding, Report, check_data
-from ttt_moshi.data.prepare import Outcome, prepare
 from ttt_moshi.errors import UserError
-from ttt_moshi.synthetic.benchmarks import SIZES, make_bench
+
+if TYPE_CHECKING:
+    from ttt_moshi.data.check import Finding, Report
+    from ttt_moshi.data.prepare import Outcome
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
 
@@ -43,6 +45,8 @@ def run_check(argv: list[str]) -> int:
     parser.add_argument("path", help="jsonl file or folder of them; several separated by commas are checked together")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args = parser.parse_args(argv)
+    from ttt_moshi.data.check import check_data  # PyTorch is imported only now: --help must not wait for it
+
     with _progress("checking") as on_file:
         report = check_data(args.path, on_file)
     if args.json:
@@ -70,6 +74,8 @@ def run_prepare(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not 0 <= args.eval_fraction < 1:
         raise UserError(f"`--eval_fraction` must be at least 0 and below 1, got {args.eval_fraction}")
+    from ttt_moshi.data.prepare import prepare
+
     with _progress("preparing") as on_file:
         result = prepare(
             args.source,
@@ -96,7 +102,7 @@ def run_make_bench(argv: list[str]) -> int:
         "topic StoryCloze, SALMon, Libri-Light and LibriSpeech-Long, with spoken needles and repeats at set distances.",
     )
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--size", choices=tuple(SIZES), default="mini", help="how much to make (default: %(default)s)")
+    parser.add_argument("--size", default="mini", help="how much to make, tiny or mini (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)")
     parser.add_argument(
         "--train_data",
@@ -104,6 +110,8 @@ def run_make_bench(argv: list[str]) -> int:
         help="jsonl file of training dialogues, whose words count as known (default: those of `ttt-moshi demo`)",
     )
     args = parser.parse_args(argv)
+    from ttt_moshi.synthetic.benchmarks import make_bench
+
     with _progress("making") as on_part:
         items = make_bench(args.out, args.train_data, args.seed, args.size, on_part)
     for name, count in items.items():

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
-import espeakng_loader
 import numpy as np
 import soxr
 
 from ttt_moshi.errors import UserError
+from ttt_moshi.extras import need
 from ttt_moshi.frames import SAMPLE_RATE
 
 RMS_LEVEL = 0.06
@@ -99,10 +100,15 @@ def speak(text: str, voice: Voice, phonemes: bool = False) -> Utterance:
     return Utterance(_to_24k(pcm[: round(duration * rate)], rate), words, phones)
 
 
+def _espeak() -> ModuleType:
+    """The package that carries espeak-ng."""
+    return need("espeakng_loader", "made-up speech")
+
+
 def _check_variant(voice: Voice) -> None:
     """espeak-ng itself ignores a variant that it does not know."""
     _, _, variant = voice.name.partition("+")
-    if variant and not (Path(espeakng_loader.get_data_path()) / "voices" / "!v" / variant).is_file():
+    if variant and not (Path(_espeak().get_data_path()) / "voices" / "!v" / variant).is_file():
         raise SpeechError(f"espeak-ng has no voice variant {variant!r}; there are f1 to f5, m1 to m8 and others")
 
 
@@ -139,7 +145,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 @contextmanager
 def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     """The initialised library in its start state, and its sample rate in Hz."""
-    path = espeakng_loader.get_library_path()
+    path = _espeak().get_library_path()
     if _is_loaded(path):
         raise SpeechError(
             "another part of this process has loaded espeak-ng, so speech would depend on what it said before; "
@@ -150,7 +156,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
         rate = library.espeak_Initialize(
             _OUTPUT_SYNCHRONOUS,
             0,
-            espeakng_loader.get_data_path().encode(),
+            _espeak().get_data_path().encode(),
             _INITIALIZE_PHONEME_EVENTS | _INITIALIZE_DONT_EXIT,
         )
         if rate <= 0:

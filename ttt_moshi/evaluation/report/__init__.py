@@ -1,0 +1,1 @@
+"""Reports of evaluations: Markdown, pictures and one HTML page."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.evaluation.compare import Evaluation, compare
 from ttt_moshi.evaluation.errors import writing
 from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
 from ttt_moshi.evaluation.report.page import page
-from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render, trade_off
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
+from ttt_moshi.extras import installed, remedy
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import FRAME_RATE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
@@ -24,9 +25,12 @@ def write_run_report(out: Path, results: Results) -> Path:
     clip = results.config.get("training_clip_sec")
     training_frames = None if clip is None else round(clip * FRAME_RATE)
     figures: dict[str, Figure] = {}
-    for name, task in results.tasks.items():
-        if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
-            figures[name] = figure
+    if installed("matplotlib"):
+        from ttt_moshi.evaluation.report.plots import figure_for
+
+        for name, task in results.tasks.items():
+            if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
+                figures[name] = figure
     return _write(out, "Evaluation", run_report(results), figures)
 
 
@@ -35,6 +39,10 @@ def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     comparison = compare(evaluations)
     write_json(out / "comparison.json", comparison)
     text = comparison_report(comparison)
+    if not installed("matplotlib"):
+        return _write(out, "Comparison", text, {})
+    from ttt_moshi.evaluation.report.plots import over_steps
+
     figures = {}
     steps = [c["step"] for c in comparison["checkpoints"]]
     for name, task in comparison["tasks"].items():
@@ -54,6 +62,8 @@ def _trade_off(comparison: dict[str, Any]) -> Figure | None:
     panels = {n: [v["value"] for v in values] for n, values in complete.items() if n in ACCURACIES}
     if "perplexity" not in complete or not panels:
         return None
+    from ttt_moshi.evaluation.report.plots import trade_off
+
     shown = dict(list(panels.items())[:4])
     steps = [str(c["step"]) for c in comparison["checkpoints"]]
     return trade_off(steps, [v["value"] for v in complete["perplexity"]], shown, comparison["pareto"])
@@ -70,6 +80,10 @@ def task_caption(evaluations: list[Evaluation], name: str) -> str:
 
 def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> Path:
     svgs = {}
+    if not installed("matplotlib"):
+        markdown += f"\nPictures need the package matplotlib: `{remedy('matplotlib')}`.\n"
+    elif figures:
+        from ttt_moshi.evaluation.report.plots import render
     for name, figure in figures.items():
         svg, png = render(figure)
         svgs[name] = svg
