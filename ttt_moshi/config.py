@@ -6,9 +6,10 @@ is `ttt_moshi.config_io`; this module knows only what a valid configuration is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Optional, get_type_hints
+from typing import Any, Literal, Optional, Union, get_type_hints
 
 from ttt_moshi.errors import UserError
 
@@ -70,19 +71,22 @@ class TTTArgs:
     """whether to add and train TTT layers"""
     layers: str = "middle"
     """transformer layers that receive one: all, middle (the middle half), none, or indices such as "1,5,10" """
-    inner: Literal["mlp", "linear"] = "mlp"
-    """the network whose weights are the memory"""
+    inner: Literal["mlp", "linear", "delta"] = "mlp"
+    """the network whose weights are the memory; delta is one matrix a head, written exactly (gated delta rule)"""
     preset: Literal["speech", "paper_lm", "video_causal"] = "speech"
     """named recipe of initialisation, normalisation and step size"""
     base_lr: float = 1.0
     """inner learning rate; in the speech preset the share of its residual that one frame writes"""
     mini_batch_size: int = 16
-    """frames per inner gradient step"""
+    """frames per inner gradient step; does not apply to `inner: delta`, which writes every frame exactly"""
     initial_gating_alpha: float = 0.1
     """start value of the gates; 0 also starts at the base model exactly"""
-    half_life_frames: Optional[float] = None
-    """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3;
-    null never forgets"""
+    half_life_frames: Union[float, list[float], None] = None
+    """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3
+    (delta: 1); [shortest, longest] is spread over the heads; null never forgets"""
+    forget: Literal["fixed", "learned", "gated"] = "fixed"
+    """of `inner: delta`: half-lives as given, learned for every head, or by the frame; the latter two start as given
+    and stay below twice the longest"""
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_sec`) are also read backwards in time"""
 
@@ -237,6 +241,31 @@ class TrainArgs:
         validate(self)
 
 
+def _check_ttt(ttt: TTTArgs) -> None:
+    given, delta = ttt.half_life_frames, ttt.inner == "delta"
+    if given is not None:
+        ends = given if isinstance(given, list) else [given, given]
+        least = 1.0 if delta else ttt.mini_batch_size / 3
+        what = "1 frame" if delta else f"a third of `ttt.mini_batch_size` ({ttt.mini_batch_size})"
+        _require(
+            len(ends) == 2 and least <= ends[0] <= ends[1] < math.inf,
+            f"`ttt.half_life_frames` must be a number or [shortest, longest], at least {what}, or null, got {given}",
+        )
+    _require(delta or ttt.forget == "fixed", f"`ttt.forget: {ttt.forget}` needs `ttt.inner: delta`, it is {ttt.inner}")
+    _require(
+        ttt.forget == "fixed" or given is not None,
+        f"`ttt.forget: {ttt.forget}` needs `ttt.half_life_frames` to start from",
+    )
+    _require(
+        not delta or ttt.preset == "speech",
+        f"`ttt.inner: delta` is one recipe: `ttt.preset` must be speech, got {ttt.preset}",
+    )
+    _require(
+        not delta or ttt.base_lr <= 1.0,
+        f"`ttt.base_lr` is the largest share that a frame writes with `ttt.inner: delta`: at most 1, got {ttt.base_lr}",
+    )
+
+
 def validate(args: TrainArgs) -> None:
     """Raises `ConfigError` naming the first key whose value cannot work. Touches no file."""
     positive = {
@@ -257,11 +286,7 @@ def validate(args: TrainArgs) -> None:
     }
     for key, value in positive.items():
         _require(value > 0, f"`{key}` must be greater than 0, got {value}")
-    _require(
-        args.ttt.half_life_frames is None or args.ttt.half_life_frames >= args.ttt.mini_batch_size / 3,
-        f"`ttt.half_life_frames` must be at least a third of `ttt.mini_batch_size` ({args.ttt.mini_batch_size}), or "
-        f"null, got {args.ttt.half_life_frames}",
-    )
+    _check_ttt(args.ttt)
     _require(bool(args.run_dir), "`run_dir` is empty: name a folder for this run's checkpoints and logs")
     _require(
         0.0 <= args.optim.pct_start <= 1.0,
@@ -284,6 +309,10 @@ def validate(args: TrainArgs) -> None:
     _require(
         args.train.stateful or args.train.backprop_clips == 1,
         "`train.backprop_clips` beyond 1 needs `train.stateful: true`: other clips have nothing to do with one another",
+    )
+    _require(
+        args.ttt.inner != "delta" or not args.train.random_phase,
+        "`train.random_phase` is about inner mini-batches, which `ttt.inner: delta` does not have: leave it out",
     )
     _require(
         args.train.stateful or not args.train.random_phase,

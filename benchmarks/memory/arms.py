@@ -24,8 +24,9 @@ class Arm:
     how many frames half of their memory is forgotten (None: it stays)."""
 
     window: int | None
-    inner: Literal["linear", "mlp"] | None = None
-    half_life: int | None = None
+    inner: Literal["linear", "mlp", "delta"] | None = None
+    half_life: float | list[float] | None = None
+    forget: Literal["fixed", "learned", "gated"] = "fixed"
 
 
 ARMS = {
@@ -33,7 +34,11 @@ ARMS = {
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
     "ttt-linear-fading": Arm(WINDOW, "linear", 512),
-    "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
+    "ttt-mlp-fading": Arm(WINDOW, "mlp", [64, 1024]),
+    "ttt-delta": Arm(WINDOW, "delta"),
+    "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
+    "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),
+    "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
     "full": Arm(None),
 }
 
@@ -48,7 +53,7 @@ def chosen(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How an arm is trained.
 
     The rates were found for this size: TTT layers learn what to write where the rest of the model moves slowly, and
@@ -85,32 +90,38 @@ class Trained:
 
 
 def train(
-    arm: Arm, plan: Plan, base_model: Path, train_data: Path, run_dir: Path, report: Callable[[dict[str, Any]], None]
+    arm: Arm,
+    schedule: Schedule,
+    base_model: Path,
+    train_data: Path,
+    run_dir: Path,
+    report: Callable[[dict[str, Any]], None],
 ) -> Trained:
     """Trains all parameters, base and TTT together, and loads the checkpoint as any user would."""
     args = TrainArgs(
         run_dir=str(run_dir),
-        data=DataArgs(train_data=str(train_data), shuffle=plan.shuffle),
+        data=DataArgs(train_data=str(train_data), shuffle=schedule.shuffle),
         moshi_paths=ModelPaths(hf_repo_id=str(base_model)),
         ttt=TTTArgs(
             enable=arm.inner is not None,
             layers="all",
             inner=arm.inner or "mlp",
-            initial_gating_alpha=plan.gating_alpha,
+            initial_gating_alpha=schedule.gating_alpha,
             half_life_frames=arm.half_life,
+            forget=arm.forget,
             # Given frames are heard once, forwards, as everything else.
             bidirectional_prefix=False,
         ),
-        train=LongArgs(context_frames=arm.window, stateful=plan.carried),
-        optim=OptimArgs(lr=plan.lr, ttt_lr=plan.ttt_lr, gate_lr=plan.gate_lr, weight_decay=0.01),
-        checkpoint=CheckpointArgs(init_state_dir=None if plan.start is None else str(plan.start)),
+        train=LongArgs(context_frames=arm.window, stateful=schedule.carried),
+        optim=OptimArgs(lr=schedule.lr, ttt_lr=schedule.ttt_lr, gate_lr=schedule.gate_lr, weight_decay=0.01),
+        checkpoint=CheckpointArgs(init_state_dir=None if schedule.start is None else str(schedule.start)),
         full_finetuning=True,
         save_adapters=False,
-        seed=plan.seed,
-        duration_sec=plan.clip_frames * 0.08,
-        batch_size=plan.batch_size,
-        max_steps=plan.steps,
-        first_codebook_weight_multiplier=plan.semantic_weight,
+        seed=schedule.seed,
+        duration_sec=schedule.clip_frames * 0.08,
+        batch_size=schedule.batch_size,
+        max_steps=schedule.steps,
+        first_codebook_weight_multiplier=schedule.semantic_weight,
         param_dtype="float32",
         gradient_checkpointing=False,
     )

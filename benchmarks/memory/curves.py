@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.memory import arms, measure, phones, spoken
 from benchmarks.memory.base_model import write_base_model, write_speech_model
+from benchmarks.memory.cache import Models, made
 from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING, BOUNDED
 from benchmarks.ttt.machine import facts
 
@@ -54,7 +55,7 @@ class Language:
     write_recordings: Callable[[Path, Iterable[int], int], Path]
     """writes recordings of given lengths in frames for a seed into a folder"""
     sound: bool
-    """whether recordings are sound, which the base model's Mimi encodes"""
+    """whether recordings are made as sound, which the base model's Mimi then turns into codes, once for all models"""
     steps: Steps
     """so many that a TTT layer learns to use its memory; after a quarter of them on speech it had not"""
 
@@ -69,48 +70,53 @@ LANGUAGES = {
 class Place:
     """What all models of one seed share."""
 
-    folder: Path
-    base_model: Path
-    train_data: Path
+    models: Models
     test_data: Path
 
 
 def prepare(
-    language: Language, folder: Path, seed: int, steps: Steps, documents: int, test_frames: int = TEST_FRAMES
+    language: Language, cache: Path, seed: int, steps: Steps, documents: int, test_frames: int = TEST_FRAMES
 ) -> Place:
-    """Writes base model, training recordings (as many as the longer stage hears) and test recordings."""
+    """Base model, training recordings (as many as the longer stage hears) and test recordings, made if missing.
+
+    Args:
+        cache: folder of the language.
+    """
     rng = random.Random(seed)
     lengths: list[int] = []
     while sum(lengths) < max(steps.clips, steps.carried) * BATCH * CLIP_FRAMES:
         lengths.append(CLIP_FRAMES * rng.choice(RECORDING_CLIPS))
-    return Place(
-        folder,
-        language.write_model(folder / "base", seed),
-        language.write_recordings(folder / "train", lengths, seed),
-        language.write_recordings(folder / "test", [test_frames] * documents, TEST_SEED),
-    )
+    base = made(cache / f"base-{seed}", lambda folder: language.write_model(folder, seed))
+
+    def recordings(name: str, lengths: Sequence[int], seed: int) -> Path:
+        def make(folder: Path) -> None:
+            jsonl = language.write_recordings(folder, lengths, seed)
+            if language.sound:
+                measure.replace_by_codes(jsonl, base, max(lengths))
+
+        return made(cache / name, make) / "data.jsonl"
+
+    train_data = recordings(f"train-{seed}-{len(lengths)}", lengths, seed)
+    test_data = recordings(f"test-{documents}x{test_frames}", [test_frames] * documents, TEST_SEED)
+    return Place(Models(cache / f"models-{seed}", base, train_data), test_data)
 
 
 def train(place: Place, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Trained, arms.Trained]:
     """One model after single clips, and after recordings from end to end."""
-
-    def stage(name: str, plan: arms.Plan) -> arms.Trained:
-        folder = place.folder / arm_name / name
-        return arms.train(arms.ARMS[arm_name], plan, place.base_model, place.train_data, folder, _ignore)
-
+    arm = arms.ARMS[arm_name]
     # Shuffled, since a batch of clips of one recording teaches little that other recordings share.
-    first = arms.Plan(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
-    clips = stage("clips", first)
+    first = arms.Schedule(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
+    clips = place.models.trained(arm_name, arm, first)
     rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
     second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)
-    return clips, stage("carried", second)
+    return clips, place.models.trained(arm_name, arm, second)
 
 
-def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
+def one_run(place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
     """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
     clips, trained = train(place, arm_name, seed, steps)
     model = trained.model
-    codes = measure.read_codes(model, place.test_data, TEST_FRAMES, place.base_model if language.sound else None)
+    codes = measure.read_codes(model, place.test_data, TEST_FRAMES)
     by_bin = {AS_TRAINED: binned(measure.semantic_nll(model, codes))}
     by_bin[BEFORE_CARRYING] = binned(measure.semantic_nll(clips.model, codes))
     if arms.ARMS[arm_name].inner is not None:
@@ -134,10 +140,6 @@ def one_run(language: Language, place: Place, arm_name: str, seed: int, steps: S
         "loss": [clips.final_loss, trained.final_loss],
         "machine": facts(),
     }
-
-
-def _ignore(record: dict[str, Any]) -> None:
-    pass
 
 
 def binned(nll: np.ndarray, bins: Sequence[int] = BINS) -> list[list[float]]:

@@ -1,14 +1,15 @@
 """`python -m benchmarks.memory.hour`: what becomes, in an hour, of a memory that was trained on minutes.
 
-The models of `benchmarks.memory.position`, one seed, on recordings of an hour: 22 times the longest that was carried in
-training, 176 times a clip.
+The models of `benchmarks.memory.position` on recordings of an hour (or more): 22 times the longest that was carried in
+training, 176 times a clip. What is made is kept in `cache` beside the results, so nothing is made twice.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,70 +19,100 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure
-from benchmarks.memory.curves import BOUND, LANGUAGES, binned, prepare, train
+from benchmarks.memory.curves import LANGUAGES, Place, Steps, binned, prepare, train
 from benchmarks.memory.measure import mean_and_interval
-from benchmarks.memory.plots import AS_TRAINED, BOUNDED
 from benchmarks.ttt.machine import facts, write
 
 MODELS = "window,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading"
-FRAMES = 45_000
-BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, FRAMES)
+HOUR = 45_000
+BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, HOUR)
 BEGINNING = 4096
 """frames whose cost is compared with that of the hour"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains, measures and prints; writes `hour-LANGUAGE.json`."""
+    """Trains and measures what is missing in `hour-LANGUAGE.json`, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", choices=tuple(LANGUAGES), default="chain", help="what is spoken")
     parser.add_argument("--models", type=arms.chosen, default=MODELS, help=f"of {', '.join(arms.ARMS)}")
-    parser.add_argument("--seed", type=int, default=0, help="of the training data and the initial weights")
+    parser.add_argument("--seeds", default="0", help="of the training data and the initial weights")
     parser.add_argument("--documents", type=int, default=8, help="recordings that are measured")
+    parser.add_argument("--hours", type=int, default=1, help="how long they are")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    console, language = Console(width=120), LANGUAGES[options.language]
-    result: dict[str, Any] = {"schema": 1, "seed": options.seed, "bins": BINS, "machine": facts(), "models": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        place = prepare(language, Path(folder), options.seed, language.steps, options.documents, FRAMES)
-        for name in options.models:
-            console.print(f"{name}: training")
-            model = train(place, name, options.seed, language.steps)[1].model
-            codes = measure.read_codes(model, place.test_data, FRAMES, place.base_model if language.sound else None)
-            seconds = {}
-            for frames in (BEGINNING, FRAMES):
-                began = time.process_time()
-                nll = measure.semantic_nll(model, codes[..., :frames])
-                seconds[frames] = time.process_time() - began
-            curves = {AS_TRAINED: nll}
-            if arms.ARMS[name].inner is not None and arms.ARMS[name].half_life is None:
-                curves[BOUNDED] = measure.nll_with_bounded_memory(model, codes, BOUND)
-            result["models"][name] = {
-                "by_bin": {control: binned(values, BINS) for control, values in curves.items()},
-                "cost_of_a_frame_against_the_beginning": seconds[FRAMES] / FRAMES / (seconds[BEGINNING] / BEGINNING),
-            }
-    path = options.out / f"hour-{options.language}.json"
-    write(path, result)
-    console.print(_table(result["models"]))
+    console, language = Console(width=150), LANGUAGES[options.language]
+    frames = options.hours * HOUR
+    edges = (*BINS, *range(2 * HOUR, frames + 1, HOUR))
+    path = options.out / f"hour-{options.language}{'' if options.hours == 1 else f'-{options.hours}'}.json"
+    settings = {"bins": edges, "documents": options.documents}
+    result: dict[str, Any] = {"schema": 2, "settings": settings, "runs": {}}
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        result = earlier if earlier["settings"] == json.loads(json.dumps(settings)) else result
+    for seed in map(int, options.seeds.split(",")):
+        missing = [name for name in options.models if f"{name}/{seed}" not in result["runs"]]
+        if not missing:
+            continue
+        cache = options.out / "cache" / options.language
+        place = prepare(language, cache, seed, language.steps, options.documents, frames)
+        for name in missing:
+            console.print(f"{name}, seed {seed}")
+            result["runs"][f"{name}/{seed}"] = one_run(place, name, seed, language.steps, edges)
+            write(path, result)
+    console.print(_table(result["runs"], edges))
     console.print(path)
     return 0
 
 
-def _table(models: dict[str, Any]) -> Table:
-    """NLL in every bin, and the change from the first bin to the last with its interval over recordings."""
-    bins = [f"{start}-{stop}" for start, stop in pairwise(BINS)]
-    table = Table("model", *bins, "last - first", "cost", title="nats per semantic code, by frame of the recording")
-    for name, model in models.items():
-        for control, values in model["by_bin"].items():
-            nll = np.array(values)
-            change = mean_and_interval(nll[:, -1] - nll[:, 0])
-            low, high = change["ci95"]  # type: ignore[misc]
-            table.add_row(
-                name if control == AS_TRAINED else f"  {control}",
-                *(f"{value:.3f}" for value in nll.mean(0)),
-                f"{change['value']:+.3f} ({low:+.3f} to {high:+.3f})",
-                f"{model['cost_of_a_frame_against_the_beginning']:.2f}" if control == AS_TRAINED else "",
-            )
+def one_run(place: Place, name: str, seed: int, steps: Steps, edges: Sequence[int]) -> dict[str, Any]:
+    """Trains one model and measures it: NLL of every document in every bin, and what a frame costs late and early."""
+    trained = train(place, name, seed, steps)
+    model = trained[1].model
+    codes = measure.read_codes(model, place.test_data, edges[-1])
+    seconds = {}
+    for frames in (BEGINNING, edges[-1]):
+        began = time.process_time()
+        nll = measure.semantic_nll(model, codes[..., :frames])
+        seconds[frames] = time.process_time() - began
+    return {
+        "by_bin": binned(nll, edges),
+        "cost_of_a_frame_against_the_beginning": seconds[edges[-1]] / edges[-1] / (seconds[BEGINNING] / BEGINNING),
+        "train_cpu_seconds": sum(stage.cpu_seconds for stage in trained),
+        "machine": facts(),
+    }
+
+
+def _table(runs: dict[str, Any], edges: Sequence[int]) -> Table:
+    """Means over seeds: NLL in every bin, the change from the first bin to the last and the distance from the window in
+    the last, with intervals over recordings.
+    """
+    by_model: dict[str, list[Any]] = {}
+    for key, run in runs.items():
+        by_model.setdefault(key.rsplit("/", 1)[0], []).append(run)
+    bins = [f"{start}-{stop}" for start, stop in pairwise(edges)]
+    title = "nats per semantic code, by frame of the recording"
+    table = Table("model", "seeds", *bins, "last - first", "last - window's", "cost", title=title)
+    for name, own in by_model.items():
+        nll = np.array([run["by_bin"] for run in own])
+        same = [np.array(runs[f"window/{key.rsplit('/', 1)[1]}"]["by_bin"]) for key in runs
+                if key.rsplit("/", 1)[0] == name and f"window/{key.rsplit('/', 1)[1]}" in runs]  # fmt: skip
+        against = "" if len(same) < len(own) else _interval((nll[..., -1] - np.array(same)[..., -1]).mean(0))
+        cost = np.mean([run["cost_of_a_frame_against_the_beginning"] for run in own])
+        table.add_row(
+            name,
+            str(len(own)),
+            *(f"{value:.3f}" for value in nll.mean((0, 1))),
+            _interval((nll[..., -1] - nll[..., 0]).mean(0)),
+            against,
+            f"{cost:.2f}",
+        )
     return table
+
+
+def _interval(values: np.ndarray) -> str:
+    found = mean_and_interval(values)
+    low, high = found["ci95"]  # type: ignore[misc]
+    return f"{found['value']:+.3f}\n({low:+.3f} to {high:+.3f})"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from benchmarks.memory.recall import MOSHI_SEMANTIC
 from benchmarks.memory.recordings import FRAME_SECONDS
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
+from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.evaluation import undisturbed
 from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
 from ttt_moshi.evaluation.scoring.score import gather_nll, valid_tokens
@@ -60,14 +63,27 @@ def recall(model: TTTMoshi, recordings: Path, frames: int, batch_size: int = 16)
     return torch.cat(shares).double().numpy()
 
 
-def read_codes(model: TTTMoshi, recordings: Path, frames: int, base_model: Path | None = None) -> torch.Tensor:
-    """The first `frames` of every recording, int64 [recordings, streams, frames], -1 where something is absent.
-
-    Args:
-        base_model: whose Mimi encodes recordings that are sound.
-    """
-    (batch,) = _clips(model, recordings, frames, base_model).batches(1_000_000)
+def read_codes(model: TTTMoshi, recordings: Path, frames: int) -> torch.Tensor:
+    """The first `frames` of every recording, int64 [recordings, streams, frames], -1 where something is absent."""
+    (batch,) = _clips(model, recordings, frames).batches(1_000_000)
     return batch.codes
+
+
+def replace_by_codes(jsonl: Path, base_model: Path, longest: int) -> None:
+    """Puts codes by the base model's Mimi in the place of recordings of sound, up to `longest` frames each."""
+    info = resolve_model(ModelPaths(hf_repo_id=str(base_model)))
+    codec = Codec(info.get_mimi(device="cpu"), info.mimi_config)
+    with tempfile.TemporaryDirectory() as cache:
+        corpus = Corpus(str(jsonl), codec, info.get_text_tokenizer(), longest * FRAME_SECONDS, cache)
+        lines = []
+        for clip in corpus.clips(0):
+            batch = corpus.read([clip])
+            path = clip.recording.audio.with_suffix(".safetensors")
+            frames = int(batch.valid_frames)
+            write_encoded(path, batch.codes[0, :, :frames])
+            lines.append(json.dumps({"path": path.name, "duration": frames * FRAME_SECONDS}))
+            clip.recording.audio.unlink()
+    jsonl.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def semantic_nll(model: TTTMoshi, codes: torch.Tensor, batch_size: int = 8) -> np.ndarray:
@@ -142,10 +158,6 @@ def mean_and_interval(values: np.ndarray) -> dict[str, float | list[float] | int
     return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values)), "n": len(values)}
 
 
-def _clips(model: TTTMoshi, recordings: Path, frames: int, base_model: Path | None = None) -> EvalSet:
-    codec = tokenizer = None
-    if base_model is not None:
-        info = resolve_model(ModelPaths(hf_repo_id=str(base_model)))
-        codec, tokenizer = Codec(info.get_mimi(device="cpu"), info.mimi_config), info.get_text_tokenizer()
+def _clips(model: TTTMoshi, recordings: Path, frames: int) -> EvalSet:
     alphabet = Alphabet(model.num_codebooks, model.text_card, model.card)
-    return EvalSet(Corpus(str(recordings), codec, tokenizer, frames * FRAME_SECONDS, alphabet=alphabet))
+    return EvalSet(Corpus(str(recordings), None, None, frames * FRAME_SECONDS, alphabet=alphabet))

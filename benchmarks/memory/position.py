@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,12 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         missing = [name for name in names if f"{name}/{seed}" not in result["runs"]]
         if not missing:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            place = prepare(language, Path(folder), seed, steps, options.documents)
-            for name in missing:
-                console.print(f"{name}, seed {seed}: training {steps.clips} and {steps.carried} steps")
-                result["runs"][f"{name}/{seed}"] = one_run(language, place, name, seed, steps)
-                write(path, result)
+        place = prepare(language, options.out / "cache" / options.language, seed, steps, options.documents)
+        for name in missing:
+            console.print(f"{name}, seed {seed}: {steps.clips} and {steps.carried} training steps")
+            result["runs"][f"{name}/{seed}"] = one_run(place, name, seed, steps)
+            write(path, result)
     curves = gather(result["runs"])
     summary = points(curves)
     result |= {"summary": summary, "comparisons": compare(curves)}

@@ -72,8 +72,8 @@ def one_run(name: str, seed: int, steps: int, recordings: int, distances: Sequen
         work = Path(folder)
         base = write_base_model(work / "base", seed)
         data = write_recall_training(work / "train", steps * BATCH, seed)
-        plan = arms.Plan(steps, BATCH, TRAINING_FRAMES, seed)
-        trained = arms.train(arm, plan, base, data, work / "run", lambda record: None)
+        schedule = arms.Schedule(steps, BATCH, TRAINING_FRAMES, seed)
+        trained = arms.train(arm, schedule, base, data, work / "run", lambda record: None)
         recall: dict[str, dict[str, Any]] = {AS_TRAINED: {}}
         for distance in distances:
             test = write_recall_test(work / f"test-{distance}", recordings, distance)

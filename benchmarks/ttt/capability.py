@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttt_moshi.ttt import TTTConfig
 from ttt_moshi.ttt.block import Frames, Norm, Rule
-from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.mini_batch import MiniBatchNetwork
 from ttt_moshi.ttt.reference import predict
 from ttt_moshi.ttt.sequence import run_fresh
 from ttt_moshi.ttt.state import Memory
@@ -18,16 +18,18 @@ from ttt_moshi.ttt.state import Memory
 HEADS = 8
 
 
-def network(preset: str, base_lr: float, K: int = 16, f: int = 128, inner: str = "mlp", seed: int = 0) -> InnerNetwork:
+def network(
+    preset: str, base_lr: float, K: int = 16, f: int = 128, inner: str = "mlp", seed: int = 0
+) -> MiniBatchNetwork:
     """An inner network as it is initialised."""
     torch.manual_seed(seed)
     config = TTTConfig(HEADS * f, HEADS, mini_batch_size=K, inner=inner, preset=preset, base_lr=base_lr)  # type: ignore[arg-type]
-    net = InnerNetwork(config).requires_grad_(False)
+    net = MiniBatchNetwork(config).requires_grad_(False)
     net.reset_parameters()
     return net
 
 
-def keys(net: InnerNetwork, *shape: int) -> Tensor:
+def keys(net: MiniBatchNetwork, *shape: int) -> Tensor:
     """Random keys, of the length that the recipe gives them."""
     k = torch.randn(*shape, net.config.head_dim)
     if net.config.recipe.qk_norm == "none":
@@ -36,12 +38,12 @@ def keys(net: InnerNetwork, *shape: int) -> Tensor:
     return unit * math.sqrt(net.config.head_dim) if net.config.recipe.qk_norm == "rms" else unit
 
 
-def start(net: InnerNetwork) -> tuple[Memory, Norm, Rule]:
+def start(net: MiniBatchNetwork) -> tuple[Memory, Norm, Rule]:
     """Memory of nothing heard."""
     return net.memory(net.initial_state(1)), Norm(net.ttt_norm_weight[:, None], net.ttt_norm_bias[:, None]), net.rule
 
 
-def steps(net: InnerNetwork, T: int) -> Tensor:
+def steps(net: MiniBatchNetwork, T: int) -> Tensor:
     """Step sizes at initialisation: the gate's sigmoid is one half."""
     return torch.full((1, HEADS, T), 0.5 * net.config.rate_scale)
 

@@ -121,6 +121,13 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
         (["--ttt.inner", "deep"], "ttt.inner"),
         (["--num_ckpt_keep", "0"], "num_ckpt_keep"),
         (["--ttt.half_life_frames", "5"], "ttt.half_life_frames"),
+        (["--ttt.half_life_frames", "[64, 16]"], "ttt.half_life_frames"),
+        (["--ttt.half_life_frames", "[64]"], "ttt.half_life_frames"),
+        (["--ttt.forget", "gated"], "ttt.forget: gated.*ttt.inner: delta"),
+        (["--ttt.inner", "delta", "--ttt.forget", "learned"], "ttt.forget: learned.*ttt.half_life_frames"),
+        (["--ttt.inner", "delta", "--ttt.preset", "paper_lm"], "ttt.preset"),
+        (["--ttt.inner", "delta", "--ttt.base_lr", "2"], "ttt.base_lr"),
+        (["--ttt.inner", "delta", "--train.stateful", "true", "--train.random_phase", "true"], "train.random_phase"),
         (["--full_finetuning", "true"], "save_adapters"),
         (["--do_eval", "true"], "data.eval_data"),
         (["--checkpoint.resume", "true", "--overwrite_run_dir", "true"], "overwrite_run_dir"),
@@ -130,6 +137,12 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
 def test_values_that_cannot_work_name_their_key(argv: list[str], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         parse_train_args(["--run_dir", "x", *argv])
+
+
+def test_half_lives_of_the_delta_rule_are_read() -> None:
+    args = parse_train_args(["--run_dir", "x", "--ttt.inner", "delta", "--ttt.half_life_frames", "[2, 1024]"])
+    assert (args.ttt.inner, args.ttt.half_life_frames, args.ttt.forget) == ("delta", [2, 1024], "fixed")
+    assert parse_train_args(["--run_dir", "x", "--ttt.half_life_frames", "64"]).ttt.half_life_frames == 64
 
 
 def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:

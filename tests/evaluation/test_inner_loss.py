@@ -52,6 +52,17 @@ def by_definition(ttt, x: torch.Tensor) -> np.ndarray:
     return out
 
 
+def test_curves_of_the_delta_rule(new_ttt_model, new_codes):
+    """At the start all is as it was; each frame lowers its own loss; what was heard before helps when it returns."""
+    model = new_ttt_model("delta", "speech")
+    codes = new_codes(1, 14)
+    for layer in inner_losses(model, codes.repeat(1, 1, 2)).values():
+        start, before, after = layer
+        assert layer.shape == (3, 28) and start[0] == pytest.approx(before[0], rel=1e-4)
+        assert (after < before).all()
+        assert before[15:].mean() < 0.9 * start[15:].mean()
+
+
 @pytest.mark.parametrize(("inner", "preset"), [("mlp", "speech"), ("linear", "speech")])
 def test_curves_equal_the_definition(new_ttt_model, new_codes, inner, preset):
     model = new_ttt_model(inner, preset)

@@ -39,19 +39,23 @@ def test_half_a_gate_lies_between(make_model, make_codes):
     torch.testing.assert_close(half - x, 0.5 * (whole - x), rtol=1e-4, atol=1e-5)
 
 
-def test_without_step_size_nothing_is_written(make_model, make_codes):
-    model, codes = make_model(), make_codes()
+@pytest.mark.parametrize("inner", ["mlp", "delta"])
+def test_without_step_size_nothing_is_written(make_model, make_codes, inner):
+    model, codes = make_model(inner=inner), make_codes()
     normal = text_logits(model, codes)
     with torch.no_grad(), ablate(model, inner_lr=0.0):
         stream = model.forward_chunk(codes, model.start_stream(2)).stream
         silent = text_logits(model, codes)
-    assert not stream.layers[1].memory.W1.any() and not stream.layers[1].memory.W2.any()
+    assert not any(
+        stream.layers[1].memory.tensors()[name].any() for name in ("W1", "W2")[: 1 if inner == "delta" else 2]
+    )
     assert not torch.equal(silent, normal)
     assert torch.equal(text_logits(model, codes), normal)
 
 
-def test_forgetting_cuts_the_past_off(make_model, make_codes):
-    model, codes = make_model(layers="all"), make_codes(T=20)
+@pytest.mark.parametrize("inner", ["mlp", "delta"])
+def test_forgetting_cuts_the_past_off(make_model, make_codes, inner):
+    model, codes = make_model(layers="all", inner=inner), make_codes(T=20)
     set_context(model, 1)  # attention sees the present alone, so only memory can reach back
     changed = codes.clone()
     changed[:, :, :5] = (changed[:, :, :5] + 3) % 24

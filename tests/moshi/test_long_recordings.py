@@ -43,12 +43,20 @@ def read(model, codes, split, stream=None, prefix=None, detach=False):
     return aligned[:, :, :T], stream
 
 
+VARIANTS = [
+    {},
+    {"inner": "linear"},
+    {"inner": "delta", "half_life_frames": [3, 30]},
+    {"preset": "paper_lm", "base_lr": 0.1},
+]
+
+
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
     assert float((a - b).abs().max() / b.abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-@pytest.mark.parametrize("variant", [{}, {"inner": "linear"}, {"preset": "paper_lm", "base_lr": 0.1}], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_clips_equal_one_long_forward(make_model, make_codes, variant, split):
     model, codes = make_model(layers="all", **variant), make_codes(T=40)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from ttt_moshi.moshi import MoshiError, build_model, resolve_model
 VARIANTS = [
     {"preset": "speech", "inner": "mlp"},
     {"preset": "speech", "inner": "linear"},
+    {"preset": "speech", "inner": "delta"},
     {"preset": "paper_lm", "inner": "mlp", "base_lr": 0.1},
     {"preset": "paper_lm", "inner": "linear"},
     {"preset": "video_causal", "inner": "mlp", "base_lr": 0.1},

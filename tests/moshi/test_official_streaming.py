@@ -4,6 +4,13 @@ import pytest
 import torch
 from moshi.models.lm import LMGen
 
+VARIANTS = [
+    {},
+    {"inner": "linear"},
+    {"inner": "delta", "half_life_frames": [3, 30]},
+    {"preset": "paper_lm", "base_lr": 0.1},
+]
+
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
@@ -17,7 +24,7 @@ def sequence(make_codes):
 
 # The official ring buffer holds a whole call's keys only until it wraps around, at 10 frames.
 @pytest.mark.parametrize("calls", [[1] * 26, [3, 2, 5, *[1] * 16]], ids=["frames", "calls"])
-@pytest.mark.parametrize("variant", [{}, {"inner": "linear"}, {"preset": "paper_lm", "base_lr": 0.1}], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_streaming_equals_the_full_forward(make_model, sequence, variant, calls):
     model = make_model(layers="all", **variant)
     with torch.no_grad():

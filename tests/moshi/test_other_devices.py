@@ -38,7 +38,13 @@ def codes(T: int) -> torch.Tensor:
     return torch.zeros(2, 7, T, dtype=torch.int64, device="meta")
 
 
-VARIANTS = [{}, {"inner": "linear"}, {"preset": "paper_lm"}, {"preset": "video_causal"}]
+VARIANTS = [
+    {},
+    {"inner": "linear"},
+    {"inner": "delta", "half_life_frames": [3, 30]},
+    {"preset": "paper_lm"},
+    {"preset": "video_causal"},
+]
 
 
 def test_the_meta_device_would_notice(on_meta):

@@ -18,6 +18,9 @@ from ttt_moshi.moshi import cast_for_inference, shard
 WORKER = Path(__file__).with_name("shard_worker.py")
 
 
+DELTA = {"inner": "delta", "half_life_frames": [3, 30], "forget": "gated"}
+
+
 @pytest.fixture
 def mesh():
     """A process group of one."""
@@ -47,7 +50,7 @@ def assert_equal_up_to_rounding(found: dict[str, torch.Tensor], expected: dict[s
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("settings", [{"lora": True}, {"layers": "none", "full_finetuning": True}])
+@pytest.mark.parametrize("settings", [{"lora": True}, DELTA, {"layers": "none", "full_finetuning": True}])
 def test_sharding_over_one_rank_changes_no_gradient(make_model, make_codes, mesh, settings, checkpointing):
     expected = gradients(make_model(**settings), make_codes())
     model = shard(make_model(**settings, gradient_checkpointing=checkpointing), mesh, torch.float32)

@@ -16,7 +16,8 @@ def make_layer():
 
     def make(seed: int = 0, **settings) -> TTTLayer:
         torch.manual_seed(seed)
-        layer = TTTLayer(TTTConfig(**{"dim": 32, "num_heads": 2, "mini_batch_size": 4, **settings}))
+        size = {} if settings.get("inner") == "delta" else {"mini_batch_size": 4}
+        layer = TTTLayer(TTTConfig(**{"dim": 32, "num_heads": 2, **size, **settings}))
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)

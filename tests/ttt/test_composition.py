@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ttt_moshi.ttt import TTTConfig, TTTLayer, TTTState
+from ttt_moshi.ttt.scan import scan
 
-KINDS = [("speech", "mlp"), ("paper_lm", "mlp"), ("video_causal", "linear")]
+KINDS = [("speech", "mlp"), ("paper_lm", "mlp"), ("video_causal", "linear"), ("speech", "delta")]
 
 
 def gradients(layer, x, through=None):
@@ -63,6 +64,35 @@ def test_autocast_does_not_reach_the_memory(make_layer):
     assert {t.dtype for t in state16.tensors().values()} == {torch.float32, torch.int64}
     assert 0 < (y16 - y).norm() <= 1e-2 * y.norm()
     assert (state16.W1 - state.W1).norm() <= 2e-2 * (state.W1 - layer.inner.W1).norm()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"inner": "linear"}, {"inner": "delta"}, {"scan_policy": "checkpoint"}, {"half_life_frames": 2}]
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_backward_inside_autocast(make_layer, settings, recompute):
+    """Whole mini-batches and a rest; the layer's own products may be rounded, the scan's are not."""
+    layer, x = make_layer(**settings), torch.randn(2, 41, 32)
+    _, wanted = gradients(layer, x)
+    wanted = {name: g.clone() for name, g in wanted.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        through = (lambda x: checkpoint(lambda t: layer(t)[0], x, use_reentrant=False)) if recompute else None
+        _, got = gradients(layer, x, through)
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert got[name].dtype == torch.float32
+        assert (got[name] - gradient).norm() <= 5e-2 * gradient.norm(), name
+
+
+def test_the_scan_is_not_rounded_by_autocast_around_backward(make_problem):
+    frames, memory, norm, rule = make_problem(T=28, dtype=torch.float32, grad=True)
+    leaves = [*frames, *memory.weights, *norm]
+    out, _ = scan(frames, memory.weights, norm, rule)
+    wanted = torch.autograd.grad(out.square().sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.autograd.grad(out.square().sum(), leaves)
+    for gradient, expected in zip(got, wanted, strict=True):
+        assert torch.equal(gradient, expected)
 
 
 @pytest.fixture

@@ -55,6 +55,22 @@ def test_what_it_cannot_do_is_said(arguments, words):
     assert words in fused.reason_against(kind, torch.device("cuda"), *rest)
 
 
+def test_a_kernel_that_cannot_run_here_is_left_aside():
+    """Without a GPU Triton finds no driver, without a C compiler it cannot build one: whatever it raises."""
+    done = subprocess.run(
+        [sys.executable, "-c", CANNOT_RUN], env={**os.environ, "CC": "/nonexistent"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "at mini_batch_size 16, head_dim 16: " in done.stdout and "\n" not in done.stdout.strip()
+
+
+CANNOT_RUN = """
+import torch
+from ttt_moshi.ttt import fused
+print(fused.reason_against("mlp", torch.device("cpu"), torch.float32, 16, 16))
+"""
+
+
 OFFLINE = """
 import triton
 from triton.backends.compiler import GPUTarget

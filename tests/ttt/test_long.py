@@ -12,7 +12,7 @@ from ttt_moshi.ttt import TTTConfig, TTTLayer, mlp_step
 from ttt_moshi.ttt.block import block_step
 from ttt_moshi.ttt.norm_step import InnerGradient
 from ttt_moshi.ttt.scan import scan
-from ttt_moshi.ttt.scan_types import Fixed, Gradients, make_batches
+from ttt_moshi.ttt.scan_types import Fixed, Gradients, Inputs, make_batches
 from ttt_moshi.ttt.sequence import run_fresh
 
 TEN_MINUTES = 7500
@@ -45,8 +45,8 @@ def test_weights_are_found_again_walking_backwards(make_problem, max_rel):
     frames, memory, norm, rule = make_problem(B=1, H=2, f=32, T=469 * 16, K=16, dtype=torch.float32)
     inputs = [t.flatten(0, 1) for t in frames]
     start = [w.flatten(0, 1) for w in memory.weights]
-    batches, fixed = make_batches(inputs, rule.tau(frames.q), 1.0), Fixed(*norm, 1.0)
-    room = [torch.empty(469, 2, rows * 16, width) for rows, width in mlp_step.kept(start)]
+    batches, fixed = make_batches(Inputs(*inputs, *norm, rule.tau(frames.q)), 1.0), Fixed(*norm, 1.0)
+    room = [torch.empty(469, 2, rows * 16, width) for rows, width in mlp_step.saved_shapes(start)]
     weights = [w.clone() for w in start]
     for n, batch in enumerate(batches.unbind()):
         mlp_step.forward(weights, batch, fixed, [t[n] for t in room])
@@ -55,8 +55,8 @@ def test_weights_are_found_again_walking_backwards(make_problem, max_rel):
     inner = InnerGradient.of(room[1], batches.target, *norm)
     gradients = [torch.zeros_like(w) for w in start]
     each = zip(batches.unbind(), zip(*room, strict=True), inner.unbind(), Gradients.room(batches).unbind(), strict=True)
-    for batch, keep, inner_own, d in reversed(list(each)):
-        mlp_step.backward(weights, batch, fixed, keep, inner_own, torch.zeros(2, 16, 32), gradients, d)
+    for batch, saved, inner_own, d in reversed(list(each)):
+        mlp_step.backward(weights, batch, fixed, saved, inner_own, torch.zeros(2, 16, 32), gradients, d)
     for found, wanted, largest in zip(weights, start, end, strict=True):
         assert float((found - wanted).abs().max() / largest.abs().max()) <= 1e-6
 

@@ -5,7 +5,14 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"inner": "linear"}, {"preset": "paper_lm", "base_lr": 0.1}, {"half_life_frames": 9}]
+    "settings",
+    [
+        {},
+        {"inner": "linear"},
+        {"preset": "paper_lm", "base_lr": 0.1},
+        {"half_life_frames": (5, 40)},
+        {"inner": "delta", "half_life_frames": (5, 40)},
+    ],
 )
 def test_a_relative_state_goes_on_like_an_absolute_one(make_layer, max_rel, settings):
     layer = make_layer(**settings)
@@ -18,8 +25,9 @@ def test_a_relative_state_goes_on_like_an_absolute_one(make_layer, max_rel, sett
     assert max_rel(torch.cat(outputs, dim=1).detach(), wanted.detach()) <= 2e-6
 
 
-def test_a_relative_state_of_zeros_has_heard_nothing(make_layer):
-    layer = make_layer()
+@pytest.mark.parametrize("settings", [{}, {"inner": "delta"}])
+def test_a_relative_state_of_zeros_has_heard_nothing(make_layer, settings):
+    layer = make_layer(**settings)
     _, state = layer(torch.randn(2, 9, 32), relative=True)
     x = torch.randn(2, 6, 32)
     torch.testing.assert_close(
@@ -27,8 +35,9 @@ def test_a_relative_state_of_zeros_has_heard_nothing(make_layer):
     )
 
 
-def test_initial_weights_get_a_gradient_behind_a_detached_relative_state(make_layer):
-    layer = make_layer()
+@pytest.mark.parametrize("settings", [{}, {"inner": "delta"}])
+def test_initial_weights_get_a_gradient_behind_a_detached_relative_state(make_layer, settings):
+    layer = make_layer(**settings)
     x = torch.randn(2, 20, 32)
     _, absolute = layer(x[:, :9])
     y, _ = layer(x[:, 9:], absolute.detach())

@@ -100,9 +100,15 @@ def _rows(seen: dict[str, Any]) -> list[tuple[str, str]]:
     if TTT in documents:
         ttt = documents[TTT]
         layers = ", ".join(map(str, ttt["layers"]))
-        what = f"{layers}; inner {ttt['inner']}, {ttt['mini_batch_size']} frames a write, base_lr {ttt['base_lr']}"
+        writes = "every frame written" if ttt["inner"] == "delta" else f"{ttt['mini_batch_size']} frames a write"
+        what = f"{layers}; inner {ttt['inner']}, {writes}, base_lr {ttt['base_lr']}"
         half_life = ttt.get("half_life_frames")  # absent in older checkpoints, whose memory does not fade
-        rows.append(("TTT layers", what if half_life is None else f"{what}, half-life {half_life:g} frames"))
+        if half_life is not None:
+            lives = half_life if isinstance(half_life, list) else [half_life]
+            what += f", half-life {' to '.join(f'{life:g}' for life in lives)} frames"
+        if ttt.get("forget", "fixed") != "fixed":
+            what += f", {ttt['forget']}"
+        rows.append(("TTT layers", what))
     if seen["gates"]:
         rows.append(("gates |tanh α|", "; ".join(_gate(*item) for item in seen["gates"].items())))
     if seen["learning_rates"]:

@@ -49,7 +49,10 @@ def ablate(
                     stack.callback(module.register_forward_pre_hook(scale_update).remove)
             inner = ttt.inner
             stack.callback(setattr, inner, "config", inner.config)
-            inner.config = replace(inner.config, base_lr=inner.config.base_lr * inner_lr)
+            try:
+                inner.config = replace(inner.config, base_lr=inner.config.base_lr * inner_lr)
+            except ValueError as error:
+                raise MoshiError(f"`inner_lr` {inner_lr} cannot be applied: {error}") from error
             stack.callback(setattr, layer, "reset_every", layer.reset_every)
             layer.reset_every = reset_every
         yield

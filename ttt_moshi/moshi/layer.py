@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
-from moshi.modules.transformer import RingKVCache, StreamingTransformerLayer, _LayerState, _MHAState
+from moshi.modules.transformer import StreamingTransformerLayer, _LayerState
 from moshi.utils.compile import no_compile
 from torch import Tensor, nn
 
+from ttt_moshi.moshi.borrowed import looking_through
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.streaming import ChunkPass, LayerCarry, WindowCache
 from ttt_moshi.ttt import TTTLayer, TTTState
@@ -127,15 +127,8 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
 
     def _attend(self, x: Tensor, window: WindowCache | None) -> Tensor:
         """The official attention block; in a clip of a recording it looks through `window`."""
-        if window is None:
+        with nullcontext() if window is None else looking_through(self.self_attn, window):
             return self._sa_block(x)
-        attention, B = self.self_attn, x.shape[0]
-        cache = cast(RingKVCache, window)  # it speaks the same protocol
-        attention._streaming_state = _MHAState(B, x.device, cache, offset=window.offsets.clone(), offset_cpu=0)
-        try:
-            return self._sa_block(x)
-        finally:
-            attention._streaming_state = None
 
     def _remember(
         self, ttt: TTTLayer, x: Tensor, prefix_lengths: Tensor | None, chunk: ChunkPass | None

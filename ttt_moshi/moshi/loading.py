@@ -112,6 +112,7 @@ def ttt_from_args(ttt: TTTArgs, arguments: Mapping[str, Any]) -> tuple[TTTConfig
             base_lr=ttt.base_lr,
             initial_gating_alpha=ttt.initial_gating_alpha,
             half_life_frames=ttt.half_life_frames,
+            forget=ttt.forget,
             bidirectional_prefix=ttt.bidirectional_prefix,
         )
     except ValueError as error:

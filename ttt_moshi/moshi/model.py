@@ -9,9 +9,9 @@ import torch
 from moshi.conditioners import ConditionTensors
 from moshi.models.lm import LMModel, LMOutput
 from moshi.models.lm_utils import _undelay_sequence
-from moshi.modules.transformer import _TransformerState
 from torch import Tensor
 
+from ttt_moshi.moshi.borrowed import standing_at
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.layer import Plain, TTTTransformerLayer, eager
 from ttt_moshi.moshi.naming import Mode
@@ -140,12 +140,8 @@ class TTTMoshi(Plain, LMModel):
         if given is not None:
             given = torch.where(stream.frames == 0, given, 0)
         passing = ChunkPass(stream)
-        # Only absolute position embeddings look at this; rotary ones take their offset from the attention's state.
-        self.transformer._streaming_state = _TransformerState(codes.shape[0], codes.device, stream.frames.clone())
-        try:
+        with standing_at(self.transformer, stream.frames):
             text_logits, logits = self._predict(inputs, targets, condition_tensors, given, passing)
-        finally:
-            self.transformer._streaming_state = None
         mask = self._chunk_mask(targets, stream.frames, prefix_lengths)
         output = LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1])
         following = stream.after(codes)

@@ -18,7 +18,12 @@ Role = Literal["base", "lora", "ttt", "fast_weight", "gate"]
 Mode = Literal["frozen", "lora", "ttt", "lora+ttt", "full"]
 
 FAST_WEIGHTS = frozenset({"W1", "b1", "W2", "b2"})
-_INNER_SLOW = frozenset({"learnable_ttt_lr_weight", "learnable_ttt_lr_bias", "ttt_norm_weight", "ttt_norm_bias"})
+_INNER_SLOW = frozenset(
+    {
+        "learnable_ttt_lr_weight", "learnable_ttt_lr_bias", "learnable_ttt_forget_weight", "learnable_ttt_forget_bias",
+        "ttt_norm_weight", "ttt_norm_bias",
+    }
+)  # fmt: skip
 _NORM_MODULES = frozenset({"norm1", "norm2", "norm_cross", "out_norm", "depformer_norms", "norm", "post_norm"})
 _SCALE_MODULES = frozenset({"layer_scale_1", "layer_scale_2", "layer_scale_cross"})
 

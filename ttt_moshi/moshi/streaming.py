@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.ttt import TTTConfig, TTTState
-from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.networks import make_inner
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class StreamState:
 
 def empty_memory(config: TTTConfig, batch_size: int, device: torch.device | str) -> TTTState:
     """The memory of streams that have heard nothing, relative to the initial weights: all zeros."""
-    shapes = InnerNetwork(config, device="meta").initial_state(batch_size)
+    shapes = make_inner(config, device="meta").initial_state(batch_size)
     return shapes.map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device))
 
 

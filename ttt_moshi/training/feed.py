@@ -194,7 +194,7 @@ class CarriedClips:
         """
         layers = []
         for layer in stream.layers:
-            if layer.memory is not None:
+            if layer.memory is not None and layer.memory.k is not None and layer.memory.phase is not None:
                 size = layer.memory.k.shape[2]
                 drawn = torch.tensor([_draw(self._seed, name, size) for name in names], device=starts.device)
                 phase = torch.where(starts, drawn, layer.memory.phase)

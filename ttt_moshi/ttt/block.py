@@ -4,14 +4,15 @@ Inside a mini-batch of K frames all inner gradients are taken at the fast weight
 
     out_i = q_i + LN(g_{W_i}(q_i)),    W_i = W - tau_i * sum_{j <= i} lam_j * dl_j/dW
 
-and the next mini-batch starts at W_K (where old things are forgotten: at W_start + keep (W_K - W_start)). W_i never
-exists: the updates are low-rank, and frame i looks at the rows (k_j, g_j) of its own mini-batch through a
-lower-triangular matrix instead. A stream may be cut into calls anywhere; what is kept between them is W and the rows
-since the last boundary. A bias is a weight of a constant input one, hence the `+ bias` terms.
+and the next mini-batch starts at W_K (where old things are forgotten: at W_0 + retain (W_K - W_0), W_0 the trained
+start). W_i never exists: the updates are low-rank, and frame i looks at the rows (k_j, g_j) of its own mini-batch
+through a lower-triangular matrix instead. A stream may be cut into calls anywhere; what is carried between them is W
+and the rows since the last boundary. A bias is a weight of a constant input one, hence the `+ bias` terms.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -30,18 +31,33 @@ class Rule:
     mini_batch_size: int
     update_biases: bool
     reciprocal_positions: bool
-    keep: float = 1.0
-    """share of what the memory holds that is left after a mini-batch; below 1 it fades to the initial weights"""
+    half_lives: tuple[float, float] | None = None
+    """frames after which half of what was written is forgotten, of the first and of the last head; None: never"""
 
     def tau(self, like: Tensor) -> Tensor:
         """Scale of all updates as seen by position 1..K of a mini-batch, [K]."""
         positions = torch.arange(1, self.mini_batch_size + 1, device=like.device, dtype=like.dtype)
         return positions.reciprocal() if self.reciprocal_positions else torch.ones_like(positions)
 
+    def retain(self, heads: int, like: Tensor) -> Tensor:
+        """Share of what each head holds that is left after a mini-batch, [H, 1, 1]; the rest fades to the start."""
+        assert self.half_lives is not None
+        return retained(self.half_lives, self.mini_batch_size, heads, like)
+
     @property
     def last_tau(self) -> float:
         """Scale of the updates that the next mini-batch starts from."""
         return 1.0 / self.mini_batch_size if self.reciprocal_positions else 1.0
+
+
+def retained(half_lives: tuple[float, float], frames: int, heads: int, like: Tensor) -> Tensor:
+    """What is left after so many frames, [H, 1, 1]: half-lives spread log-uniformly from the first head to the last.
+
+    Made where it is used, on `like`'s device: nothing is copied to it.
+    """
+    first, last = (math.log(half_life) for half_life in half_lives)
+    spread = torch.linspace(first, last, heads, device=like.device, dtype=like.dtype)
+    return torch.exp2(torch.exp(-spread) * -frames)[:, None, None]
 
 
 class Norm(NamedTuple):
@@ -148,7 +164,8 @@ def commit(
 
 
 def _fade(weights: Weights, start: Weights, full: Tensor, rule: Rule, in_place: bool) -> Weights:
-    share = full.to(weights.W1.dtype).mul(1.0 - rule.keep).view(-1, 1, 1, 1)
+    W1 = weights.W1
+    share = full.to(W1.dtype).view(-1, 1, 1, 1) * (1.0 - rule.retain(W1.shape[1], W1))
 
     def faded(W: Tensor | None, towards: Tensor | None, fast: bool) -> Tensor | None:
         if W is None or towards is None or not fast:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +21,13 @@ instead of two fifths (`benchmarks/ttt/capability.py`)."""
 
 MLP_WRITE = 7.5
 """Inverse step size, in units of 1/head_dim, at which the MLP so initialised writes about its whole residual."""
+
+
+DEFAULT_MINI_BATCH = 16
+
+LONGEST = 2.0
+"""Half-lives that are learned or depend on the frame (`forget`) stay below so many times the longest that they start
+with. A memory that lives longer than what training carried drifts where nothing taught it not to."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,11 @@ class TTTConfig:
     """width of the residual stream"""
     num_heads: int
     """number of inner networks; `dim` is divided among them"""
-    mini_batch_size: int = 16
-    """frames whose inner gradients are all taken at the same fast weights"""
-    inner: Literal["mlp", "linear"] = "mlp"
-    """the network whose weights are the memory"""
+    mini_batch_size: int = DEFAULT_MINI_BATCH
+    """frames whose inner gradients are all taken at the same fast weights; does not apply to delta, which writes every
+    frame exactly"""
+    inner: Literal["mlp", "linear", "delta"] = "mlp"
+    """the network whose weights are the memory: two layers, one, or one that is written by the gated delta rule"""
     preset: str = "speech"
     """name of the recipe, one of PRESETS"""
     base_lr: float = 1.0
@@ -98,9 +108,12 @@ class TTTConfig:
     """start value of both gates; 0 makes the layer the identity"""
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_lengths`) are also read in reversed time"""
-    half_life_frames: float | None = None
+    half_life_frames: float | Sequence[float] | None = None
     """frames after which half of what was written is forgotten: the memory fades to its initial weights; None: never.
-    At least `mini_batch_size` / 3"""
+    A pair (shortest, longest) is spread log-uniformly over the heads. At least `mini_batch_size` / 3; delta: 1"""
+    forget: Literal["fixed", "learned", "gated"] = "fixed"
+    """of delta: whether half-lives stay as given, are learned for every head, or depend on the frame; bounded by twice
+    the longest that is given"""
     scan_policy: Literal["rebuild", "checkpoint"] = "rebuild"
     """what training keeps for its backward pass: low-rank factors of every frame, or the weights every so many frames
     (a third of the memory on long samples, about a fifth more time)"""
@@ -111,24 +124,62 @@ class TTTConfig:
                 raise ValueError(f"TTTConfig.{name} must be at least 1, got {getattr(self, name)}")
         if self.dim % self.num_heads:
             raise ValueError(f"TTTConfig.dim {self.dim} is not divisible by num_heads {self.num_heads}")
-        if self.inner not in ("mlp", "linear"):
-            raise ValueError(f"TTTConfig.inner must be 'mlp' or 'linear', got {self.inner!r}")
+        if self.inner not in ("mlp", "linear", "delta"):
+            raise ValueError(f"TTTConfig.inner must be 'mlp', 'linear' or 'delta', got {self.inner!r}")
         if self.scan_policy not in ("rebuild", "checkpoint"):
             raise ValueError(f"TTTConfig.scan_policy must be 'rebuild' or 'checkpoint', got {self.scan_policy!r}")
         if self.preset not in PRESETS:
             raise ValueError(f"TTTConfig.preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
             raise ValueError(f"TTTConfig.base_lr must be finite and not negative, got {self.base_lr}")
-        # The memory fades between mini-batches; of much less than an eighth the backward pass could not find the whole.
-        if self.half_life_frames is not None and not self.mini_batch_size / 3 <= self.half_life_frames < math.inf:
-            raise ValueError(
-                f"TTTConfig.half_life_frames must be at least a third of mini_batch_size ({self.mini_batch_size}), or "
-                f"None, got {self.half_life_frames}"
-            )
+        self._check_half_lives()
+        self._check_delta()
         if not math.isfinite(self.initial_gating_alpha):
             raise ValueError(f"TTTConfig.initial_gating_alpha must be finite, got {self.initial_gating_alpha}")
         if self.recipe.rope and self.head_dim % 2:
             raise ValueError(f"TTTConfig.preset {self.preset!r} rotates pairs: head_dim {self.head_dim} must be even")
+
+    def _check_half_lives(self) -> None:
+        """The memory fades between mini-batches; of much less than an eighth the backward pass could not find the
+        whole."""
+        if self.half_life_frames is None:
+            return
+        given = self.half_life_frames
+        if isinstance(given, Sequence):
+            object.__setattr__(self, "half_life_frames", tuple(given))  # as JSON it was a list
+        ends = given if isinstance(given, Sequence) else (given, given)
+        least, what = self.mini_batch_size / 3, f"a third of mini_batch_size ({self.mini_batch_size})"
+        if self.inner == "delta":
+            least, what = 1.0, "1 frame"
+        if len(ends) != 2 or not least <= ends[0] <= ends[1] < math.inf:
+            raise ValueError(
+                f"TTTConfig.half_life_frames must be a number or [shortest, longest], at least {what}, or None, "
+                f"got {given}"
+            )
+
+    def _check_delta(self) -> None:
+        if self.forget not in ("fixed", "learned", "gated"):
+            raise ValueError(f"TTTConfig.forget must be 'fixed', 'learned' or 'gated', got {self.forget!r}")
+        if self.inner != "delta":
+            if self.forget != "fixed":
+                raise ValueError(f"TTTConfig.forget {self.forget!r} is for inner 'delta', this is {self.inner!r}")
+            return
+        if self.preset != "speech":
+            raise ValueError(
+                f"TTTConfig.inner 'delta' is one recipe, 'speech': preset {self.preset!r} has no form of it"
+            )
+        if self.base_lr > 1.0:
+            raise ValueError(
+                f"TTTConfig.base_lr of 'delta' is the largest share that a frame writes, got {self.base_lr}"
+            )
+        if self.forget != "fixed" and self.half_life_frames is None:
+            raise ValueError(f"TTTConfig.forget {self.forget!r} needs half_life_frames to start from")
+        if self.mini_batch_size != DEFAULT_MINI_BATCH:
+            warnings.warn(
+                f"mini_batch_size {self.mini_batch_size} does not apply to inner 'delta', which writes every frame "
+                "exactly",
+                stacklevel=4,
+            )
 
     @property
     def head_dim(self) -> int:
@@ -141,14 +192,22 @@ class TTTConfig:
         return EXPANSION * self.head_dim
 
     @property
+    def num_rows(self) -> int:
+        """Frames of a running mini-batch that a stream's state has room for."""
+        return 0 if self.inner == "delta" else self.mini_batch_size
+
+    @property
     def recipe(self) -> Preset:
         """The preset itself."""
         return PRESETS[self.preset]
 
     @property
-    def keep(self) -> float:
-        """Share of what the memory holds that is left after a mini-batch."""
-        return 1.0 if self.half_life_frames is None else 0.5 ** (self.mini_batch_size / self.half_life_frames)
+    def half_lives(self) -> tuple[float, float] | None:
+        """In frames, of the first and of the last head; those between are spread log-uniformly. None: never."""
+        given = self.half_life_frames
+        if given is None:
+            return None
+        return (given[0], given[1]) if isinstance(given, Sequence) else (given, given)
 
     @property
     def rate_scale(self) -> float:
@@ -156,8 +215,11 @@ class TTTConfig:
 
         With fan-in initialisation and keys of length sqrt(f), a frame's write to the prediction of its own key, as a
         share of its residual, is step * |dz/dW|^2 / var(z): step * f for the linear network; for the MLP both layers
-        add up to about MLP_WRITE * step * f. The sigmoid starts at one half, hence the 2.
+        add up to about MLP_WRITE * step * f. The sigmoid starts at one half, hence the 2. The delta rule's step is that
+        share itself and must stay below 1.
         """
+        if self.inner == "delta":
+            return self.base_lr
         if self.recipe.write_strength:
             return 2.0 * self.base_lr / (self.head_dim * (MLP_WRITE if self.inner == "mlp" else 1.0))
         per_position = 1.0 if self.recipe.reciprocal_positions else 1.0 / self.mini_batch_size

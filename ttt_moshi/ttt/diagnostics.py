@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ttt_moshi.ttt.block import Frames, Norm, Rule
+from ttt_moshi.ttt.delta import DeltaFrames, delta_scan
+from ttt_moshi.ttt.delta_network import DeltaNetwork
 from ttt_moshi.ttt.functional import gelu, gelu_backward, inner_gradient, layer_norm
 from ttt_moshi.ttt.inner import InnerNetwork
 from ttt_moshi.ttt.layer import TTTLayer
+from ttt_moshi.ttt.mini_batch import MiniBatchNetwork
 from ttt_moshi.ttt.sequence import run_from
 from ttt_moshi.ttt.state import Weights
 
@@ -22,7 +25,8 @@ from ttt_moshi.ttt.state import Weights
 class Diagnostics:
     """One call of one layer; means over all streams and frames of the call, float32, on the layer's device.
 
-    Losses are mean squares of `LN(g_W(k)) - target`. [H] each, except `gate_contribution`.
+    Losses are mean squares of `LN(g_W(k)) - target`, of the delta rule of `k W - v` (its stretches are of 16
+    frames). [H] each, except `gate_contribution`.
     """
 
     loss_initial: Tensor
@@ -96,6 +100,9 @@ def _inside(
     if in_place:
         raise ValueError("TTT diagnostics need calls of forward: after stream() the state that it began from is gone")
     state = inner.begin(x.shape[0], state, reset, relative)
+    if isinstance(inner, DeltaNetwork):
+        return _inside_delta(inner, inner.frames(x, q, k, v), state.W1)
+    assert isinstance(inner, MiniBatchNetwork)
     frames, norm = inner.frames(x, q, k, v, valid, state.phase)
     memory, initial = inner.memory(state), inner.memory(inner.initial_state(1)).weights
     before, after = [], []
@@ -115,6 +122,28 @@ def _inside(
         "loss_after": torch.cat(after, dim=2).mean((0, 2)),
         "drift": (moved / size).sqrt().mean(0),
         "write_strength": _write_strength(initial, frames, norm, inner.rule).mean((0, 2)),
+    }
+
+
+def _inside_delta(inner: DeltaNetwork, frames: DeltaFrames, W: Tensor) -> dict[str, Tensor]:
+    def loss(W: Tensor, part: DeltaFrames) -> Tensor:
+        return (part.k @ W - part.v).square().mean(-1)
+
+    start, stretch = inner.W1, inner.config.mini_batch_size
+    initial = loss(start, frames).mean((0, 2))
+    before, after = [], []
+    for first in range(0, frames.q.shape[2], stretch):
+        span = slice(first, first + stretch)
+        part = DeltaFrames(*(None if t is None else t[:, :, span] for t in frames))  # type: ignore[arg-type]
+        before.append(loss(W, part))
+        _, W = delta_scan(part, W, start)
+        after.append(loss(W, part))
+    return {
+        "loss_initial": initial,
+        "loss_before": torch.cat(before, dim=2).mean((0, 2)),
+        "loss_after": torch.cat(after, dim=2).mean((0, 2)),
+        "drift": ((W - start).square().sum((-2, -1)) / start.square().sum((-2, -1))).sqrt().mean(0),
+        "write_strength": frames.beta.mean((0, 2)),
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttt_moshi.ttt import mlp_step
 from ttt_moshi.ttt.config import LN_EPS
-from ttt_moshi.ttt.scan_types import Fixed, make_batches
+from ttt_moshi.ttt.scan_types import Fixed, Inputs, make_batches
 
 TOLERANCE = 1e-4
 """Largest difference from the plain form in the trial, relative to the largest value."""
@@ -51,13 +51,10 @@ def reason_against(kind: str, device: torch.device, dtype: torch.dtype, K: int, 
         return f"it needs mini_batch_size 16, 32 or 64 and head_dim 16, 32, 64 or 128, got {K} and {f}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
-
     try:
         error = trial(device, K, f)
-    except (CompilationError, OutOfResources) as failure:
-        return f"{type(failure).__name__} at mini_batch_size {K}, head_dim {f}: {failure}"
+    except Exception as failure:  # noqa: BLE001 - no compiler, no driver, no room: whatever it is, the plain form works
+        return f"{type(failure).__name__} at mini_batch_size {K}, head_dim {f}: {' '.join(str(failure).split())}"
     if not error <= TOLERANCE:
         return f"its result is off by {error:.1e} (relative) at mini_batch_size {K}, head_dim {f} on this device"
     return None
@@ -65,7 +62,7 @@ def reason_against(kind: str, device: torch.device, dtype: torch.dtype, K: int, 
 
 @torch.no_grad()
 def trial(device: torch.device, K: int, f: int, update_biases: bool = True) -> float:
-    """Largest relative difference between the kernel and `mlp_step.forward`: outputs, kept tensors, weights."""
+    """Largest relative difference between the kernel and `mlp_step.forward`: outputs, saved tensors, weights."""
     generator = torch.Generator().manual_seed(0)
     G, N, h = 2, 3, 4 * f
 
@@ -76,51 +73,41 @@ def trial(device: torch.device, K: int, f: int, update_biases: bool = True) -> f
     lam = random(G, N * K).abs() / h
     gamma, beta = 1 + random(G, 1, f, scale=0.1), random(G, 1, f, scale=0.1)
     tau = torch.arange(1, K + 1, device=device, dtype=torch.float32).reciprocal()
+    inputs = Inputs(q, k, target, lam, gamma, beta, tau)
     weights = [random(G, f, h, scale=f**-0.5), random(G, 1, h), random(G, h, f, scale=h**-0.5), random(G, 1, f)]
     bias = float(update_biases)
 
     def room() -> list[Tensor]:
-        return [torch.empty(N, G, rows * K, width, device=device) for rows, width in mlp_step.kept(weights)]
+        return [torch.empty(N, G, rows * K, width, device=device) for rows, width in mlp_step.saved_shapes(weights)]
 
     mine, theirs = [w.clone() for w in weights], [w.clone() for w in weights]
-    kept, expected_kept = room(), room()
-    out = forward(q, k, target, lam, gamma, beta, tau, mine, kept, K, bias)
-    batches, fixed = make_batches((q, k, target, lam), tau, bias), Fixed(gamma, beta, bias)
+    saved, expected_saved = room(), room()
+    out = forward(inputs, mine, saved, bias)
+    batches, fixed = make_batches(inputs, bias), Fixed(gamma, beta, bias)
     expected = torch.cat(
-        [mlp_step.forward(theirs, b, fixed, [t[n] for t in expected_kept]) for n, b in enumerate(batches.unbind())],
+        [mlp_step.forward(theirs, b, fixed, [t[n] for t in expected_saved]) for n, b in enumerate(batches.unbind())],
         dim=1,
     )
-    pairs = zip([out, *kept, *mine], [expected, *expected_kept, *theirs], strict=True)
+    pairs = zip([out, *saved, *mine], [expected, *expected_saved, *theirs], strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    target: Tensor,
-    lam: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-    weights: list[Tensor],
-    keep: list[Tensor],
-    K: int,
-    bias: float,
-) -> Tensor:
-    """All mini-batches: outputs [G, T, f]. `weights` are updated in place; `keep` is filled as by `mlp_step.forward`,
+def forward(inputs: Inputs, weights: list[Tensor], saved: list[Tensor], bias: float) -> Tensor:
+    """All mini-batches: outputs [G, T, f]. `weights` are updated in place; `saved` is filled as by `mlp_step.forward`,
     mini-batch by mini-batch along its first axis, or always at 0 if that axis has length 1.
     """
     import triton
 
     from ttt_moshi.ttt.fused_kernel import forward_kernel
 
-    G, T, f = q.shape
+    K = len(inputs.tau)
+    G, T, f = inputs.q.shape
     h = weights[0].shape[-1]
-    q, k, target, lam, gamma, beta = (t.contiguous() for t in (q, k, target, lam, gamma, beta))
-    out = torch.empty_like(q)
-    strides = [t.stride(0) if len(t) > 1 else 0 for t in keep]
+    given = Inputs(*(t.contiguous() for t in inputs))
+    out = torch.empty_like(given.q)
+    strides = [t.stride(0) if len(t) > 1 else 0 for t in saved]
     forward_kernel[(G,)](
-        q, k, target, lam, gamma, beta, tau, *weights, out, *keep, T // K, *strides,
+        *given, *weights, out, *saved, T // K, *strides,
         BIAS=int(bias), K=K, F=f, H=h, TILE=min(h, triton.next_power_of_2(max(16, 4096 // f))), EPS=LN_EPS,
         num_warps=8, num_stages=1,
     )  # fmt: skip

@@ -10,16 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ttt_moshi.ttt import functional
+
+GELU_C = tl.constexpr(functional.GELU_C)
+GELU_A = tl.constexpr(functional.GELU_A)
+
 
 @triton.jit
-def _sigmoid_of_twice_u(z):
-    """gelu(z) = z * sigmoid(2 u), u = c (z + a z^3)."""
-    return tl.sigmoid(2.0 * 0.7978845608028654 * (z + 0.044715 * z * z * z))
+def _gelu_sigmoid(z):
+    """s with gelu(z) = z * s."""
+    return tl.sigmoid(GELU_C * (z + GELU_A * z * z * z))
 
 
 @triton.jit
 def _gelu_slope(z, s):
-    return s + z * s * (1.0 - s) * (2.0 * 0.7978845608028654) * (1.0 + 3.0 * 0.044715 * z * z)
+    return s + z * s * (1.0 - s) * GELU_C * (1.0 + 3.0 * GELU_A * z * z)
 
 
 @triton.jit
@@ -72,7 +77,7 @@ def forward_kernel(
             z1 = _dot(k, W1) + b1
             tl.store(z1_ptr + rows[:, None] * H + hidden[None, :], z1)
             tl.store(z1_ptr + (K + rows[:, None]) * H + hidden[None, :], _dot(q, W1) + b1)
-            z2 += _dot(z1 * _sigmoid_of_twice_u(z1), W2)
+            z2 += _dot(z1 * _gelu_sigmoid(z1), W2)
         tl.store(z2_ptr + wide, z2)
         mean = tl.sum(z2, 1)[:, None] / F
         centred = z2 - mean
@@ -94,12 +99,12 @@ def forward_kernel(
             W2_at = W2_ptr + hidden[:, None] * F + cols[None, :]
             W2 = tl.load(W2_at)
             z1 = tl.load(keys_at)
-            s = _sigmoid_of_twice_u(z1)
+            s = _gelu_sigmoid(z1)
             a1 = z1 * s
             g1 = _dot(g2, tl.trans(W2)) * _gelu_slope(z1, s)
             z1_bar = tl.load(queries_at) - _dot(S1, g1)
             tl.store(queries_at, z1_bar)
-            a1_bar = z1_bar * _sigmoid_of_twice_u(z1_bar)
+            a1_bar = z1_bar * _gelu_sigmoid(z1_bar)
             z2_bar += _dot(a1_bar, W2)
             reach2 += _dot(a1_bar, tl.trans(a1))
             tl.store(W1_at, tl.load(W1_at) - _dot(tl.trans(k * e[:, None]), g1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ttt_moshi.ttt.config import LN_EPS, TTTConfig
 from ttt_moshi.ttt.functional import rms_norm
-from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.networks import make_inner
 from ttt_moshi.ttt.state import TTTState
 
 
@@ -53,7 +53,7 @@ class TTTLayer(nn.Module):
         self.post_norm = nn.LayerNorm(D, eps=LN_EPS, device=device, dtype=torch.float32)
         self.forward_gating = Gate(D, device)
         self.backward_gating = Gate(D, device)
-        self.inner = InnerNetwork(config, device)
+        self.inner = make_inner(config, device)
         if self.wq.weight.device.type != "meta":
             self.reset_parameters()
 
@@ -175,11 +175,12 @@ class TTTLayer(nn.Module):
         if state is not None:
             if state.batch_size != B:
                 raise ValueError(f"state is of {state.batch_size} streams, x of {B}")
-            wanted = (B, *self.inner.W1.shape)
-            if state.W1.shape != wanted or state.k.shape[2] != self.config.mini_batch_size:
+            wanted = (B, *self.inner.W1.shape), self.config.num_rows
+            found = state.W1.shape, 0 if state.k is None else state.k.shape[2]
+            if found != wanted:
                 raise ValueError(
-                    f"state is of another layer: W1 {list(state.W1.shape)} and {state.k.shape[2]} rows, "
-                    f"expected {list(wanted)} and {self.config.mini_batch_size}"
+                    f"state is of another layer: W1 {list(found[0])} and {found[1]} rows, "
+                    f"expected {list(wanted[0])} and {wanted[1]}"
                 )
         for name, tensor, kind in (
             ("prefix_lengths", prefix_lengths, torch.int64),

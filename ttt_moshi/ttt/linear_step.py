@@ -12,24 +12,24 @@ from ttt_moshi.ttt.norm_step import InnerGradient
 from ttt_moshi.ttt.scan_types import Batch, Fixed, Gradients, add_bias_gradient, write_bias
 
 
-def kept(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+def saved_shapes(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     """What `forward` leaves for `backward`: mini-batches of rows, and their width, of each tensor."""
     return [(2, weights[0].shape[-1])]
 
 
-def predicted(keep: Sequence[Tensor], K: int) -> Tensor:
+def predicted(saved: Sequence[Tensor], K: int) -> Tensor:
     """What the inner loss of the keys is taken of, from the tensors that `forward` left: [..., K, f]."""
-    return keep[0][..., :K, :]
+    return saved[0][..., :K, :]
 
 
-def forward(weights: Sequence[Tensor], batch: Batch, fixed: Fixed, keep: Sequence[Tensor]) -> Tensor:
+def forward(weights: Sequence[Tensor], batch: Batch, fixed: Fixed, saved: Sequence[Tensor]) -> Tensor:
     """Outputs [G, K, f]; `weights` become those after the mini-batch.
 
-    `keep` is filled with [z, z_bar] (G, 2K, f).
+    `saved` is filled with [z, z_bar] (G, 2K, f).
     """
     W, b = weights
-    z, z_bar = keep[0].split(batch.k.shape[1], dim=1)
-    torch.bmm(batch.kq, W, out=keep[0]).add_(b)  # keys and queries share one pass over W
+    z, z_bar = saved[0].split(batch.k.shape[1], dim=1)
+    torch.bmm(batch.kq, W, out=saved[0]).add_(b)  # keys and queries share one pass over W
     g = inner_gradient(z, batch.target, fixed.gamma, fixed.beta)
     z_bar += torch.bmm(batch.S, g)
     W.baddbmm_(batch.ek.mT, g)
@@ -41,7 +41,7 @@ def backward(
     weights: Sequence[Tensor],
     batch: Batch,
     fixed: Fixed,
-    keep: Sequence[Tensor],
+    saved: Sequence[Tensor],
     inner: InnerGradient,
     d_normed: Tensor,
     d_weights: Sequence[Tensor],
@@ -56,8 +56,8 @@ def backward(
     dW, db = d_weights
     e, g = batch.e, inner.g
     K = batch.k.shape[1]
-    z_bar = keep[0][:, K:].contiguous()
-    both_dz = torch.empty_like(keep[0])
+    z_bar = saved[0][:, K:].contiguous()
+    both_dz = torch.empty_like(saved[0])
     dz, dz_bar = both_dz.split(K, dim=1)
     W.baddbmm_(batch.ek.mT, g, alpha=-1.0)
     write_bias(b, e, g, fixed, -1.0)

@@ -25,29 +25,29 @@ from ttt_moshi.ttt.norm_step import InnerGradient
 from ttt_moshi.ttt.scan_types import Batch, Fixed, Gradients, add_bias_gradient, reach, write_bias
 
 
-def kept(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+def saved_shapes(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     """What `forward` leaves for `backward`: mini-batches of rows, and their width, of each tensor."""
     f, h = weights[0].shape[-2:]
     return [(2, h), (1, f)]
 
 
-def predicted(keep: Sequence[Tensor], K: int) -> Tensor:
+def predicted(saved: Sequence[Tensor], K: int) -> Tensor:
     """What the inner loss of the keys is taken of, from the tensors that `forward` left: [..., K, f]."""
-    return keep[1]
+    return saved[1]
 
 
-def forward(weights: Sequence[Tensor], batch: Batch, fixed: Fixed, keep: Sequence[Tensor]) -> Tensor:
+def forward(weights: Sequence[Tensor], batch: Batch, fixed: Fixed, saved: Sequence[Tensor]) -> Tensor:
     """Outputs [G, K, f]; `weights` become those after the mini-batch.
 
-    `keep` is filled with [z1, z1_bar] (G, 2K, h) and z2 (G, K, f).
+    `saved` is filled with [z1, z1_bar] (G, 2K, h) and z2 (G, K, f).
     """
     W1, b1, W2, b2 = weights
     e, E = batch.e, batch.E
-    z1, z1_bar = keep[0].split(batch.k.shape[1], dim=1)
-    torch.bmm(batch.kq, W1, out=keep[0]).add_(b1)  # keys and queries share one pass over W1
+    z1, z1_bar = saved[0].split(batch.k.shape[1], dim=1)
+    torch.bmm(batch.kq, W1, out=saved[0]).add_(b1)  # keys and queries share one pass over W1
     s = gelu_sigmoid(z1)
     a1 = z1 * s
-    z2 = torch.baddbmm(b2, a1, W2, out=keep[1])
+    z2 = torch.baddbmm(b2, a1, W2, out=saved[1])
     g2 = inner_gradient(z2, batch.target, fixed.gamma, fixed.beta)
     g1 = torch.bmm(g2, W2.mT).mul_(gelu_slope(z1, s, gelu_rate(z1)))
     z1_bar += torch.bmm(batch.S, g1)
@@ -64,7 +64,7 @@ def backward(
     weights: Sequence[Tensor],
     batch: Batch,
     fixed: Fixed,
-    keep: Sequence[Tensor],
+    saved: Sequence[Tensor],
     inner: InnerGradient,
     d_normed: Tensor,
     d_weights: Sequence[Tensor],
@@ -86,10 +86,10 @@ def backward(
     g2_too.copy_(g2)
 
     # Forward quantities again, and the weights before the mini-batch: W2 first, since g1 is found through it.
-    z1 = keep[0][:, :K]
-    s, rate = gelu_sigmoid(keep[0]), gelu_rate(keep[0])
-    torch.mul(keep[0], s, out=left[:, : 2 * K])
-    slope, slope_bar = gelu_slope(keep[0], s, rate).split(K, dim=1)
+    z1 = saved[0][:, :K]
+    s, rate = gelu_sigmoid(saved[0]), gelu_rate(saved[0])
+    torch.mul(saved[0], s, out=left[:, : 2 * K])
+    slope, slope_bar = gelu_slope(saved[0], s, rate).split(K, dim=1)
     curvature = gelu_curvature(z1, a1, s[:, :K], rate[:, :K])
     eg2 = e * g2
     W2.baddbmm_(a1.mT, eg2, alpha=-1.0)

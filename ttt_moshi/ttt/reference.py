@@ -35,7 +35,7 @@ def reference_scan(
     update_biases: bool,
     reciprocal_positions: bool,
     create_graph: bool = False,
-    keep: float = 1.0,
+    retain: Tensor | float = 1.0,
     start: list[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """All frames from the start of a mini-batch.
@@ -44,8 +44,9 @@ def reference_scan(
         q, k, target: [B, H, T, f]; lam: [B, H, T].
         weights: [W1, b1] or [W1, b1, W2, b2], each [B, H, ...].
         gamma, beta: [H, 1, f].
-        create_graph: keep everything differentiable.
-        keep, start: after each mini-batch, this share of the distance of the fast weights from `start` is left.
+        create_graph: everything stays differentiable.
+        retain, start: after each mini-batch, this share (one number, or [H, 1, 1]) of the distance of the fast weights
+            from `start` is left.
 
     Returns:
         out [B, H, T, f], and the weights as the frame after the last one would read them (W_i of the last frame).
@@ -70,8 +71,30 @@ def reference_scan(
         outputs.append(u + predict(current, u, gamma, beta))
         if i == mini_batch_size and start is not None:
             current = [
-                s + keep * (w - s) if update_biases or n % 2 == 0 else w
+                s + retain * (w - s) if update_biases or n % 2 == 0 else w
                 for n, (w, s) in enumerate(zip(current, start, strict=True))
             ]
     result = torch.cat(outputs, dim=2)
     return (result, current) if create_graph else (result.detach(), [w.detach() for w in current])
+
+
+def reference_delta(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, retain: Tensor, W: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule, frame by frame: what is left of the old is corrected by the share beta of its error.
+
+    Args:
+        q, k, v: [B, H, T, f]; beta, retain: [B, H, T].
+        W: fast weights before the first frame, [B, H, f, f]; start: what they fade to, [H, f, f].
+
+    Returns:
+        q_t W_t of every frame, [B, H, T, f], and the last W.
+    """
+    outputs = []
+    for t in range(q.shape[2]):
+        key, query = k[:, :, t, :, None], q[:, :, t, None]
+        W = start + retain[:, :, t, None, None] * (W - start)
+        error = v[:, :, t, None] - key.mT @ W
+        W = W + beta[:, :, t, None, None] * key * error
+        outputs.append(query @ W)
+    return torch.cat(outputs, dim=2), W

@@ -7,10 +7,37 @@ through them; those tensors are [N, G, K, ...] with N mini-batches and G = strea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ttt_moshi.ttt.norm_step import InnerGradient
+
+
+class Inputs(NamedTuple):
+    """What a scan reads beside weights."""
+
+    q: Tensor
+    """[G, T, f]"""
+    k: Tensor
+    """[G, T, f]"""
+    target: Tensor
+    """[G, T, f]"""
+    lam: Tensor
+    """[G, T]"""
+    gamma: Tensor
+    """[G, 1, f]"""
+    beta: Tensor
+    """[G, 1, f]"""
+    tau: Tensor
+    """[K]; no gradient flows to it"""
+
+    def part(self, heads: slice, frames: slice) -> Inputs:
+        """Some slices of G, some frames."""
+        q, k, target, lam = (t[heads, frames] for t in self[:4])
+        return Inputs(q, k, target, lam, self.gamma[heads], self.beta[heads], self.tau)
 
 
 class Batch(NamedTuple):
@@ -83,6 +110,32 @@ class Gradients(NamedTuple):
         return [Gradients(*own) for own in zip(*(t.unbind() for t in self), strict=True)]
 
 
+class Step(Protocol):
+    """One mini-batch of one inner network: what the modules `mlp_step` and `linear_step` offer."""
+
+    def saved_shapes(self, weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """Of each tensor that `forward` leaves for `backward`: mini-batches of rows, and width."""
+
+    def predicted(self, saved: Sequence[Tensor], K: int) -> Tensor:
+        """What the inner loss of the keys is taken of, from the tensors that `forward` left: [..., K, f]."""
+
+    def forward(self, weights: Sequence[Tensor], batch: Batch, fixed: Fixed, saved: Sequence[Tensor]) -> Tensor:
+        """Outputs [G, K, f]; `weights` become those after the mini-batch, `saved` is filled."""
+
+    def backward(
+        self,
+        weights: Sequence[Tensor],
+        batch: Batch,
+        fixed: Fixed,
+        saved: Sequence[Tensor],
+        inner: InnerGradient,
+        d_normed: Tensor,
+        d_weights: Sequence[Tensor],
+        d: Gradients,
+    ) -> None:
+        """Fills `d`; `weights` and `d_weights` become those before the mini-batch."""
+
+
 def by_batch(t: Tensor, K: int) -> Tensor:
     """[G, T, ...] to [T / K, G, K, ...]."""
     return t.unflatten(1, (-1, K)).transpose(0, 1)
@@ -93,10 +146,11 @@ def by_frame(t: Tensor) -> Tensor:
     return t.transpose(0, 1).flatten(1, 2)
 
 
-def make_batches(inputs: Sequence[Tensor], tau: Tensor, bias: float) -> Batch:
-    """All mini-batches of inputs q, k, target [G, T, f], lam [G, T]; tau [K]."""
+def make_batches(inputs: Inputs, bias: float) -> Batch:
+    """All mini-batches."""
+    tau = inputs.tau
     K = len(tau)
-    q, k, target, lam = (by_batch(t, K) for t in inputs)
+    q, k, target, lam = (by_batch(t, K) for t in inputs[:4])
     kq = torch.cat([k, q], dim=2)
     k, q = kq.split(K, dim=2)
     E = torch.where(seen(tau), -lam[:, :, None, :], 0.0) * tau[:, None]

@@ -53,29 +53,31 @@ class Memory(NamedTuple):
 class TTTState:
     """State of a batch of streams; every tensor has the stream as its first axis, and is float32 but `phase`.
 
-    `b1`, `b2` are None where the inner biases are slow parameters; `W2`, `a1`, `g2` are None for the linear network.
+    `b1`, `b2` are None where the inner biases are slow parameters; `W2`, `a1`, `g2` are None for the linear network;
+    the delta rule has nothing but `W1`.
     """
 
     W1: Tensor
-    b1: Tensor | None
-    W2: Tensor | None
-    b2: Tensor | None
-    k: Tensor
-    a1: Tensor | None
-    g1: Tensor
-    g2: Tensor | None
-    lam: Tensor
-    phase: Tensor
+    b1: Tensor | None = None
+    W2: Tensor | None = None
+    b2: Tensor | None = None
+    k: Tensor | None = None
+    a1: Tensor | None = None
+    g1: Tensor | None = None
+    g2: Tensor | None = None
+    lam: Tensor | None = None
+    phase: Tensor | None = None
     """frames in the running mini-batch, int64 [B], in [0, K)"""
 
     @property
     def batch_size(self) -> int:
         """Number of streams."""
-        return self.phase.shape[0]
+        return self.W1.shape[0]
 
     @property
     def rows(self) -> Rows:
         """The frames of the running mini-batch."""
+        assert self.k is not None and self.g1 is not None and self.lam is not None
         return Rows(self.k, self.a1, self.g1, self.g2, self.lam)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -134,7 +136,7 @@ class TTTState:
 
         `initial` is `layer.init_state(...)` of one row or of the whole batch.
         """
-        return self.copy_(self.select(mask.to(self.phase.device), initial))
+        return self.copy_(self.select(mask.to(self.W1.device), initial))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors by name, cut from the graph."""
@@ -149,7 +151,9 @@ class TTTState:
         """
         names = [f.name for f in fields(cls)]
         unknown = sorted(set(tensors) - set(names))
-        missing = sorted({"W1", "k", "g1", "lam", "phase"} - set(tensors))
+        rows = {"k", "g1", "lam", "phase"}
+        needed = {"W1"} | (rows if rows & set(tensors) else set())
+        missing = sorted(needed - set(tensors))
         if unknown or missing:
             raise ValueError(f"not a TTT state: unknown tensors {unknown}, missing tensors {missing}")
         for name, tensor in tensors.items():

@@ -28,8 +28,10 @@ from ttt_moshi.evaluation.scoring.score import eager_on_cpu
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.statistics import bootstrap_mean
 from ttt_moshi.moshi import TTTMoshi
+from ttt_moshi.ttt.delta_network import DeltaNetwork
 from ttt_moshi.ttt.functional import gelu, layer_norm, standardise
 from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.mini_batch import MiniBatchNetwork
 
 CURVES = ("start", "before", "after")
 SMOOTHING = 10  # frames, as in the paper's figure
@@ -98,12 +100,16 @@ def _keeper(captured: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]], layer: i
 
 def _curves(inner: InnerNetwork, x: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> np.ndarray:
     """Reads each mini-batch with its own keys as queries: a frame's output is then k + LN(g_Wt(k))."""
+    if isinstance(inner, DeltaNetwork):  # its loss is taken without a norm, and every frame is a mini-batch
+        return torch.stack([loss.mean(dim=(0, 1)) for loss in inner.losses(x, k, v)]).double().cpu().numpy()
+    assert isinstance(inner, MiniBatchNetwork)
     K = inner.config.mini_batch_size
     initial = state = inner.initial_state(len(x))
     gamma, beta = inner.ttt_norm_weight[:, None], inner.ttt_norm_bias[:, None]
     parts = []
     for first in range(0, x.shape[1], K):
         span = slice(first, first + K)
+        assert state.phase is not None
         key, _ = inner._normalised(k[:, :, span], k[:, :, span], state.phase)
         target = v[:, :, span] - key
         if inner.config.recipe.normalised_target:
@@ -115,7 +121,7 @@ def _curves(inner: InnerNetwork, x: Tensor, k: Tensor, v: Tensor, valid: Tensor)
     return torch.cat(parts, dim=1).double().cpu().numpy()
 
 
-def _predict(inner: InnerNetwork, state: Any, key: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+def _predict(inner: MiniBatchNetwork, state: Any, key: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """LN(g_W(key)) with the weights of a state at the start of a mini-batch."""
     z = key @ state.W1 + (inner.b1 if state.b1 is None else state.b1)
     if inner.W2 is not None:

@@ -1,0 +1,62 @@
+"""What a benchmark makes once: recordings, base models and trained models, kept beside its results.
+
+A folder that has its final name is complete. The name of a trained model holds a digest of everything it was trained
+by, so another rate or half-life is another model and none is taken for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.memory import arms
+from ttt_moshi.moshi import load_trained
+
+
+def made(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder`, made by `make` under another name if it is not there yet."""
+    if not folder.exists():
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        make(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Models:
+    """Trained models of one base model and one set of recordings."""
+
+    folder: Path
+    base_model: Path
+    train_data: Path
+
+    def trained(self, name: str, arm: arms.Arm, schedule: arms.Schedule) -> arms.Trained:
+        """The arm, trained by this schedule now or earlier."""
+        described = {"arm": asdict(arm), "schedule": _plain(asdict(schedule))}
+        digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
+        folder = self.folder / f"{name}-{digest}"
+        record = folder / "trained.json"
+        if not record.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            found = arms.train(arm, schedule, self.base_model, self.train_data, folder / "run", lambda record: None)
+            costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
+            checkpoint = str(found.checkpoint.resolve().relative_to(folder.resolve()))
+            record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
+        known = json.loads(record.read_text())
+        checkpoint = folder / known["checkpoint"]
+        model = load_trained(checkpoint, dtype=torch.float32)
+        return arms.Trained(model, checkpoint, known["seconds"], known["cpu_seconds"], known["final_loss"])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders that lead to it, a checkpoint is named by its model and its digest."""
+    return {key: "/".join(value.parts[-4:]) if isinstance(value, Path) else value for key, value in values.items()}

@@ -1,0 +1,122 @@
+"""The third inner network: one matrix a head, written exactly, frame by frame, by the gated delta rule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttt_moshi.ttt.block import retained
+from ttt_moshi.ttt.config import LONGEST, TTTConfig
+from ttt_moshi.ttt.delta import DeltaFrames, delta_scan, delta_step
+from ttt_moshi.ttt.functional import layer_norm, rms_norm
+from ttt_moshi.ttt.inner import InnerNetwork
+from ttt_moshi.ttt.state import TTTState
+
+
+class DeltaNetwork(InnerNetwork):
+    """See `delta`. A stream's state is its matrices alone: no mini-batch, no phase, no rows.
+
+    Parameters: W1 [H, f, f], the step gate and the inner norm of every inner network, and where `forget` is "learned"
+    learnable_ttt_forget_bias [H, 1], where it is "gated" learnable_ttt_forget_weight [H, 1, D] as well.
+    """
+
+    def __init__(self, config: TTTConfig, device: torch.device | str | None = None) -> None:
+        super().__init__(config, config.head_dim, device)
+        H, D = config.num_heads, config.dim
+        if config.forget != "fixed":
+            self.learnable_ttt_forget_bias = self.parameter(H, 1, device=device)
+        if config.forget == "gated":
+            self.learnable_ttt_forget_weight = self.parameter(H, 1, D, device=device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.config.forget == "fixed":
+            return
+        # softplus(bias) + floor is the rate of the half-life that the head starts with.
+        rate = -_log_retain(self.config, self.learnable_ttt_forget_bias) - self._slowest()
+        self.learnable_ttt_forget_bias.copy_(rate.expm1().log())
+        if self.config.forget == "gated":
+            torch.nn.init.zeros_(self.learnable_ttt_forget_weight)
+
+    def initial_state(self, batch_size: int) -> TTTState:
+        return TTTState(W1=self.W1.expand(batch_size, *self.W1.shape))
+
+    def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> DeltaFrames:
+        """What the rule reads and writes, from the projections; the arguments are those of `forward`."""
+        scale = 1.0 / math.sqrt(self.config.head_dim)
+        beta = self.step_sizes(x)
+        return DeltaFrames(rms_norm(q) * scale, rms_norm(k) * scale, v, beta, self._log_retain(x))
+
+    def losses(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Half of |k_t W - v_t|^2, [B, H, T], of streams that start here: at W_0, at the fast weights that frame t
+        finds, and at those that it leaves. The arguments are those of `forward`.
+        """
+        frames = self.frames(x, k, k, v)
+        predicted, _ = delta_scan(frames, self.W1.expand(len(x), *self.W1.shape), self.W1)
+        # What is left of the residual after the frame's own write is 1 - beta |k|^2 of what it found.
+        left = 1.0 - frames.beta * frames.k.square().sum(-1)
+        after = frames.v - predicted
+        residuals = frames.v - frames.k @ self.W1, after / left[..., None], after
+        start, before, after = (0.5 * residual.square().sum(-1) for residual in residuals)
+        return start, before, after
+
+    def _log_retain(self, x: Tensor) -> Tensor | None:
+        """[B, H, T] from x [B, T, D]."""
+        config = self.config
+        if config.half_lives is None:
+            return None
+        if config.forget == "fixed":
+            log_retain = _log_retain(config, self.W1)
+        else:
+            gate: Tensor = self.learnable_ttt_forget_bias
+            if config.forget == "gated":
+                gate = (x @ self.learnable_ttt_forget_weight[:, 0].mT).mT + gate
+            log_retain = -(self._slowest() + F.softplus(gate))
+        return log_retain.expand(x.shape[0], config.num_heads, x.shape[1])
+
+    def _slowest(self) -> float:
+        """The rate below which no head forgets."""
+        assert self.config.half_lives is not None
+        return math.log(2.0) / (LONGEST * self.config.half_lives[1])
+
+    def run(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor,
+        state: TTTState,
+        fresh: bool,
+        exec_mask: Tensor | None,
+        in_place: bool,
+    ) -> tuple[Tensor, TTTState]:
+        frames = self.frames(x, q, k, v)
+        writes = valid if exec_mask is None else valid & exec_mask[:, None]
+        # A frame that is no number writes nothing here, and is noticed below: 0 * NaN would reach earlier ones.
+        frames = frames._replace(beta=torch.where(writes[:, None], frames.beta, 0.0))
+        lost = ~valid if exec_mask is None else ~valid & exec_mask[:, None]
+        if x.shape[1] == 1:
+            log_retain = frames.log_retain
+            if exec_mask is not None and log_retain is not None:
+                frames = frames._replace(log_retain=torch.where(exec_mask[:, None, None], log_retain, 0.0))
+            broken = torch.where(lost, torch.nan, 0.0)[:, None, :, None]
+            z, W = delta_step(frames._replace(v=frames.v + broken), state.W1, self.W1, in_place)
+            new = TTTState(W1=W)
+        else:
+            z, W = delta_scan(frames, state.W1, self.W1)
+            after = lost.cumsum(1) > 0
+            z = torch.where(after[:, None, :, None], torch.nan, z)
+            new = TTTState(W1=torch.where(after[:, -1].view(-1, 1, 1, 1), torch.nan, W))
+            new = new if exec_mask is None else state.select(exec_mask, new)
+        return frames.q + layer_norm(z, *self.norm), new
+
+
+def _log_retain(config: TTTConfig, like: Tensor) -> Tensor:
+    """[H, 1], of one frame."""
+    assert config.half_lives is not None
+    return retained(config.half_lives, 1, config.num_heads, like)[..., 0].log()
