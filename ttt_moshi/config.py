@@ -145,10 +145,16 @@ class LongArgs:
 class CheckpointArgs:
     """Resuming and starting from checkpoints."""
 
-    resume: bool = False
-    """whether to continue the run in `run_dir`"""
+    resume: Union[bool, Literal["auto"]] = False
+    """whether to continue the run in `run_dir`; auto continues it where there is a checkpoint, and starts where the
+    folder is new or the run in it was ended before its first checkpoint"""
     resume_step: int = -1
     """step to continue from; -1 takes the newest valid checkpoint"""
+    accept_changes: list[Literal["data", "seed", "batch"]] = field(default_factory=list)
+    """differences from the checkpoint with which a run is resumed all the same, though they make it another: data (what
+    the recordings and transcripts hold, how they are cut), seed (the order of clips), batch (clips in a step)"""
+    tolerate_failed_saves: int = 0
+    """so many saves in a row may fail before the run ends"""
     every_minutes: Optional[float] = None
     """minutes between checkpoints, besides those of `ckpt_freq`; null has none"""
     keep_every: Optional[int] = None
@@ -226,6 +232,8 @@ class TrainArgs:
     """whether to evaluate during training"""
     eval_freq: int = 0
     """steps between evaluations; 0 evaluates at the end only"""
+    stop_on_failed_evaluation: bool = False
+    """whether a failed evaluation ends the run, after its checkpoint is saved; otherwise it is said aloud"""
     do_ckpt: bool = True
     """whether to save checkpoints"""
     ckpt_freq: int = 0
@@ -236,9 +244,73 @@ class TrainArgs:
     """whether a checkpoint exports the adapters (LoRA, TTT) alone instead of the whole merged model"""
     overwrite_run_dir: bool = False
     """whether a new run may replace a `run_dir` that holds an earlier one"""
+    patience_minutes: float = 30.0
+    """minutes that a process waits for the others, in any collective operation, before it takes them for dead"""
 
     def __post_init__(self) -> None:
         validate(self)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be: from `low` (exclusive if `above`) to `high`, and finite. `meaning` ends the message."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    meaning: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is inside."""
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def text(self) -> str:
+        """In words, to follow "must be"."""
+        limits = f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
+        return limits + (f" and at most {self.high:g}" if self.high < math.inf else "") + self.meaning
+
+
+_POSITIVE, _ONE, _NONE = Range(0, above=True), Range(1), Range(0)
+_STEPS = Range(0, meaning=" (it counts steps)")
+
+# Every key that is a number. Where null is allowed, null passes.
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**63 - 1),
+    "duration_sec": _POSITIVE,
+    "batch_size": _ONE,
+    "num_microbatches": _ONE,
+    "max_steps": _ONE,
+    "max_norm": _POSITIVE,
+    "first_codebook_weight_multiplier": _NONE,
+    "text_padding_weight": _NONE,
+    "log_freq": _ONE,
+    "eval_freq": Range(0, meaning=" (it counts steps; 0 evaluates at the end only)"),
+    "ckpt_freq": Range(0, meaning=" (it counts steps; 0 saves only the last)"),
+    "num_ckpt_keep": Range(1, meaning=" or null (keep all)"),
+    "patience_minutes": _POSITIVE,
+    "lora.rank": _ONE,
+    "lora.scaling": _POSITIVE,
+    "ttt.base_lr": _POSITIVE,
+    "ttt.mini_batch_size": _ONE,
+    "ttt.initial_gating_alpha": Range(-math.inf),
+    "optim.lr": _POSITIVE,
+    "optim.weight_decay": _NONE,
+    "optim.pct_start": Range(0, 1, meaning=" (it is a share of max_steps)"),
+    "optim.ttt_lr": _NONE,
+    "optim.fast_weight_lr": _NONE,
+    "optim.gate_lr": _NONE,
+    "train.backprop_clips": _ONE,
+    "train.context_frames": Range(2, meaning=" or null"),
+    "train.watch_freq": Range(0, meaning=" (it counts steps; 0 never looks)"),
+    "checkpoint.resume_step": Range(-1, meaning=" (it is a step, or -1 for the newest valid checkpoint)"),
+    "checkpoint.tolerate_failed_saves": _NONE,
+    "checkpoint.every_minutes": _POSITIVE,
+    "checkpoint.keep_every": _ONE,
+    "checkpoint.keep_best": _NONE,
+    "paper_metrics.max_items": _ONE,
+    "paper_metrics.freq": _STEPS,
+    "paper_metrics.max_frames": _ONE,
+}
 
 
 def _check_ttt(ttt: TTTArgs) -> None:
@@ -268,36 +340,12 @@ def _check_ttt(ttt: TTTArgs) -> None:
 
 def validate(args: TrainArgs) -> None:
     """Raises `ConfigError` naming the first key whose value cannot work. Touches no file."""
-    positive = {
-        "duration_sec": args.duration_sec,
-        "batch_size": args.batch_size,
-        "num_microbatches": args.num_microbatches,
-        "max_steps": args.max_steps,
-        "max_norm": args.max_norm,
-        "log_freq": args.log_freq,
-        "optim.lr": args.optim.lr,
-        "lora.rank": args.lora.rank,
-        "lora.scaling": args.lora.scaling,
-        "ttt.mini_batch_size": args.ttt.mini_batch_size,
-        "ttt.base_lr": args.ttt.base_lr,
-        "checkpoint.every_minutes": args.checkpoint.every_minutes or 1,
-        "checkpoint.keep_every": args.checkpoint.keep_every or 1,
-        "train.backprop_clips": args.train.backprop_clips,
-    }
-    for key, value in positive.items():
-        _require(value > 0, f"`{key}` must be greater than 0, got {value}")
+    values = flatten(asdict(args))
+    for key, allowed in RANGES.items():
+        value = values[key]
+        _require(value is None or allowed.holds(value), f"`{key}` must be {allowed.text()}, got {value}")
     _check_ttt(args.ttt)
     _require(bool(args.run_dir), "`run_dir` is empty: name a folder for this run's checkpoints and logs")
-    _require(
-        0.0 <= args.optim.pct_start <= 1.0,
-        f"`optim.pct_start` is a share of max_steps in [0, 1], got {args.optim.pct_start}",
-    )
-    _require(args.ckpt_freq >= 0, f"`ckpt_freq` counts steps, got {args.ckpt_freq}; 0 saves only the last")
-    _require(args.eval_freq >= 0, f"`eval_freq` counts steps, got {args.eval_freq}; 0 evaluates at the end only")
-    _require(
-        args.num_ckpt_keep is None or args.num_ckpt_keep >= 1,
-        f"`num_ckpt_keep` must be at least 1 or null (keep all), got {args.num_ckpt_keep}",
-    )
     _require(
         not (args.full_finetuning and args.lora.enable),
         "`full_finetuning: true` trains every weight, so `lora.enable` must be false",
@@ -318,50 +366,43 @@ def validate(args: TrainArgs) -> None:
         args.train.stateful or not args.train.random_phase,
         "`train.random_phase` needs `train.stateful: true`: clips on their own begin at the start of a mini-batch",
     )
-    _require(args.train.watch_freq >= 0, f"`train.watch_freq` counts steps, got {args.train.watch_freq}; 0 never looks")
-    _require(
-        args.train.context_frames is None or args.train.context_frames >= 2,
-        f"`train.context_frames` must be at least 2 or null, got {args.train.context_frames}",
-    )
-    clip_stages(args)
+    clip_stages(args.train.clip_schedule, args.duration_sec)
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
     _require(
         not args.paper_metrics.enable or bool(args.paper_metrics.data_root),
         "`paper_metrics.enable: true` needs `paper_metrics.data_root`, the folder of the benchmarks",
     )
-    _require(args.paper_metrics.freq >= 0, f"`paper_metrics.freq` counts steps, got {args.paper_metrics.freq}")
     _require(
-        not (args.checkpoint.resume and args.checkpoint.init_state_dir),
-        "`checkpoint.resume` continues a run and `checkpoint.init_state_dir` starts one: set one of them",
+        not (args.checkpoint.resume is True and args.checkpoint.init_state_dir),
+        "`checkpoint.resume: true` continues a run and `checkpoint.init_state_dir` starts one: set one of them, or "
+        "`checkpoint.resume: auto`",
     )
     _require(
         not (args.checkpoint.resume and args.overwrite_run_dir),
         "`checkpoint.resume` keeps the run in `run_dir` and `overwrite_run_dir` deletes it: set one of them",
     )
-    _require(
-        args.checkpoint.resume_step >= -1,
-        f"`checkpoint.resume_step` is a step, or -1 for the newest valid one, got {args.checkpoint.resume_step}",
-    )
 
 
-def clip_stages(args: TrainArgs) -> list[tuple[int, float]]:
-    """Stages of the run as (first step, clip length in seconds), from step 0 on.
+def clip_stages(schedule: str | None, duration_sec: float) -> list[tuple[int, float]]:
+    """Stages of the run as (first step, clip length in seconds), from step 0 on, of `train.clip_schedule`.
 
     Raises:
-        ConfigError: `train.clip_schedule` is not `0:SECONDS,STEP:SECONDS,...` with ascending steps.
+        ConfigError: it is not `0:SECONDS,STEP:SECONDS,...` with ascending steps.
     """
-    if args.train.clip_schedule is None:
-        return [(0, args.duration_sec)]
+    if schedule is None:
+        return [(0, duration_sec)]
     try:
-        pairs = [part.split(":") for part in args.train.clip_schedule.split(",")]
+        pairs = [part.split(":") for part in schedule.split(",")]
         stages = [(int(step), float(seconds)) for step, seconds in pairs]
     except ValueError:
         stages = []
     steps = [step for step, _ in stages]
     _require(
-        bool(stages) and steps[0] == 0 and steps == sorted(set(steps)) and all(seconds > 0 for _, seconds in stages),
-        "`train.clip_schedule` reads `0:SECONDS,STEP:SECONDS,...` with ascending steps, "
-        f"got {args.train.clip_schedule!r}",
+        bool(stages)
+        and steps[0] == 0
+        and steps == sorted(set(steps))
+        and all(0 < seconds < math.inf for _, seconds in stages),
+        f"`train.clip_schedule` reads `0:SECONDS,STEP:SECONDS,...` with ascending steps, got {schedule!r}",
     )
     return stages
 
@@ -404,6 +445,19 @@ def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             keys += flatten_keys(value, f"{prefix}{name}.")
     return keys
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name: `{"optim": {"lr": 1}}` becomes `{"optim.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def sections() -> list[str]:
+    """Names of the keys that hold other keys: data, moshi_paths, ttt, ..."""
+    return [name for name, kind in _field_types(TrainArgs).items() if is_dataclass(kind)]
 
 
 def _field_types(cls: type) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ttt_moshi.config import ConfigError, TrainArgs, flatten_keys, known_keys
+from ttt_moshi.config import ConfigError, TrainArgs, flatten_keys, known_keys, sections
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# Keys that moshi-finetune writes into the configurations it saves, and that decide nothing.
+IGNORED_KEYS = ("world_size",)
+
+_log = logging.getLogger(__name__)
 
 
 def train_parser(prog: str) -> ArgumentParser:
@@ -31,11 +37,9 @@ def parse_train_args(argv: Sequence[str], prog: str = "train.py") -> TrainArgs:
             wrong type, or values that contradict one another. Nothing has been read or written but the YAML files.
     """
     _refuse_unknown_flags(argv)
-    for path in _config_files(argv):
-        check_config_file(path)
     parser = train_parser(prog)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(_with_files_read(argv))
         del namespace["config"]
         return TrainArgs(**parser.instantiate(namespace).as_dict())
     except ArgumentError as error:
@@ -59,7 +63,7 @@ def args_from_dict(values: dict[str, Any]) -> TrainArgs:
 
 
 def check_config_file(path: Path) -> dict[str, Any]:
-    """The content of a YAML file whose keys are all known.
+    """The content of a YAML file whose keys are all known, without empty sections.
 
     Raises:
         ConfigError: missing file, malformed YAML or unknown key.
@@ -67,13 +71,19 @@ def check_config_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no `key: value` lines")
+    for key in IGNORED_KEYS:
+        if values.pop(key, None) is not None:
+            _log.warning("%s: `%s` decides nothing here and is ignored", path, key)
     _refuse_unknown_keys(values, str(path))
-    return values
+    # An empty section (`wandb:`, `lora: null`) says nothing, so its keys keep their defaults.
+    return {key: value for key, value in values.items() if value is not None or key not in sections()}
 
 
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
@@ -91,12 +101,22 @@ def _refuse_unknown_flags(argv: Sequence[str]) -> None:
             raise ConfigError(describe_unknown("flag", flag, known))
 
 
-def _config_files(argv: Sequence[str]) -> Iterable[Path]:
-    for i, word in enumerate(argv):
-        if word.startswith("--config="):
-            yield Path(word.removeprefix("--config="))
-        elif word == "--config" and i + 1 < len(argv):
-            yield Path(argv[i + 1])
+def _with_files_read(argv: Sequence[str]) -> list[str]:
+    """The command line with the content of each `--config` file in the place of its name."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--config":
+            words.append(_content(word))
+        elif word.startswith("--config="):
+            words.append(f"--config={_content(word.removeprefix('--config='))}")
+        else:
+            words.append(word)
+    return words
+
+
+def _content(path: str) -> str:
+    # YAML again, since JSON has no way to write the infinity that a key may be refused for.
+    return yaml.safe_dump(check_config_file(Path(path)))
 
 
 def describe_unknown(kind: str, name: str, known: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def work(args: TrainArgs, model: TTTMoshi) -> dict[str, float]:
 
 def _clip_frames(args: TrainArgs) -> float:
     """Of the last stage of the schedule."""
-    return clip_stages(args)[-1][1] * FRAME_RATE
+    return clip_stages(args.train.clip_schedule, args.duration_sec)[-1][1] * FRAME_RATE
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def test_another_world_size_continues_the_same_order_of_clips(launch: Callable[.
     moved = launch("moved", "--max_steps", "4", "--ckpt_freq", "2")
     moved.run_until(after_steps(moved, 3, 0.0), signal.SIGKILL)
     done = moved.run("--checkpoint.resume", "true", "--batch_size", "1", ranks=2)
-    assert "on 2 processes a run saved by 1" in done.stderr
+    assert re.search(r"processes +1 +2 +harmless: goes on, equal to rounding", done.stderr)
     assert [r["sample_ids"] for r in moved.records] == [r["sample_ids"] for r in whole.records]
     assert [r["loss"] for r in moved.records] == pytest.approx([r["loss"] for r in whole.records], rel=1e-4)
 
@@ -87,7 +88,7 @@ def test_sigterm_saves_says_how_to_go_on_and_loses_nothing(launch: Callable[...,
     whole.run()
     stopped = launch("stopped", *RUN)
     status, stderr = stopped.run_until(after_steps(stopped, 3, 0.0), signal.SIGTERM)
-    assert status == 0, stderr[-2000:]
+    assert status == 128 + signal.SIGTERM, stderr[-2000:]
     step = stopped.records[-1]["step"]
     assert stopped.store.steps()[-1] == step
     assert f"stopped by SIGTERM after step {step} of 9" in stderr
@@ -107,7 +108,7 @@ def test_what_cannot_be_resumed_is_said_in_one_line(launch: Callable[..., Any]) 
     for options, words in (
         (["--checkpoint.resume_step", "7"], "has no checkpoint of step 7; it has 1, 2"),
         (["--ttt.mini_batch_size", "4"], "ttt.mini_batch_size was 8 and is 4"),
-        (["--duration_sec", "1.6"], "clip length differ from those of the checkpoint"),
+        (["--duration_sec", "1.6"], "clip frames by step was [(0, 30)] and is [(0, 20)]"),
     ):
         error = run.run("--checkpoint.resume", "true", *options, status=2).stderr
         assert words in error and "Traceback" not in error
@@ -141,12 +142,20 @@ def test_a_damaged_newest_checkpoint_is_set_aside(launch: Callable[..., Any]) ->
     assert (run.timeless, run.state_id(3)) == expected
 
 
-def test_a_loss_that_explodes_stops_with_the_last_finite_state(launch: Callable[..., Any]) -> None:
-    run = launch("run", "--max_steps", "6", "--optim.lr", "1e18", "--optim.pct_start", "0")
-    error = run.run(status=2).stderr
-    assert "is not finite" in error and "optim.lr" in error and "Traceback" not in error
-    steps = run.store.steps()
-    assert steps and steps[-1] == run.records[-1]["step"]
+def test_weights_that_explode_are_never_resumed_from(launch: Callable[..., Any]) -> None:
+    run = launch("run", "--max_steps", "6", "--ckpt_freq", "1", "--optim.lr", "1e6", "--optim.pct_start", "0.9")
+    error = run.run(status=1).stderr
+    assert "not finite" in error and "Traceback" not in error
+    assert "dialogue_" in error and re.search(r"\.wav \d+\.\d\d-\d+\.\d\d s", error)
+    bad = run.records[-1]["step"]
+    assert (run.run_dir / "checkpoints" / f"unhealthy_{bad:06d}").is_dir()
+    good = run.store.newest_valid()
+    assert good == bad - 1
+    assert f"The last step known good is {good}" in error
+    advised = f"--checkpoint.resume true --checkpoint.resume_step {good} --optim.lr 500000"
+    assert advised in error
+    # Whoever restarts without reading begins at the last good step, not at the bad one.
+    assert f"resuming at step {good}" in run.run("--checkpoint.resume", "auto", status=1).stderr
 
 
 def test_weights_of_a_checkpoint_start_a_new_run(launch: Callable[..., Any]) -> None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ttt_moshi.config import OptimArgs
+from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint
+from ttt_moshi.config import CheckpointArgs, OptimArgs, TrainArgs
+from ttt_moshi.signals import requests
 from ttt_moshi.training import random_state
 from ttt_moshi.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
-from ttt_moshi.training.run_dir import RunDir, RunDirError, check_free, redact
-from ttt_moshi.training.signals import requests
+from ttt_moshi.training.run_dir import RunDir, RunDirError, Start, choose_start, redact
 from ttt_moshi.training.sinks import JsonLines, cut_back, flat_numbers
 
 
@@ -84,7 +87,7 @@ def test_the_first_signal_asks_and_handlers_return(number: signal.Signals) -> No
 
 def test_the_second_signal_ends_the_process() -> None:
     script = (
-        "import os, signal, time\nfrom ttt_moshi.training.signals import requests\n"
+        "import os, signal, time\nfrom ttt_moshi.signals import requests\n"
         "with requests():\n    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(2.1)\n    print('asked', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('survived')\n"
@@ -112,19 +115,59 @@ def test_groups_have_their_own_rate_decay_and_clipping() -> None:
     assert float(total) == pytest.approx(1.0, rel=1e-4)
 
 
+def start_in(run: RunDir, **options: Any) -> Start:
+    args = TrainArgs(run_dir=str(run.path), overwrite_run_dir=options.pop("overwrite", False))
+    args.checkpoint = CheckpointArgs(**options)
+    return choose_start(run, CheckpointStore(run.checkpoints), args)
+
+
 def test_a_run_folder_is_never_taken_by_accident(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    check_free(run, overwrite=False)
-    run.path.mkdir()
-    check_free(run, overwrite=False)
+    for _ in range(2):
+        assert start_in(run) == start_in(run, resume="auto") == Start()
+        with pytest.raises(NoCheckpoint, match="auto"):
+            start_in(run, resume=True)
+        run.path.mkdir(exist_ok=True)
     (run.path / "thesis.tex").write_text("years of work")
-    for overwrite in (False, True):
+    for options in ({}, {"overwrite": True}, {"resume": "auto"}):
         with pytest.raises(RunDirError, match="no run made"):
-            check_free(run, overwrite)
+            start_in(run, **options)
     run.args_file.write_text("run_dir: run")
     with pytest.raises(RunDirError, match=r"--checkpoint\.resume true"):
-        check_free(run, overwrite=False)
-    check_free(run, overwrite=True)
+        start_in(run)
+    assert start_in(run, overwrite=True) == Start(replace=True)
+    # Claimed, and ended before its first checkpoint.
+    assert start_in(run, resume="auto") == Start()
+
+
+@pytest.mark.parametrize("name", ["unhealthy_000003", ".quarantine_000003", ".left_000003", "checkpoint_000003"])
+def test_auto_never_starts_beside_checkpoints_that_cannot_be_used(tmp_path: Path, name: str) -> None:
+    run = RunDir(tmp_path)
+    (run.checkpoints / name).mkdir(parents=True)
+    run.args_file.write_text("run_dir: run")
+    for resume in ("auto", True):
+        with pytest.raises(NoCheckpoint, match=re.escape(name)):
+            start_in(run, resume=resume)
+    assert [path.name for path in run.checkpoints.iterdir()] == [name]
+
+
+def test_what_a_killed_start_or_save_left_is_no_checkpoint(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (run.checkpoints / ".saving_000003").mkdir(parents=True)
+    (run.checkpoints / "LOCK").touch()
+    assert start_in(run, resume="auto") == Start()
+    run.replacing.touch()
+    assert start_in(run, resume="auto") == start_in(run) == Start(replace=True)
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints"])
+def test_a_file_where_a_folder_belongs_is_named(tmp_path: Path, place: str) -> None:
+    run = RunDir(tmp_path / "run")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    for resume in (False, True, "auto"):
+        with pytest.raises(RunDirError, match=f"{place} is a file"):
+            start_in(run, resume=resume)
 
 
 def test_the_recorded_command_has_no_key() -> None:

@@ -88,7 +88,7 @@ def test_clips_with_gradients_between_them_equal_one_long_forward(
         parts.optimizer.step = lambda: seen.update(  # type: ignore[method-assign,assignment]
             {n: p.grad.full_tensor().clone() for n, p in parts.model.named_parameters() if p.grad is not None}
         )
-        result = train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1e9, False)
+        result = train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1e9)
         parts.optimizer.step = step  # type: ignore[method-assign]
     assert result.metrics["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
     assert set(seen) == set(gradients)
@@ -105,10 +105,10 @@ def test_what_was_heard_before_matters_and_a_new_recording_forgets_it(tiny_mater
         with torch.no_grad():
             parts.feed.predict(parts.model, 0, first, device)
             after_first = parts.feed.predict(parts.model, 0, second, device)[0]
-            parts.feed.restart(parts.model)
+            parts.feed.begin(parts.model, restart=True)
             alone = parts.feed.predict(parts.model, 0, second, device)[0]
             assert not torch.allclose(after_first, alone, atol=1e-4)
-            parts.feed.restart(parts.model)
+            parts.feed.begin(parts.model, restart=True)
             fresh = parts.feed.predict(parts.model, 0, first, device)[0]
             again = parts.feed.predict(parts.model, 0, first, device)[0]
         assert torch.equal(fresh, again)
@@ -137,7 +137,7 @@ def test_memory_is_flat_over_200_clips_of_one_recording(tiny_material: Material,
         for cursor in range(clips):
             work = parts.layout.read(parts.stages[0].loader, cursor)
             assert work[0][0].starts.tolist() == [cursor == 0]
-            train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1.0, False)
+            train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1.0)
             del work
             # The attention window of 16 frames is full after four clips.
             if cursor % 10 == 9:

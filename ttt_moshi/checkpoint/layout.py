@@ -23,6 +23,7 @@ LOCK = "LOCK"
 LATEST = "LATEST"
 JOURNAL = "journal.jsonl"
 PINS = "pinned.json"
+MEASURED = "measured.json"
 REASON = "reason.txt"
 
 _COMMITTED = re.compile(r"checkpoint_(\d{6,})")

@@ -77,6 +77,17 @@ def leave_branch(files: Files, root: Path, step: int) -> list[Path]:
     return moved
 
 
+def set_unhealthy(files: Files, root: Path, step: int, reason: str) -> None:
+    """Rename a committed checkpoint whose state turned out to be no good, and point LATEST at what remains."""
+    target = layout.free_name(files, root, f"unhealthy_{step:06d}")
+    files.rename(root / layout.checkpoint_name(step), target)
+    files.sync_folder(root)
+    note(files, root, "unhealthy", step=step, folder=target.name, reason=reason)
+    steps = layout.committed_steps(files, root)
+    if steps:
+        replace_file(files, root / layout.LATEST, f"{layout.checkpoint_name(steps[-1])}\n".encode())
+
+
 def note(files: Files, root: Path, event: str, **details: Any) -> None:
     """Add a line to the journal, which people read and no program trusts."""
     line = {"event": event, **details, "time": time.time()}

@@ -78,7 +78,8 @@ def prune(
         except CorruptCheckpoint as error:
             result.append(PruneStep(step, True, f"not touched, because it is damaged: {error}", 0))
     pins |= {step for step, manifest in sound if manifest["info"].get("pinned")}
-    reasons = policy.kept([(step, manifest["metrics"]) for step, manifest in sound], pins)
+    measured = read_measured(files, root)
+    reasons = policy.kept([(step, {**manifest["metrics"], **measured.get(step, {})}) for step, manifest in sound], pins)
     for step, manifest in sound:
         reason = reasons.get(step) or ("the run was resumed from it" if step in (protected or ()) else None)
         size = sum(record["size"] for record in manifest["files"].values())
@@ -86,6 +87,25 @@ def prune(
         if reason is None and not dry_run:
             discard(files, root, layout.checkpoint_name(step))
     return sorted(result, key=lambda item: item.step)
+
+
+def read_measured(files: Files, root: Path) -> dict[int, dict[str, float]]:
+    """What was measured of steps after they were saved: step -> name -> value. It ranks, and nobody resumes from it."""
+    if layout.MEASURED not in files.names(root):
+        return {}
+    try:
+        content = json.loads(files.read(root / layout.MEASURED))
+        return {int(step): {str(n): float(v) for n, v in metrics.items()} for step, metrics in content.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        what = f"{root / layout.MEASURED} must be a JSON object of steps ({error}); mend or delete it"
+        raise CheckpointError(what) from error
+
+
+def write_measured(files: Files, root: Path, measured: dict[int, dict[str, float]]) -> None:
+    """Replace what was measured, leaving out steps that are no longer there."""
+    there = layout.committed_steps(files, root)
+    kept = {str(step): measured[step] for step in sorted(measured) if step in there}
+    replace_file(files, root / layout.MEASURED, json.dumps(kept).encode())
 
 
 def read_pins(files: Files, root: Path) -> set[int]:

@@ -43,7 +43,8 @@ Outcome = tuple[str, str, int, bool]  # of a commit: folder name, state id, byte
 
 @dataclass(frozen=True)
 class Saved:
-    """A finished save. `seconds`: "blocked" (training waited), "stage", "shards", "exports", "commit"."""
+    """A finished save. `seconds`: "blocked" (training waited), "stage", "shards", "exports", "commit",
+    "durable" (from the call to the commit)."""
 
     step: int
     path: Path
@@ -68,6 +69,7 @@ class Job:
     metrics: Mapping[str, Any]
     info: Mapping[str, Any]
     parent: Mapping[str, Any] | None
+    begun: float  # by the performance counter
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -103,6 +105,7 @@ class Saver:
 
             outcome = None if results is None else self._commit(folder, job, shards, tensors, results)
             name, identity, size, healthy = talk.share(number, "committed", outcome)
+            job.seconds["durable"] = time.perf_counter() - job.begun
             return Saved(job.step, self._root / name, identity, size, healthy, dict(job.seconds))
 
     def _prepare(self, folder: Path, job: Job) -> None:

@@ -23,9 +23,9 @@ from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.recovery import clear, leave_branch, note, sweep
+from ttt_moshi.checkpoint.recovery import clear, leave_branch, note, set_unhealthy, sweep
 from ttt_moshi.checkpoint.restore import Loaded, Loader
-from ttt_moshi.checkpoint.retention import Retention, prune, read_pins, write_pins
+from ttt_moshi.checkpoint.retention import Retention, prune, read_measured, read_pins, write_measured, write_pins
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
 from ttt_moshi.checkpoint.verify import check_quickly
@@ -80,9 +80,11 @@ class CheckpointStore:
         """Folder of a committed step."""
         return self.root / layout.checkpoint_name(step)
 
-    def newest_valid(self) -> int | None:
-        """The newest step whose manifest, sizes, headers and small files are sound; None if there is none."""
+    def newest_valid(self, before: int | None = None) -> int | None:
+        """The newest step (below `before`) whose manifest, sizes, headers and small files are sound, or None."""
         for step in reversed(self.steps()):
+            if before is not None and step >= before:
+                continue
             try:
                 check_quickly(self.path(step), self._files)
                 return step
@@ -134,16 +136,17 @@ class CheckpointStore:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
 
-    def reserve(self, tensors: Mapping[str, Tensor], exported_bytes: int = 0) -> int:
+    def reserve(self, tensors: Mapping[str, Tensor], exported_bytes: int = 0, reclaimed: int = 0) -> int:
         """Lay out and touch the staging image before the first save needs it; bytes that one save will write.
 
-        `exported_bytes` is the size of what will be exported. Raises CheckpointError if the disk has no room for one
-        checkpoint, and warns if it has none for as many as retention keeps and the one being written.
+        `exported_bytes` is the size of what will be exported, `reclaimed` of what will be deleted before. Raises
+        CheckpointError if the disk has no room for one checkpoint, and warns if it has none for as many as retention
+        keeps and the one being written.
         """
         image = self._staging({name: rows_of(name, tensor, self.rank) for name, tensor in tensors.items()})
         size = image.layout.size * self.world_size + exported_bytes
-        self.open()
-        free, copies = self._files.free_bytes(self.root), (self._retention.last or 1) + 1
+        self.claim()
+        free, copies = self._files.free_bytes(self.root) + reclaimed, (self._retention.last or 1) + 1
         check_room(size, free, self.root, "a checkpoint")
         missing = size * (copies - len(self.steps())) - free
         if missing > 0:
@@ -211,6 +214,7 @@ class CheckpointStore:
             metrics={name: float(value) if math.isfinite(value) else None for name, value in (metrics or {}).items()},
             info={**json.loads(canonical(info or {}, "info")), "pinned": pinned},
             parent=self._parent,
+            begun=begin,
         )
         number = self._talk.next_round()
         staging = time.perf_counter()
@@ -301,8 +305,31 @@ class CheckpointStore:
         number = self._talk.next_round()
         with self._talk.telling(number):
             moved = leave_branch(self._files, self.root, step) if self.rank == 0 else []
+            if moved:
+                write_measured(self._files, self.root, read_measured(self._files, self.root))
             self._talk.share(number, "branch", None)
         return moved
+
+    def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record what was measured of a committed step, for retention and for people. Rank 0 calls it."""
+        measured = read_measured(self._files, self.root)
+        measured[step] = {**measured.get(step, {}), **{n: float(v) for n, v in metrics.items() if math.isfinite(v)}}
+        write_measured(self._files, self.root, measured)
+
+    def set_unhealthy(self, step: int, reason: str) -> None:
+        """Take a committed step for one with NaN or infinity, which nothing resumes from. All ranks call it."""
+        self.open()
+        self.wait()
+        number = self._talk.next_round()
+        with self._talk.telling(number):
+            if self._lock is not None:
+                self._lock.check()
+                set_unhealthy(self._files, self.root, step, reason)
+            self._talk.share(number, "unhealthy", True)
+
+    def log_event(self, event: str, **details: Any) -> None:
+        """Add a line to the folder's journal. Rank 0 calls it, as the writer."""
+        note(self._files, self.root, event, **details)
 
     def set_pinned(self, step: int, pinned: bool = True) -> None:
         """Keep a step from retention for good, or no longer."""

@@ -4,61 +4,123 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from ttt_moshi.signals import Requests, Stopped, requests
 
-from ttt_moshi.config import TrainArgs
-from ttt_moshi.config_io import parse_train_args
-from ttt_moshi.frames import frames_to_seconds
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ttt_moshi.config import TrainArgs
+    from ttt_moshi.training import Outcome
+
+# Options that decide how a run begins; the command that continues it has others in their place.
+_BEGINNINGS = (
+    "--checkpoint.resume",
+    "--checkpoint.resume_step",
+    "--checkpoint.init_state_dir",
+    "--checkpoint.accept_changes",
+    "--overwrite_run_dir",
+)
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi train --config X.yaml [--key value ...]`; status 0 also when a signal ended it with a checkpoint."""
+    """`ttt-moshi train --config X.yaml [--key value ...]`.
+
+    Status 0: finished, and its last state can be resumed. 143, 130 or 129: stopped by SIGTERM, SIGINT or SIGHUP with
+    everything saved. 2: could not start, nothing was touched. 1: the run ended by itself before its last step.
+    """
+    # Before PyTorch is imported: a signal that comes while the process starts must not be lost, nor end it rudely.
+    with requests() as asked:
+        try:
+            return _train(argv, asked)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            print(f"stopped by {name} before the first step: nothing was trained, nothing is lost", file=sys.stderr)
+            return 128 + stopped.number
+
+
+def _train(argv: list[str], asked: Requests) -> int:
+    asked.starting()
+    from ttt_moshi.config_io import parse_train_args
+
     args = parse_train_args(argv)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
-    from ttt_moshi.training import run
+    from rich.console import Console
 
-    main_rank = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if main_rank else logging.ERROR, format="%(message)s")
-    console = Console(stderr=True, quiet=not main_rank)
+    from ttt_moshi.training import RunEnded, run
+
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    console = Console(stderr=True, quiet=not is_main)
     with _bar(console) as bar:
         task = bar.add_task("training", total=args.max_steps)
-        outcome = run(args, report=lambda record: _show(record, args, bar, task, console))
-    if not main_rank:
-        return 0
+        try:
+            outcome = run(args, report=lambda record: _show(record, args, bar, task, console), asked=asked)
+        except RunEnded as error:
+            bar.stop()
+            print(f"error: {error}", file=sys.stderr)
+            if is_main and error.options:
+                _say(f"Continue with:\n  {continue_command(argv, error.options)}")
+            return 1
+    if is_main:
+        _say(_last_words(outcome, args, argv))
+    return 0 if outcome.stopped_by is None else 128 + signal.Signals[outcome.stopped_by]
+
+
+def _last_words(outcome: Outcome, args: TrainArgs, argv: list[str]) -> str:
+    lines = []
     if outcome.checkpoint is not None:
-        console.print(f"last checkpoint: {outcome.checkpoint}", soft_wrap=True, highlight=False)
+        lines.append(f"last checkpoint: {outcome.checkpoint}")
     if outcome.state_id is not None:
-        console.print(f"state id: {outcome.state_id}", soft_wrap=True, highlight=False)
-    if outcome.finished:
-        console.print(f"finished {outcome.step} steps")
+        lines.append(f"state id: {outcome.state_id}")
+    if outcome.stopped_by is not None:
+        lines.append(f"stopped by {outcome.stopped_by} after step {outcome.step} of {args.max_steps}.")
+        if outcome.checkpoint is None:
+            lines[-1] += " Nothing was saved: do_ckpt is false"
+        else:
+            lines[-1] += " Continue with:"
+            lines.append(f"  {continue_command(argv, ['--checkpoint.resume', 'true'])}")
+    elif outcome.step > args.max_steps:
+        lines.append(f"nothing to do: step {outcome.step} is beyond max_steps {args.max_steps}")
     else:
-        console.print(f"stopped by {outcome.stopped_by} after step {outcome.step} of {args.max_steps}. Continue with:")
-        console.print(f"  {resume_command(argv)}", soft_wrap=True, highlight=False)
-    return 0
+        lines.append(f"finished {outcome.step} steps")
+    return "\n".join(lines)
 
 
-def resume_command(argv: list[str]) -> str:
-    """The command line that continues the run which `argv` started."""
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone; what was done is done
+        print(text, file=sys.stderr, flush=True)
+
+
+def continue_command(argv: list[str], options: list[str]) -> str:
+    """The command line that continues the run which `argv` started, with other options in the place of its own."""
+    replaced = (*_BEGINNINGS, *(word for word in options if word.startswith("--")))
     kept, skip = [], False
     for word in argv:
-        starts_over = word.split("=")[0] in (
-            "--checkpoint.resume",
-            "--checkpoint.resume_step",
-            "--checkpoint.init_state_dir",
-            "--overwrite_run_dir",
-        )
-        if not skip and not starts_over:
+        drop = word.split("=")[0] in replaced
+        if not skip and not drop:
             kept.append(word)
-        skip = starts_over and "=" not in word
+        skip = drop and "=" not in word
     world = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = "python" if world == 1 else f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', world)}"
-    return " ".join([launcher, "train.py", *kept, "--checkpoint.resume", "true"])
+    return " ".join([launcher, "train.py", *kept, *options])
 
 
 def _bar(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,10 +134,14 @@ def _bar(console: Console) -> Progress:
 
 
 def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, console: Console) -> None:
+    from ttt_moshi.frames import FRAME_RATE
+
     step = record["step"]
     if "loss" not in record:
         benchmarks = {
-            name: task["value"] for name, task in record.get("paper_metrics", {}).items() if task["value"] is not None
+            name: task["value"]
+            for name, task in record.get("paper_metrics", {}).items()
+            if task.get("value") is not None
         }
         console.print(
             f"step {step:>6} · evaluation · " + _pairs({**record.get("nll", {}), **benchmarks}),
@@ -89,7 +155,7 @@ def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, con
         console.print(
             f"step {step:>6}/{args.max_steps} · loss {record['loss']:.4f} · text {record['text_loss']:.4f} "
             f"· audio {record['audio_loss']:.4f} · lr {max(record['lr'].values()):.2e} "
-            f"· {timing['step_seconds']:.2f} s · {frames_to_seconds(timing['audio_frames_per_second']):.1f}x real time",
+            f"· {timing['step_seconds']:.2f} s · {timing['audio_frames_per_second'] / FRAME_RATE:.1f}x real time",
             highlight=False,
             soft_wrap=True,
         )

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from blake3 import blake3
+from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
+from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
     TTTMoshi,
@@ -36,7 +38,7 @@ from ttt_moshi.moshi import (
 )
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
-from ttt_moshi.training.distributed import World
+from ttt_moshi.training.distributed import Turns, World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
 from ttt_moshi.training.optimizer import build_optimizer
 from ttt_moshi.ttt import TTTLayer
@@ -91,12 +93,68 @@ class Parts:
 
 
 def assemble(args: TrainArgs, world: World) -> Parts:
-    """Reads the base model and the data sets and refuses what cannot work.
+    """Reads the base model and the data sets and refuses what cannot work. All ranks call it.
 
     Raises:
         UserError: a base model, data set or starting checkpoint that cannot be used.
         ConfigError: nothing would be trained.
     """
+    data = world.together(lambda: _open_data(args, world.device))
+    # Codes belong to whole recordings, so one pass serves every clip length.
+    for number, part in enumerate((data.train[0], data.evaluation)):
+        if part is not None:
+            _encode(part, world, f"encoding {number}")
+    base = world.from_main(lambda: describe_base(args.moshi_paths, data.info))
+    model = world.together(lambda: _build(args, data.info, world.device))
+    dtype = getattr(torch, args.param_dtype)
+    shard(model, world.mesh, dtype)
+
+    layout = Layout(world.rank, world.size, args.batch_size, args.num_microbatches, args.train.backprop_clips)
+    has_prefix = any(recording.prefix_frames for recording in data.train[0].recordings)
+    feed: Feed = IndependentClips(has_prefix)
+    if args.train.stateful:
+        feed = CarriedClips(model, layout, dtype, has_prefix, args.train.random_phase, args.seed)
+
+    def stage(first_step: int, part: Corpus) -> Stage:
+        loader: ClipLoader | StreamLoader
+        if args.train.stateful:
+            loader = StreamLoader(part, rows=layout.rows, seed=args.seed, shuffle=args.data.shuffle)
+        else:
+            loader = ClipLoader(part, seed=args.seed, shuffle=args.data.shuffle)
+        return Stage(first_step, loader, part.clip_frames)
+
+    kind: Kind = "adapters" if args.save_adapters else "full"
+    documents = export_documents(model, data.info, base, kind)
+    return Parts(
+        model=model,
+        optimizer=build_optimizer(model, args.optim, parameter_role, decays),
+        stages=[stage(step, part) for (step, _), part in zip(data.lengths, data.train, strict=True)],
+        layout=layout,
+        feed=feed,
+        eval_set=EvalSet(data.evaluation) if data.evaluation is not None else None,
+        codec=data.codec,
+        documents={f"consolidated/{name}": document for name, document in documents.items()},
+        exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
+    )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What was found where the configuration points.
+
+    Args:
+        lengths: first step and seconds of a clip, of every stage.
+        train: the recordings, cut for every stage.
+    """
+
+    info: CheckpointInfo
+    codec: Codec | None
+    lengths: list[tuple[int, float]]
+    train: list[Corpus]
+    evaluation: Corpus | None
+
+
+def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     info = resolve_model(args.moshi_paths)
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
@@ -105,30 +163,50 @@ def assemble(args: TrainArgs, world: World) -> Parts:
     codec = tokenizer = None
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
     if args.paper_metrics.enable or any(names_sound(spec) for spec in specs):
-        codec = Codec(info.get_mimi(device=world.device), info.mimi_config)
+        codec = Codec(info.get_mimi(device=device), info.mimi_config)
         tokenizer = info.get_text_tokenizer()
 
     def corpus(spec: str, seconds: float) -> Corpus:
         return Corpus(spec, codec, tokenizer, seconds, args.data.code_cache_dir, alphabet=alphabet)
 
-    lengths = clip_stages(args)
+    lengths = clip_stages(args.train.clip_schedule, args.duration_sec)
     train = [corpus(args.data.train_data, seconds) for _, seconds in lengths]
     evaluation = corpus(args.data.eval_data, args.duration_sec) if args.do_eval else None
-    # Codes belong to whole recordings, so one pass serves every clip length.
-    for part in (train[0], evaluation):
-        if part is not None:
-            _encode(part, world)
-    world.barrier()
+    return _Data(info, codec, lengths, train, evaluation)
 
-    dtype = getattr(torch, args.param_dtype)
+
+def _encode(corpus: Corpus, world: World, name: str) -> None:
+    """Makes the codes that the cache lacks, so that no step waits for the codec."""
+    turns = Turns(world, name)
+    last_said = 0.0
+
+    def say(recording: str, done: int, total: int) -> None:
+        nonlocal last_said
+        if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
+            last_said = time.monotonic()
+            turns.report()
+            logger.info(
+                "encoding audio: %d of %d seconds (%s)", frames_to_seconds(done), frames_to_seconds(total), recording
+            )
+
+    failure = None
+    try:
+        corpus.encode_all(world.rank, world.size, say)
+    except (UserError, OSError) as error:
+        failure = error
+    turns.finish(failure)
+
+
+def _build(args: TrainArgs, info: CheckpointInfo, device: torch.device) -> TTTMoshi:
+    """The model of this run, whole."""
     model = build_model(
         info,
         args.ttt,
         args.lora,
         full_finetuning=args.full_finetuning,
         gradient_checkpointing=args.gradient_checkpointing,
-        device=world.device,
-        dtype=dtype,
+        device=device,
+        dtype=getattr(torch, args.param_dtype),
         seed=args.seed,
     )
     if model.mode == "frozen":
@@ -139,47 +217,7 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         _load_start(model, Path(args.checkpoint.init_state_dir))
     if args.train.context_frames is not None:
         set_context(model, args.train.context_frames)
-    shard(model, world.mesh, dtype)
-
-    layout = Layout(world.rank, world.size, args.batch_size, args.num_microbatches, args.train.backprop_clips)
-    has_prefix = any(recording.prefix_frames for recording in train[0].recordings)
-    feed: Feed = IndependentClips(has_prefix)
-    if args.train.stateful:
-        feed = CarriedClips(model, layout, dtype, has_prefix, args.train.random_phase, args.seed)
-
-    def loader(part: Corpus) -> ClipLoader | StreamLoader:
-        if args.train.stateful:
-            return StreamLoader(part, rows=layout.rows, seed=args.seed, shuffle=args.data.shuffle)
-        return ClipLoader(part, seed=args.seed, shuffle=args.data.shuffle)
-
-    kind: Kind = "adapters" if args.save_adapters else "full"
-    documents = export_documents(model, info, describe_base(args.moshi_paths, info), kind)
-    return Parts(
-        model=model,
-        optimizer=build_optimizer(model, args.optim, parameter_role, decays),
-        stages=[Stage(step, loader(part)) for (step, _), part in zip(lengths, train, strict=True)],
-        layout=layout,
-        feed=feed,
-        eval_set=EvalSet(evaluation) if evaluation is not None else None,
-        codec=codec,
-        documents={f"consolidated/{name}": document for name, document in documents.items()},
-        exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
-    )
-
-
-def _encode(corpus: Corpus, world: World) -> None:
-    """Makes the codes that the cache lacks, so that no step waits for the codec."""
-    last_said = time.monotonic()
-
-    def say(recording: str, done: int, total: int) -> None:
-        nonlocal last_said
-        if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
-            last_said = time.monotonic()
-            logger.info(
-                "encoding speech: %d of %d seconds (%s)", frames_to_seconds(done), frames_to_seconds(total), recording
-            )
-
-    corpus.encode_all(world.rank, world.size, say)
+    return model
 
 
 def _load_start(model: TTTMoshi, folder: Path) -> None:

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.fsdp import FSDPModule
 
 from ttt_moshi.config import TrainArgs
+from ttt_moshi.data import Batch, EvalSet
 from ttt_moshi.evaluation import evaluate_perplexity
-from ttt_moshi.evaluation.hook import paper_metrics
+from ttt_moshi.evaluation.hook import check_paper_metrics, paper_metrics
 from ttt_moshi.training.assemble import Parts
 from ttt_moshi.training.distributed import World
 
 
-def evaluate_when_due(parts: Parts, args: TrainArgs, world: World, step: int, codes_dir: Path) -> dict[str, Any]:
+def check_evaluation(args: TrainArgs) -> None:
+    """Refuses, before the first step, benchmarks that could not run hours later. The evaluation data is checked where
+    all recordings are."""
+    if args.paper_metrics.enable:
+        check_paper_metrics(args.paper_metrics)
+
+
+def due(args: TrainArgs, step: int) -> tuple[bool, bool]:
+    """Whether perplexity, and whether benchmarks, are to be measured after `step`."""
+    last, benchmarks = step == args.max_steps, args.paper_metrics
+    return (
+        args.do_eval and (last or bool(args.eval_freq and step % args.eval_freq == 0)),
+        benchmarks.enable and (last or bool(benchmarks.freq and step % benchmarks.freq == 0)),
+    )
+
+
+def evaluate(
+    parts: Parts, args: TrainArgs, world: World, step: int, codes_dir: Path, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
     """What is to be measured after `step`: perplexity, benchmarks, or nothing. Called on all ranks.
 
     Args:
         codes_dir: where the benchmarks' codes are kept.
+        should_stop: asked between batches.
+
+    Raises:
+        EvaluationStopped: on all ranks, when one was asked to stop.
+        UserError: a file that cannot be read any more, or predictions that are not finite.
     """
-    last = step == args.max_steps
+    perplexity, benchmarks = due(args, step)
     found: dict[str, Any] = {}
-    if args.do_eval and (last or (args.eval_freq and step % args.eval_freq == 0)):
-        found |= _perplexity(parts, args, world)
-    benchmarks = args.paper_metrics
-    if benchmarks.enable and (last or (benchmarks.freq and step % benchmarks.freq == 0)):
-        assert parts.codec is not None
-        found["paper_metrics"] = paper_metrics(parts.model, parts.codec, benchmarks, codes_dir, world.rank, world.size)
-    if found:
+    try:
+        if perplexity:
+            found |= _perplexity(parts, args, world, should_stop)
+        if benchmarks:
+            assert parts.codec is not None
+            found["paper_metrics"] = paper_metrics(
+                parts.model, parts.codec, args.paper_metrics, codes_dir, world.rank, world.size, should_stop
+            )
+    finally:
         # The root unit stays whole after a forward, in expectation of a backward that never comes; the optimizer and
         # the checkpoint know its shards only.
-        assert isinstance(parts.model, FSDPModule)
-        parts.model.reshard()
+        if perplexity or benchmarks:
+            assert isinstance(parts.model, FSDPModule)
+            parts.model.reshard()
     return found
 
 
-def _perplexity(parts: Parts, args: TrainArgs, world: World) -> dict[str, Any]:
+def _perplexity(parts: Parts, args: TrainArgs, world: World, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """NLL in nats and perplexity of every component over the whole evaluation set."""
     assert parts.eval_set is not None
-    result = evaluate_perplexity(parts.model, parts.eval_set, args.batch_size, world.rank, world.size)
+    clips = _ReadTogether(parts.eval_set, world)
+    result = evaluate_perplexity(parts.model, clips, args.batch_size, world.rank, world.size, should_stop=should_stop)
     return {
         "nll": {name: component.nll for name, component in result.components.items()},
         "ppl": {name: component.ppl for name, component in result.components.items()},
@@ -47,3 +77,26 @@ def _perplexity(parts: Parts, args: TrainArgs, world: World) -> dict[str, Any]:
         "clips": result.clips,
         "data_digest": result.data_digest,
     }
+
+
+@dataclass
+class _ReadTogether:
+    """An evaluation set that fails on all ranks where a file cannot be read on one."""
+
+    whole: EvalSet
+    world: World
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.whole.fingerprint
+
+    @property
+    def clips(self) -> Sequence[Any]:
+        return self.whole.clips
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+        batches = self.whole.batches(batch_size, rank, world_size)
+        while (batch := self.world.together(lambda: next(batches, None))) is not None:
+            yield batch

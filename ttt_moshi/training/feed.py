@@ -24,10 +24,12 @@ class Stage:
     Args:
         first_step: optimizer step with which it begins.
         loader: its clips; positions count from the beginning of the stage.
+        clip_frames: length of a clip.
     """
 
     first_step: int
     loader: ClipLoader | StreamLoader
+    clip_frames: int
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:
@@ -100,8 +102,8 @@ class IndependentClips:
     def __init__(self, has_prefix: bool) -> None:
         self.has_prefix = has_prefix
 
-    def restart(self, model: TTTMoshi) -> None:
-        """Nothing to forget."""
+    def begin(self, model: TTTMoshi, restart: bool) -> None:
+        """Nothing to move on from."""
 
     def targets(self, model: TTTMoshi, micro: int, clips: Sequence[Batch], device: torch.device) -> list[Targets]:
         """What the clips of one micro-batch ask, before the model runs."""
@@ -118,7 +120,7 @@ class IndependentClips:
         output = model(batch.codes.to(device), prefix_lengths=prefix)
         return output.text_logits, output.logits
 
-    def end_step(self) -> None:
+    def keep(self) -> None:
         """Nothing outlives a step."""
 
     def tensors(self, mesh: DeviceMesh) -> dict[str, Tensor]:
@@ -129,7 +131,8 @@ class IndependentClips:
 class CarriedClips:
     """Every row goes on where its recording was left: attention, memory and delays are carried, and can be saved.
 
-    Gradients flow through the clips of one step and are cut between steps.
+    Gradients flow through the clips of one step and are cut between steps. What a step moves is only its own until
+    `keep`: a step that fails leaves no trace.
 
     Args:
         has_prefix: whether some recording begins with given frames.
@@ -144,15 +147,18 @@ class CarriedClips:
         self._seed = seed
         self._dtype = dtype
         self._batch_size = layout.batch_size
-        self._streams = [model.start_stream(layout.batch_size, dtype) for _ in range(layout.micro_batches)]
+        self._kept = [model.start_stream(layout.batch_size, dtype) for _ in range(layout.micro_batches)]
+        self._moving = list(self._kept)
 
-    def restart(self, model: TTTMoshi) -> None:
-        """Forgets everything, as at the beginning of a stage."""
-        self._streams = [model.start_stream(self._batch_size, self._dtype) for _ in self._streams]
+    def begin(self, model: TTTMoshi, restart: bool) -> None:
+        """Begins a step from what was kept last, or from nothing, as at the beginning of a stage."""
+        self._moving = (
+            [model.start_stream(self._batch_size, self._dtype) for _ in self._kept] if restart else self._kept[:]
+        )
 
     def targets(self, model: TTTMoshi, micro: int, clips: Sequence[Batch], device: torch.device) -> list[Targets]:
         """What the clips of one micro-batch ask, before the model runs."""
-        stream, found = self._streams[micro], []
+        stream, found = self._moving[micro], []
         for batch in clips:
             stream = self._begin(stream, batch)
             codes = batch.codes.to(device)
@@ -164,20 +170,21 @@ class CarriedClips:
         """Text and audio logits of one clip; moves the micro-batch's stream on."""
         prefix = batch.prefix_lengths.to(device) if self.has_prefix else None
         chunk = model.forward_chunk(
-            batch.codes.to(device), self._begin(self._streams[micro], batch), prefix_lengths=prefix
+            batch.codes.to(device), self._begin(self._moving[micro], batch), prefix_lengths=prefix
         )
-        self._streams[micro] = chunk.stream
+        self._moving[micro] = chunk.stream
         return chunk.output.text_logits, chunk.output.logits
 
-    def end_step(self) -> None:
-        """Cuts the gradient between steps."""
-        self._streams = [stream.detach() for stream in self._streams]
+    def keep(self) -> None:
+        """Keeps what the step moved, the gradient cut."""
+        self._kept = [stream.detach() for stream in self._moving]
+        self._moving = self._kept[:]
 
     def tensors(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """The live tensors by name, each rank's rows being its shard."""
+        """The tensors that were kept last, by name, each rank's rows being its shard."""
         return {
             f"stream/{micro}/{name}": DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False)
-            for micro, stream in enumerate(self._streams)
+            for micro, stream in enumerate(self._kept)
             for name, tensor in stream.state_dict().items()
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,10 @@ def capture() -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Puts back what `capture` took.
+def restore(state: dict[str, Any]) -> str | None:
+    """Puts back what `capture` took; returns what had to be left aside, in words, if anything.
 
-    Raises:
-        ValueError: the state was taken with another number of GPUs.
+    The generators of GPUs are left as they were seeded where another number of GPUs is visible than at the capture.
     """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -42,9 +42,25 @@ def restore(state: dict[str, Any]) -> None:
     torch.set_rng_state(_decode(state["torch"]))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(state["cuda"]) != gpus:
-        raise ValueError(f"random state of {len(state['cuda'])} GPUs cannot be restored on {gpus}")
+        return f"the random state of {len(state['cuda'])} GPUs is left aside: this process sees {gpus}"
     if gpus:
         torch.cuda.set_rng_state_all([_decode(encoded) for encoded in state["cuda"]])
+    return None
+
+
+def remember() -> Callable[[], None]:
+    """Takes the state of all generators; what it returns puts that state back, in this process."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return put_back
 
 
 def _encode(state: torch.Tensor) -> str:

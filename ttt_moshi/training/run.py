@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ttt_moshi.checkpoint import CheckpointStore, Retention
 from ttt_moshi.config import TrainArgs
-from ttt_moshi.data import Batch
 from ttt_moshi.errors import UserError
-from ttt_moshi.training import checkpoints, random_state
+from ttt_moshi.signals import Requests, requests
+from ttt_moshi.training import checkpoints, evaluate, identity, random_state
 from ttt_moshi.training.assemble import Parts, assemble
 from ttt_moshi.training.distributed import World, join_world
-from ttt_moshi.training.evaluate import evaluate_when_due
-from ttt_moshi.training.feed import stage_at
-from ttt_moshi.training.optimizer import set_learning_rate
-from ttt_moshi.training.run_dir import RunDir, check_free, claim, record_launch
-from ttt_moshi.training.schedule import one_cycle
-from ttt_moshi.training.signals import Requests, requests
-from ttt_moshi.training.sinks import JsonLines, Sink, TensorBoard, Wandb, cut_back
-from ttt_moshi.training.step import StepResult, digest, loss_weights, train_step
-from ttt_moshi.ttt import Diagnostics, watch
+from ttt_moshi.training.log import Log, Report
+from ttt_moshi.training.loop import train
+from ttt_moshi.training.nonfinite import NonFiniteLossError
+from ttt_moshi.training.run_dir import (
+    RunDir,
+    Start,
+    choose_start,
+    claim,
+    delete_earlier,
+    open_run_dir,
+    record_launch,
+    size_of,
+)
+from ttt_moshi.training.saves import Saves, SavingFailed
+from ttt_moshi.training.sinks import Metrics, check_wandb, has_step
+from ttt_moshi.training.step import loss_weights
+from ttt_moshi.training.under_way import Run
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any]], None]
 
+class RunEnded(UserError):  # noqa: N818 - what happened, as a person says it
+    """A run that had begun ended by itself before its last step. The message says why and what can be resumed.
 
-class NonFiniteLossError(UserError):
-    """The loss or a gradient stopped being a number."""
+    Args:
+        options: what to add to the command line in order to go on; empty where there is nothing to go on from.
+    """
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(message)
+        self.options = options
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ class Outcome:
         step: optimizer steps done.
         finished: whether that is all of them.
         stopped_by: name of the signal that ended it early.
-        checkpoint: folder of the last checkpoint, if one was saved.
-        state_id: its state id.
+        checkpoint: folder of the checkpoint that a resumed run begins at, if this launch saved or resumed one.
+        state_id: its state id, if this launch saved it.
     """
 
     step: int
@@ -57,234 +68,219 @@ class Outcome:
     state_id: str | None
 
 
-def run(args: TrainArgs, report: Report = lambda record: None) -> Outcome:
+def run(args: TrainArgs, report: Report = lambda record: None, asked: Requests | None = None) -> Outcome:
     """Trains until `max_steps` or until a stop signal, and saves on the way.
 
-    Everything that can be refused is refused before the run folder is touched.
+    The run folder is locked first; everything that can be refused is refused before anything in it is touched.
 
     Args:
         report: receives every step's record, on rank 0.
+        asked: the process's handlers of signals, where they are installed already.
 
     Raises:
         UserError: a configuration, data set, base model, run folder or checkpoint that cannot work.
-        NonFiniteLossError: after a checkpoint of the last finite state was saved.
+        RunEnded: the run had begun, and ended by itself.
+        Stopped: a stop signal came before the first step.
     """
-    run_dir = RunDir(Path(args.run_dir))
-    with join_world() as world, ExitStack() as stack:
+    with ExitStack() as stack:
+        asked = asked or stack.enter_context(requests())
+        asked.starting()
+        world = stack.enter_context(join_world(60 * args.patience_minutes))
         random_state.seed_everything(args.seed)
-        if not args.checkpoint.resume:
-            check_free(run_dir, args.overwrite_run_dir)
+        run_dir = world.from_main(lambda: open_run_dir(args.run_dir))
+        _same_folder(world, args, run_dir)
+        store = _store(args, run_dir, world)
+        world.from_main(lambda: choose_start(run_dir, store, args))
+        store.claim()
+        stack.callback(store.close)
+        # Once more: only the holder of the lock sees a folder that nobody else changes.
+        start = world.from_main(lambda: choose_start(run_dir, store, args))
         parts = assemble(args, world)
         for stage in parts.stages:
             stack.callback(stage.loader.close)
-        store = CheckpointStore(
-            run_dir.checkpoints,
-            world.rank,
-            world.size,
-            retention=_retention(args),
-            mirror=args.checkpoint.mirror,
-            log=logger.warning,
-        )
-        progress = checkpoints.Progress()
-        if args.checkpoint.resume:
-            checkpoints.check_resumable(store, parts, args)
-            # Open for writing, so that a damaged checkpoint is set aside rather than met again.
-            stack.enter_context(store)
-            progress = checkpoints.resume(store, parts, args, world)
-        if world.is_main:
-            if not args.checkpoint.resume:
-                claim(run_dir, args, args.overwrite_run_dir)
-            record_launch(run_dir, args, world.size, progress.step)
-        world.barrier()
-        if args.do_ckpt:
-            if not args.checkpoint.resume:
-                stack.enter_context(store)
-            checkpoints.reserve(store, parts, world)
-        sinks = _Sinks(args, run_dir, progress.step, world, stack, report)
-        asked = stack.enter_context(requests())
-        return _loop(args, world, parts, store, run_dir, progress, sinks, asked)
+        run = _begin(args, world, run_dir, store, start, parts, report, asked, stack)
+        asked.started()
+        with _ended(run, store):
+            train(run)
+            if run.saves is not None:
+                run.saves.finish(run.progress, run.metrics)
+        return _outcome(run, store)
 
 
-def _retention(args: TrainArgs) -> Retention:
+def _same_folder(world: World, args: TrainArgs, run_dir: RunDir) -> None:
+    """Refuses ranks that would save their parts of a checkpoint in different folders."""
+    folders = world.gather(str(open_run_dir(args.run_dir).path))
+    for rank, folder in enumerate(folders):
+        if folder != str(run_dir.path):
+            raise UserError(
+                f"`run_dir` leads to {run_dir.path} for process 0 and to {folder} for process {rank}: name one "
+                "absolute path on a file system that all nodes share"
+            )
+
+
+def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     checkpoint = args.checkpoint
-    return Retention(args.num_ckpt_keep, checkpoint.keep_every, checkpoint.keep_best, checkpoint.keep_metric)
-
-
-class _Sinks:
-    """Training and evaluation metrics of rank 0; the other ranks write nowhere."""
-
-    def __init__(
-        self, args: TrainArgs, run_dir: RunDir, step: int, world: World, stack: ExitStack, report: Report
-    ) -> None:
-        self._report = report if world.is_main else lambda record: None
-        self._train: list[Sink] = []
-        self._eval: list[Sink] = []
-        if not world.is_main:
-            return
-        for sinks, path, tag in (
-            (self._train, run_dir.train_metrics, "train"),
-            (self._eval, run_dir.eval_metrics, "eval"),
-        ):
-            removed = cut_back(path, step)
-            if removed:
-                logger.info("%s: removed %d lines after step %d", path.name, removed, step)
-            sinks += [JsonLines(path), TensorBoard(run_dir.tensorboard, tag, purge_step=step + 1)]
-            if args.wandb.project:
-                sinks.append(Wandb(args.wandb, run_dir.path, tag, {}))
-            for sink in sinks:
-                stack.callback(sink.close)
-
-    def train(self, record: dict[str, Any]) -> None:
-        self._write(self._train, record)
-        self._report(record)
-
-    def eval(self, record: dict[str, Any]) -> None:
-        self._write(self._eval, record)
-        self._report(record)
-
-    def sync(self) -> None:
-        for sink in (*self._train, *self._eval):
-            sink.sync()
-
-    @staticmethod
-    def _write(sinks: list[Sink], record: dict[str, Any]) -> None:
-        for sink in sinks:
-            sink.write(record)
-
-
-def _loop(
-    args: TrainArgs,
-    world: World,
-    parts: Parts,
-    store: CheckpointStore,
-    run_dir: RunDir,
-    progress: checkpoints.Progress,
-    sinks: _Sinks,
-    asked: Requests,
-) -> Outcome:
-    weights = loss_weights(parts.model, args)
-    saved_step, stopping = None, False
-    saved_at = time.monotonic()
-    parts.model.train()
-    while progress.step < args.max_steps and not stopping:
-        began = time.perf_counter()
-        stage = stage_at(parts.stages, progress.step)
-        if stage.first_step == progress.step:
-            progress = progress.at_stage_start()
-            parts.feed.restart(parts.model)
-        work = parts.layout.read(stage.loader, progress.cursor)
-        if progress.step + 1 < args.max_steps and stage_at(parts.stages, progress.step + 1) is stage:
-            parts.layout.read_ahead(stage.loader, progress.cursor + parts.layout.clips)
-        rates = set_learning_rate(parts.optimizer, one_cycle(progress.step, args.max_steps, args.optim.pct_start))
-        store.wait_staged()
-        watched = parts.ttt_layers() if args.train.watch_freq and progress.step % args.train.watch_freq == 0 else {}
-        with watch(watched) as seen:
-            result = train_step(
-                parts.model, parts.optimizer, parts.feed, work, world, weights, args.max_norm,
-                stop_requested=asked.stop is not None,
-                save_requested=_save_asked(asked, args, world, run_dir, saved_at),
-            )  # fmt: skip
-        if not result.finite:
-            raise _stop_at_non_finite(result, args, world, parts, store, progress)
-        positions = range(progress.cursor, progress.cursor + parts.layout.clips)
-        clip_ids = [stage.loader.clip(position).id for position in positions]
-        seconds = time.perf_counter() - began
-        progress = progress.after_step(parts.layout.clips, seconds)
-        stopping = result.stop
-        record = _record(progress, result, rates, work, clip_ids, seconds, world)
-        sinks.train({**record, "memory": _memory(seen)} if watched else record)
-
-        measured = evaluate_when_due(parts, args, world, progress.step, run_dir.benchmark_codes)
-        if measured:
-            sinks.eval({"step": progress.step, **measured})
-        if args.do_ckpt:
-            store.poll()
-            due = args.ckpt_freq and progress.step % args.ckpt_freq == 0
-            if progress.step == args.max_steps or stopping or due or result.save:
-                sinks.sync()
-                checkpoints.save(store, parts, args, world, progress, _saved_metrics(result, measured))
-                saved_step, saved_at = progress.step, time.monotonic()
-    saved = store.wait() if args.do_ckpt else None
-    return Outcome(
-        step=progress.step,
-        finished=progress.step == args.max_steps,
-        stopped_by=(asked.stop.name if asked.stop else "a signal to another process") if stopping else None,
-        checkpoint=store.path(saved_step) if saved_step is not None else None,
-        state_id=saved.state_id if saved is not None else None,
+    return CheckpointStore(
+        run_dir.checkpoints,
+        world.rank,
+        world.size,
+        retention=Retention(args.num_ckpt_keep, checkpoint.keep_every, checkpoint.keep_best, checkpoint.keep_metric),
+        mirror=checkpoint.mirror,
+        timeout=world.patience,
+        log=logger.warning,
     )
 
 
-def _save_asked(asked: Requests, args: TrainArgs, world: World, run_dir: RunDir, saved_at: float) -> bool:
-    """Whether this process wants a checkpoint after the coming step. The ranks agree in the step's own collective."""
-    wanted = asked.take_save()
-    if world.is_main:
-        minutes = args.checkpoint.every_minutes
-        wanted |= minutes is not None and time.monotonic() - saved_at >= 60 * minutes
-        if run_dir.save_request.exists():
-            run_dir.save_request.unlink()
-            wanted = True
-    return wanted
-
-
-def _saved_metrics(result: StepResult, measured: dict[str, Any]) -> dict[str, float]:
-    """What retention can rank checkpoints by."""
-    return {"loss": result.metrics["loss"], **{f"eval.{k}": v for k, v in measured.get("nll", {}).items()}}
-
-
-def _record(
-    progress: checkpoints.Progress,
-    result: StepResult,
-    rates: dict[str, float],
-    work: list[list[Batch]],
-    clip_ids: list[str],
-    seconds: float,
-    world: World,
-) -> dict[str, Any]:
-    """One line of metrics. Everything outside of `timing` is equal whenever the run is repeated or resumed."""
-    heard = world.size * sum(int(batch.valid_frames.sum()) for clips in work for batch in clips)
-    memory = torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None
-    return {
-        "step": progress.step,
-        **result.metrics,
-        "lr": rates,
-        "sample_ids": digest(clip_ids),
-        "clips": progress.clips,
-        "predicted_tokens": result.tokens,
-        "timing": {
-            "step_seconds": seconds,
-            "audio_frames_per_second": heard / seconds,
-            "elapsed_seconds": progress.elapsed_seconds,
-            **({"max_memory_bytes": memory} if memory is not None else {}),
-        },
-    }
-
-
-def _memory(seen: dict[str, list[Diagnostics]]) -> dict[str, dict[str, float]]:
-    """What the TTT layers of this process did in the step, averaged over their calls."""
-    means = {}
-    for layer, calls in seen.items():
-        summaries = [call.summary() for call in calls]
-        means[layer] = {key: sum(s[key] for s in summaries) / len(summaries) for key in summaries[0]}
-    return means
-
-
-def _stop_at_non_finite(
-    result: StepResult,
+def _begin(
     args: TrainArgs,
     world: World,
-    parts: Parts,
+    run_dir: RunDir,
     store: CheckpointStore,
-    progress: checkpoints.Progress,
-) -> NonFiniteLossError:
-    """Saves the last finite state, which the failed step left untouched, and says where it is."""
-    where = "no checkpoint was saved (do_ckpt is false)"
+    start: Start,
+    parts: Parts,
+    report: Report,
+    asked: Requests,
+    stack: ExitStack,
+) -> Run:
+    """The rest of the preflight, then the first change of the run folder, then the run, ready for its first step."""
+    world.together(lambda: evaluate.check_evaluation(args))
+    world.together(lambda: check_wandb(args.wandb))
+    found: list[identity.Difference] = []
+    if start.resume:
+        found = world.together(lambda: _compare(args, world, store, parts))
     if args.do_ckpt:
-        if progress.step > 0 and progress.step not in store.steps():
-            checkpoints.save(store, parts, args, world, progress, {})
-        store.wait()
-        where = f"the state before it is saved at step {progress.step}" if progress.step else "nothing was trained yet"
-    bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "grad_norm")}
-    return NonFiniteLossError(
-        f"step {progress.step + 1} is not finite ({bad}); {where}. Lower optim.lr or ttt.base_lr, or look at the clips "
-        f"at positions {progress.cursor} to {progress.cursor + parts.layout.clips - 1}"
+        reclaimed = world.from_main(lambda: size_of(run_dir) if start.replace else 0)
+        checkpoints.reserve(store, parts, world, reclaimed)
+
+    progress, anew = checkpoints.Progress(), False
+    if start.resume:
+        anew = args.train.stateful and any(difference.changes_the_run for difference in found)
+        # Open for writing, so that a corrupt checkpoint is set aside rather than met again.
+        store.open()
+        progress, path = checkpoints.resume(store, parts, args, world, begin_recordings_anew=anew)
+        _say_resumed(args, store, world, found, anew, progress, path)
+    elif start.replace:
+        delete_earlier(run_dir, store, world.is_main)
+    lacks = False
+    if world.is_main:
+        if not start.resume:
+            claim(run_dir, args)
+        record_launch(run_dir, args, world.size, progress.step, progress.cursor)
+    metrics = world.together(lambda: Metrics(args, run_dir, progress.step) if world.is_main else None)
+    if metrics is not None:
+        stack.callback(metrics.close)
+        for name, removed in metrics.removed.items():
+            if removed:
+                logger.info("%s: removed %d lines after step %d", name, removed, progress.step)
+    if start.resume and any(evaluate.due(args, progress.step)):
+        lacks = world.from_main(lambda: not has_step(run_dir.eval_metrics, progress.step))
+    log = Log(metrics, report)
+    saves = None
+    if args.do_ckpt:
+        store.open()
+        saves = Saves(store, parts, args, world, log.saved)
+        if start.resume:
+            saves.begun = progress.step
+    return Run(
+        args=args, world=world, parts=parts, run_dir=run_dir, log=log, saves=saves, asked=asked,
+        weights=loss_weights(parts.model, args), progress=progress, restart=anew, evaluation_lacks=lacks,
+    )  # fmt: skip
+
+
+def _compare(args: TrainArgs, world: World, store: CheckpointStore, parts: Parts) -> list[identity.Difference]:
+    """What is different from the checkpoint that will be resumed; printed as a table.
+
+    Raises:
+        ConfigError: it would be another run.
+    """
+    step = args.checkpoint.resume_step if args.checkpoint.resume_step != -1 else store.newest_valid()
+    if step is None:
+        return []
+    path = store.path(step)
+    before = identity.identity_of_checkpoint(path)
+    if before.data is None:
+        logger.warning("%s was saved by an earlier version, which did not tell data by content: not compared", path)
+    found = identity.differences(before, identity.identity_of_run(args, world.size, parts))
+    if found:
+        logger.info("different from %s:", path)
+        for line in identity.table(found):
+            logger.info("  %s", line)
+    identity.refuse(found, args.checkpoint.accept_changes, path)
+    return found
+
+
+def _say_resumed(
+    args: TrainArgs,
+    store: CheckpointStore,
+    world: World,
+    found: list[identity.Difference],
+    anew: bool,
+    progress: checkpoints.Progress,
+    path: Path,
+) -> None:
+    changes = [difference for difference in found if difference.changes_the_run]
+    if changes and world.is_main:
+        store.log_event(
+            "accepted changes",
+            step=progress.step,
+            changes=[{"key": d.key, "before": d.before, "now": d.now, "class": d.meaning} for d in changes],
+        )
+    if anew:
+        logger.warning("the recordings begin anew: what was carried from clip to clip belongs to the run before")
+    if progress.step >= args.max_steps:
+        beyond = "already done" if progress.step == args.max_steps else f"beyond --max_steps {args.max_steps}"
+        logger.warning("step %d of %s is %s: nothing to train; raise --max_steps to go on", progress.step, path, beyond)
+
+
+@contextmanager
+def _ended(run: Run, store: CheckpointStore) -> Iterator[None]:
+    """Turns what ends a run by itself into `RunEnded`, after what was trained is saved."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        raise RunEnded(str(error), error.options) from error
+    except SavingFailed as error:
+        raise RunEnded(f"{error}. {_resumable(store)}", _resume_options(store)) from error
+    except (UserError, OSError) as error:
+        reason = str(error)
+        if run.saves is not None and run.progress.step and run.saves.begun != run.progress.step:
+            try:
+                run.saves.begin(run.progress, run.metrics)
+                run.saves.finish(run.progress, run.metrics)
+            except SavingFailed as failed:
+                reason += f"; and then {failed}"
+        raise RunEnded(f"{reason}. {_resumable(store)}", _resume_options(store)) from error
+
+
+def _resumable(store: CheckpointStore) -> str:
+    good = store.newest_valid()
+    return "There is no checkpoint to resume from" if good is None else f"Step {good} can be resumed"
+
+
+def _resume_options(store: CheckpointStore) -> list[str]:
+    return [] if store.newest_valid() is None else ["--checkpoint.resume", "true"]
+
+
+def _outcome(run: Run, store: CheckpointStore) -> Outcome:
+    """What a reader of the folder would find.
+
+    Raises:
+        RunEnded: the last state has NaN or infinity in it, so that nothing can resume from it.
+    """
+    last = None if run.saves is None else run.saves.last
+    if last is not None and not last.healthy:
+        raise RunEnded(
+            f"the state after step {last.step} holds NaN or infinity and was kept as {last.path}, for a look only. "
+            f"{_resumable(store)}",
+            _resume_options(store),
+        )
+    checkpoint: Any = None
+    if run.saves is not None and run.saves.begun is not None:
+        checkpoint = store.path(run.saves.begun)
+    return Outcome(
+        step=run.progress.step,
+        finished=run.finished,
+        stopped_by=run.stopped_by,
+        checkpoint=checkpoint,
+        state_id=None if last is None else last.state_id,
     )

@@ -1,43 +1,74 @@
-"""Where metrics go: a JSON-lines file that can be cut back, TensorBoard, and Weights & Biases when asked for."""
+"""Where metrics go: JSON-lines files that can be cut back, TensorBoard, and Weights & Biases when asked for."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import secrets
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ttt_moshi.config import WandbArgs
+from ttt_moshi.config import TrainArgs, WandbArgs, to_dict
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import write_atomically
+from ttt_moshi.training.run_dir import RunDir
 
 
-class Sink(Protocol):
-    """Receives one record a step."""
+class Metrics:
+    """Every record of a run, in all places where it is kept. One writer a place, whatever the record is about.
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Takes a record with a `step` and nested numbers."""
+    Args:
+        step: the step that the run begins at; records of later steps, of a launch that was killed, are dropped.
+    """
+
+    def __init__(self, args: TrainArgs, run: RunDir, step: int) -> None:
+        self.removed = {path.name: cut_back(path, step) for path in (run.train_metrics, run.eval_metrics)}
+        with ExitStack() as stack:
+            self._lines = {"train": JsonLines(run.train_metrics), "eval": JsonLines(run.eval_metrics)}
+            for lines in self._lines.values():
+                stack.callback(lines.close)
+            self._plots: list[TensorBoard | Wandb] = [TensorBoard(run.tensorboard, step)]
+            stack.callback(self._plots[0].close)
+            if args.wandb.project:
+                self._plots.append(Wandb(args.wandb, run.path, to_dict(args)))
+                stack.callback(self._plots[1].close)
+            self._open = stack.pop_all()
+
+    def write(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Takes a record with a `step` and nested numbers. `train` and `eval` have lines, anything else has curves."""
+        if kind in self._lines:
+            self._lines[kind].write(record)
+        for plot in self._plots:
+            plot.write(kind, record)
 
     def sync(self) -> None:
         """Makes durable what was written, before a checkpoint claims that it happened."""
+        for place in (*self._lines.values(), *self._plots):
+            place.sync()
 
     def close(self) -> None:
         """Flushes and lets go of everything."""
+        self._open.close()
 
 
 class JsonLines:
     """One JSON object a line, flushed to the operating system at every write."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one line."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Appends one line. Raises OSError with the path."""
+        try:
+            self._file.write((json.dumps(record) + "\n").encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
@@ -49,16 +80,19 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Every number of a record as a scalar named by its dotted path."""
+    """Every number of a record as a scalar named by its dotted path.
 
-    def __init__(self, folder: Path, tag: str, purge_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self._tag = tag
+    A reader drops what earlier files hold of the steps that a resumed run repeats, in all curves at once: hence one
+    writer for all of them.
+    """
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, kind: str, record: Mapping[str, Any]) -> None:
         """Adds the record's numbers at its step."""
         for name, value in flat_numbers(record).items():
-            self._writer.add_scalar(f"{self._tag}/{name.replace('.', '/')}", value, record["step"])
+            self._writer.add_scalar(f"{kind}/{name.replace('.', '/')}", value, record["step"])
 
     def sync(self) -> None:
         """Hands everything to the operating system."""
@@ -70,30 +104,43 @@ class TensorBoard:
 
 
 class Wandb:
-    """Every number of a record, sent to Weights & Biases."""
+    """Every number of a record, in one run of Weights & Biases that a resumed run continues.
 
-    def __init__(self, args: WandbArgs, run_dir: Path, tag: str, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "`wandb.project` is set but wandb is not installed: pip install 'ttt-moshi[wandb]'"
-            ) from error
+    Args:
+        config: shown there; without secrets.
+    """
+
+    def __init__(self, args: WandbArgs, run_dir: Path, config: dict[str, Any]) -> None:
+        check_wandb(args)
+        import wandb
+
         if args.key:
-            wandb.login(key=args.key)
-        self._tag = tag
-        self._run = wandb.init(
-            project=args.project,
-            name=args.run_name or run_dir.name,
-            dir=str(run_dir),
-            mode="offline" if args.offline else "online",
-            config=config,
-            resume="allow",
-        )
+            os.environ["WANDB_API_KEY"] = args.key  # `wandb.login` would write it to a file
+        known = run_dir / "wandb_id"
+        if not known.exists():
+            write_atomically(known, f"{secrets.token_hex(8)}\n".encode())
+        try:
+            self._run = wandb.init(
+                project=args.project,
+                id=known.read_text(encoding="utf-8").strip(),
+                name=args.run_name or run_dir.name,
+                dir=str(run_dir),
+                mode="offline" if args.offline else "online",
+                config=config,
+                # An offline run has nobody to ask what it logged before; its parts are joined when they are synced.
+                resume=None if args.offline else "allow",
+            )
+        except (wandb.Error, OSError) as error:
+            raise UserError(
+                f"Weights & Biases cannot be used ({error}): set wandb.offline to true, or wandb.project to null"
+            ) from error
+        # The step as a number of its own: a resumed run repeats steps, which W&B's own counter would refuse.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Sends the record's numbers at its step."""
-        self._run.log({f"{self._tag}/{k}": v for k, v in flat_numbers(record).items()}, step=record["step"])
+    def write(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Sends the record's numbers with its step."""
+        self._run.log({"step": record["step"], **{f"{kind}/{k}": v for k, v in flat_numbers(record).items()}})
 
     def sync(self) -> None:
         """Nothing: what was sent cannot be called back."""
@@ -101,6 +148,12 @@ class Wandb:
     def close(self) -> None:
         """Ends the run."""
         self._run.finish()
+
+
+def check_wandb(args: WandbArgs) -> None:
+    """Raises UserError where W&B is asked for and not installed."""
+    if args.project and importlib.util.find_spec("wandb") is None:
+        raise UserError("`wandb.project` is set but wandb is not installed: pip install 'ttt-moshi[wandb]'")
 
 
 def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -115,14 +168,29 @@ def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float
 
 
 def cut_back(path: Path, last_step: int) -> int:
-    """Removes the records after `last_step`, and a last line that a crash cut short; returns how many were removed.
+    """Removes the records after `last_step`, and lines that are none (cut short by a crash, blank, edited); how many.
 
     The file is replaced in one rename, so an interruption leaves the old one or the new one.
     """
     if not path.exists():
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [
+        line for line in lines if line.endswith(b"\n") and (step := _step_of(line)) is not None and step <= last_step
+    ]
     if len(kept) < len(lines):
-        write_atomically(path, "".join(kept).encode())
+        write_atomically(path, b"".join(kept))
     return len(lines) - len(kept)
+
+
+def has_step(path: Path, step: int) -> bool:
+    """Whether a file of metrics has a record of a step."""
+    return path.exists() and any(_step_of(line) == step for line in path.read_bytes().splitlines())
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from blake3 import blake3
+from torch.distributed.fsdp import FSDPModule
 
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.data import Batch
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.training import loss as objective
+from ttt_moshi.training import random_state
 from ttt_moshi.training.distributed import World
 from ttt_moshi.training.feed import Feed
 from ttt_moshi.training.loss import LossWeights
@@ -27,17 +29,19 @@ class StepResult:
 
     Args:
         metrics: loss, losses per component (nats), gradient norms.
-        finite: whether the loss and every gradient norm were finite; if not, nothing was updated.
-        stop: whether some rank was asked to stop.
-        save: whether some rank was asked for a checkpoint.
+        finite: whether the loss and every gradient norm were finite; if not, nothing was updated and nothing kept.
+        votes: what some rank voted for.
         tokens: predicted codes of the step over all ranks.
     """
 
     metrics: dict[str, Any]
     finite: bool
-    stop: bool
-    save: bool
+    votes: frozenset[str]
     tokens: int
+
+
+# What a rank may ask of all of them; they agree in the step's own collective, so that no request splits a step.
+VOTES = ("SIGTERM", "SIGINT", "SIGHUP", "save", "give up")
 
 
 def loss_weights(model: TTTMoshi, args: TrainArgs) -> LossWeights:
@@ -57,18 +61,22 @@ def train_step(
     world: World,
     weights: LossWeights,
     max_norm: float,
-    stop_requested: bool = False,
-    save_requested: bool = False,
+    votes: Collection[str] = (),
+    restart: bool = False,
 ) -> StepResult:
     """Runs forward and backward over every micro-batch and updates the parameters once.
 
     The two collectives of a step carry everything the ranks must agree on: the first the loss denominators, the
-    second the measured sums and whether anyone was asked to stop or to save.
+    second the measured sums and the votes.
 
     Args:
         work: for each micro-batch its clips, one after another.
+        votes: what this rank asks for, of `VOTES`.
+        restart: whether carried recordings begin anew with this step.
     """
     device, size = world.device, world.size
+    put_back = random_state.remember()
+    feed.begin(model, restart)
     targets = [feed.targets(model, micro, clips, device) for micro, clips in enumerate(work)]
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     counts = torch.zeros(2 + model.dep_q, dtype=torch.float64, device=device)
@@ -79,7 +87,7 @@ def train_step(
     # A step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
     text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
 
-    sums = torch.zeros(len(counts) + 4, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(counts) + 2, dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     for micro, clips in enumerate(work):
         share = torch.zeros((), device=device)
@@ -89,14 +97,12 @@ def train_step(
             weight = objective.target_weights(target.codes, target.mask, weights)
             share = share + objective.objective(nll, weight, text_total, audio_total)
             weighted = (nll.detach() * weight).double()
-            sums[:-4] += objective.component_sums(nll.detach(), target.codes, weights)
-            sums[-4:-2] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
+            sums[:-2] += objective.component_sums(nll.detach(), target.codes, weights)
+            sums[-2:] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
         # Sharded gradients are averaged over the ranks; the objective is a sum over them.
         (share * size).backward()
-    feed.end_step()
-    sums[-2:] = torch.tensor([float(stop_requested), float(save_requested)])
-    merged = world.sum(torch.cat([sums, counts]))
-    sums, counts = merged[: len(sums)], merged[len(sums) :]
+    cast = torch.tensor([float(vote in votes) for vote in VOTES], dtype=torch.float64, device=device)
+    sums, counts, cast = world.sum(torch.cat([sums, counts, cast])).split([len(sums), len(counts), len(cast)])
 
     norms = clip_gradients(optimizer, max_norm)
     measured = torch.cat([sums, torch.stack([n.double() for n in norms.values()])]).tolist()
@@ -105,6 +111,9 @@ def train_step(
     finite = all(math.isfinite(value) for value in (text_loss, audio_loss, *grad_norms.values()))
     if finite:
         optimizer.step()
+        feed.keep()
+    else:
+        put_back()
     optimizer.zero_grad(set_to_none=True)
 
     names = objective.component_names(model.dep_q)
@@ -119,10 +128,35 @@ def train_step(
             "grad_norm": grad_norms,
         },
         finite=finite,
-        stop=measured[len(sums) - 2] > 0,
-        save=measured[len(sums) - 1] > 0,
+        votes=frozenset(vote for vote, count in zip(VOTES, cast.tolist(), strict=True) if count > 0),
         tokens=int(counts.sum().item()),
     )
+
+
+def forward_is_finite(
+    model: TTTMoshi,
+    feed: Feed,
+    work: Sequence[Sequence[Batch]],
+    world: World,
+    restart: bool = False,
+) -> bool:
+    """Whether the model as it is predicts a step's clips with finite losses, on all ranks. Leaves no trace."""
+    put_back = random_state.remember()
+    feed.begin(model, restart)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    with torch.no_grad():
+        for micro, clips in enumerate(work):
+            targets = feed.targets(model, micro, clips, world.device)
+            for batch, target in zip(clips, targets, strict=True):
+                text_logits, audio_logits = feed.predict(model, micro, batch, world.device)
+                total += objective.nll_per_token(text_logits, audio_logits, target.codes, target.mask).double().sum()
+    put_back()
+    feed.begin(model, restart=False)
+    # The root unit stays whole after a forward, in expectation of a backward that never comes; the optimizer and the
+    # checkpoint know its shards only.
+    assert isinstance(model, FSDPModule)
+    model.reshard()
+    return math.isfinite(world.sum(total).item())
 
 
 def digest(clip_ids: Sequence[str]) -> str:

@@ -192,7 +192,7 @@ def _report_loaded(args: TrainArgs, write: Callable[[str], None]) -> None:
     with join_world() as world:
         parts = assemble(args, world)
         store = CheckpointStore(Path(args.run_dir) / "checkpoints")
-        progress = checkpoints.resume(store, parts, args, world)
+        progress, _ = checkpoints.resume(store, parts, args, world)
         loaded = {
             "digests": digests(optimizer_tensors(parts.model, parts.optimizer)),
             "counts": update_counts(parts.model, parts.optimizer),
