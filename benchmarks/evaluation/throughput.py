@@ -90,9 +90,9 @@ class TimedScorer(ModelScorer):
 
     seconds = 0.0
 
-    def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
+    def score(self, codes: torch.Tensor, frames: torch.Tensor, *more: torch.Tensor | None) -> Scores:
         began = time.perf_counter()
-        found = super().score(codes, frames)
+        found = super().score(codes, frames, *more)
         self.seconds += time.perf_counter() - began
         return found
 
@@ -117,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     paths = ModelPaths(hf_repo_id=options.base)
     subject, mimi = from_base(paths, "cpu", torch.float32), resolve_model(paths).get_mimi("cpu")
-    task = TASKS[options.task](Benchmarks(options.data_root, max_items=options.max_items))
+    task = TASKS[options.task].build(Benchmarks(options.data_root, max_items=options.max_items))
     assert isinstance(task, TwoChoices)
     task = TwoChoices(task.name, task.pairs, task.reduction, task.norm)  # without the variants of continuations
     recordings = 2 * len(task.pairs)

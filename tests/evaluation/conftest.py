@@ -180,6 +180,7 @@ class TableScorer:
     dep_q, window, device = 8, 32, torch.device("cpu")
     delays = DELAYS
     zero_token_id = -1
+    text_padding, swaps = (3, 0), False
 
     def __init__(self, rule, identity: str = "oracle"):
         self.rule, self.identity, self.calls = rule, identity, 0
@@ -214,6 +215,14 @@ def oracle():
         return Engine(scorer, ToyTokens(), NLLCache(folder, scorer.identity), BatchPolicy(**policy))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """The same makers, for fixtures that live longer than a test."""
+    return SimpleNamespace(
+        clips=make_clips, model=build_model, ttt_model=build_ttt_model, tokens=ToyTokens, write_toy=write_toy
+    )
 
 
 @pytest.fixture(scope="session")

@@ -154,6 +154,37 @@ def test_batch_size_one_is_really_one_and_agrees(evaluated, bench, tiny_material
     assert one["value"] == many["value"] and one["reductions"] == many["reductions"]
 
 
+def test_the_tasks_that_are_named_run_and_no_other(bench, tiny_material, tmp_path, evaluated):
+    out, _ = evaluated
+    shutil.copytree(out / "cache", tmp_path / "cache")
+    for words, names in (
+        (["--tasks", "ssc"], ["ssc"]),
+        (["--tasks", "ssc", "--eval_type", "standard"], ["ssc"]),
+        (["--tasks", "tsc,ppl"], ["tsc", "perplexity"]),
+        (["--eval_type", "both", "--tasks", "ssc", "--limit", "1"], ["perplexity", "ssc"]),
+    ):
+        folder = tmp_path / "_".join(words).replace(",", "_")
+        assert run(tiny_material, folder, *words, "--data_root", bench, "--cache_dir", tmp_path / "cache") == 0
+        assert list(results(folder)["tasks"]) == names
+    limited, whole = results(folder)["tasks"]["perplexity"], results(out)["tasks"]["perplexity"]
+    assert limited["n"] == 1 < whole["n"] and limited["value"] != whole["value"]
+    assert results(folder)["data"]["perplexity"]["digest"] != results(out)["data"]["perplexity"]["digest"]
+
+
+def test_streams_of_every_task_are_recorded_as_they_were(bench, tiny_material, tmp_path, evaluated):
+    out, _ = evaluated
+    usual = {name: task["options"] for name, task in results(out)["tasks"].items()}
+    assert usual["perplexity"] == {"ttt": "on", "text": "given", "user": "natural", "chunk_frames": 1500}
+    assert usual["ssc"] == {"ttt": "on", "text": "absent", "user": "silence", "chunk_frames": 1500}
+    words = ("--tasks", "ppl,ssc", "--text", "pad", "--user", "absent", "--data_root", bench)
+    assert run(tiny_material, tmp_path, *words, "--cache_dir", out / "cache") == 0
+    for name, task in results(tmp_path)["tasks"].items():
+        assert task["options"] == usual[name] | {"text": "pad", "user": "absent"}
+        lines = [(folder / "samples" / f"{name}.jsonl").read_text() for folder in (out, tmp_path)]
+        assert lines[0] != lines[1]
+    assert "text_words" not in results(tmp_path)["tasks"]["perplexity"]["components"]
+
+
 def test_missing_data_is_not_run_and_the_status_says_so(tiny_material, tmp_path, capsys):
     (tmp_path / "bench").mkdir()
     status = run(tiny_material, tmp_path / "out", "--eval_type", "both", "--data_root", tmp_path / "bench")
@@ -173,7 +204,7 @@ def test_nothing_measured_is_status_2_and_names_are_refused_before_the_model_is_
     command = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tmp_path / "no model"), "--out", str(tmp_path)]
     for mistake, expected in (
         (["--tasks", "swugy"], "did you mean `swuggy`?"),
-        (["--ttt", "offf"], "it is on, off, no_writes or reset:FRAMES"),
+        (["--ttt", "offf"], "it is on, off, no_writes, reset:FRAMES or swapped:FRAMES"),
     ):
         assert main([*command, *mistake]) == 2
         assert expected in capsys.readouterr().err
@@ -218,7 +249,7 @@ def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):
         assert main(["eval", *words]) == 2
         assert message in capsys.readouterr().err
     assert run(tiny_material, tmp_path, "--tasks", "swugy") == 2
-    assert "there are ppl, swuggy" in capsys.readouterr().err
+    assert "there are perplexity, swuggy" in capsys.readouterr().err
 
 
 def test_stored_evaluations_are_listed_compared_and_reported_again(evaluated, tmp_path, capsys):

@@ -71,6 +71,22 @@ def test_what_was_skipped_has_no_number_in_a_comparison(tmp_path):
     assert found["against_first"][0]["status"] == "skipped" and "no folder" in found["against_first"][0]["reason"]
 
 
+def test_a_number_that_its_options_did_not_touch_is_not_compared(tmp_path):
+    """An earlier version recorded `--ttt off` for tasks that it did not reach, which made memory worth nothing."""
+    a = write(tmp_path / "a", 1, {"x": 1.0}, perplexity=4.0)
+    b = write(tmp_path / "b", 1, {"x": 1.0}, perplexity=4.0)
+    b.results.config["ttt"] = "off"
+    found = compare([a, b])["tasks"]
+    assert found["ssc"]["against_first"][0]["status"] == "ok"
+    refused = found["perplexity"]["against_first"][0]
+    assert refused["status"] == "skipped" and "`--ttt off` was recorded and not applied" in refused["reason"]
+    b.results.tasks["perplexity"]["options"] = {"ttt": "off", "text": "given"}
+    assert compare_task("perplexity", a, b)["status"] == "ok"
+    b.results.config["text"] = "pad"
+    assert "`--text pad` was recorded and not applied" in compare_task("perplexity", a, b)["reason"]
+    assert "versions 1 and 2" in compare_task("ssc", a, write(tmp_path / "c", 1, {"x": 1.0}, version=2))["reason"]
+
+
 def test_pareto_knows_which_direction_is_better(tmp_path):
     a = write(tmp_path / "a", 1, {"x": 1.0, "y": 0.0}, perplexity=3.0)
     b = write(tmp_path / "b", 2, {"x": 1.0, "y": 1.0}, perplexity=4.0)

@@ -75,12 +75,43 @@ def test_another_model_or_a_changed_recording_is_not_answered_from_the_cache(tmp
     assert sequence_key(codes) not in other
 
 
-def test_a_damaged_cache_file_is_named(tmp_path, toy, oracle):
-    oracle(folder=tmp_path / "c").nll(examples(toy, tmp_path))
-    victim = next((tmp_path / "c").rglob("*.safetensors"))
-    victim.write_bytes(victim.read_bytes()[:20])
-    with pytest.raises(EvaluationError, match="damaged"):
-        oracle(folder=tmp_path / "c")
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other model"])
+def test_a_damaged_cache_file_is_scored_again_with_a_warning(tmp_path, toy, oracle, caplog, damage):
+    wanted = examples(toy, tmp_path)
+    whole = oracle(folder=tmp_path / "c", max_rows=3).nll(wanted)
+    victim = sorted((tmp_path / "c").rglob("*.safetensors"))[0]
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[-10] ^= 1
+    victim.write_bytes({"cut": content[:20], "empty": b"", "flip": content}.get(damage, content))
+    if damage == "other model":  # a file of one model under the name of another
+        other = Path(str(victim.parent).replace(victim.parent.name, NLLCache(tmp_path / "c", "b")._folder.name))
+        other.mkdir()
+        victim.rename(other / victim.name)
+        assert sequence_key(oracle().tokens.tokens(wanted[0])) not in NLLCache(tmp_path / "c", "b")
+    else:
+        engine = oracle(folder=tmp_path / "c", max_rows=3)
+        found = engine.nll(wanted)
+        assert engine.forward_passes == 1
+        assert all(np.array_equal(found[name], whole[name], equal_nan=True) for name in whole)
+    assert len(caplog.records) == 1 and victim.name in caplog.text and "scored again" in caplog.text
+
+
+def test_processes_that_share_a_cache_write_under_names_of_their_own(tmp_path, toy):
+    """Two processes score the same recordings into one folder at once: both end with the same numbers, and nothing but
+    whole files is left."""
+    program = KILLED.format(folder=str(Path(__file__).parent))
+    examples(toy, tmp_path)
+    pair = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    numbers = [[line for line in output if line != "batch"] for output in outputs]
+    assert numbers[0] == numbers[1] and numbers[0]
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert left and all(path.suffix == ".safetensors" for path in left)
 
 
 def test_a_full_disk_is_one_clear_line_and_what_was_scored_is_kept(tmp_path, toy, oracle, monkeypatch):

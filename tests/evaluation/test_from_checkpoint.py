@@ -81,20 +81,28 @@ def test_a_run_folder_is_answered_with_its_newest_checkpoint(trained, capsys):
     assert "did you mean" in (error := capsys.readouterr().err) and "checkpoint_000002" in error
 
 
-def test_inner_curves_and_controls_of_a_trained_memory(trained, bench, tmp_path):
+def test_inner_curves_and_controls_of_a_trained_memory(trained, bench, tmp_path, capsys):
     name = str(checkpoint(trained))
     common = ["eval", "--checkpoint_dir", name, "--data_root", str(bench), "--cache_dir", str(tmp_path / "cache")]
     values = {}
     for mode in ("on", "off", "no_writes", "reset:8"):
         out = tmp_path / mode.replace(":", "_")
-        assert main([*common, "--tasks", "inner,position", "--ttt", mode, "--out", str(out)]) == 0
+        names = "position,perplexity" if mode == "off" else "inner,position,perplexity"
+        assert main([*common, "--tasks", names, "--ttt", mode, "--out", str(out)]) == 0
         values[mode] = results(out)["tasks"]
         assert results(out)["config"]["ttt"] == mode
     inner = values["on"]["inner"]["layers"]["1"]["mean"]
     assert inner["after"] < inner["before"]
-    assert len({v["position"]["value"] for v in values.values()}) == 4
+    for name in ("position", "perplexity"):
+        assert len({v[name]["value"] for v in values.values()}) == 4
     compared = ["eval", "compare", *(str(tmp_path / m) for m in ("on", "off")), "--out", str(tmp_path / "cmp")]
-    assert main(compared) == 0
+    assert main(compared) == 1  # `inner` was not asked of the model without its memory
+    found = json.loads((tmp_path / "cmp" / "comparison.json").read_text())["tasks"]
+    for name in ("position", "perplexity"):
+        assert found[name]["against_first"][0]["difference"] != 0
+    capsys.readouterr()
+    assert main([*common, "--tasks", "ssc,inner", "--ttt", "off", "--out", str(tmp_path / "x")]) == 2
+    assert "`inner`: `--ttt off`" in capsys.readouterr().err and not (tmp_path / "x").exists()
     assert main([*common, "--tasks", "inner", "--ttt", "sometimes", "--out", str(tmp_path / "x")]) == 2
 
 

@@ -56,7 +56,7 @@ def test_curves_of_the_delta_rule(new_ttt_model, new_codes):
     """At the start all is as it was; each frame lowers its own loss; what was heard before helps when it returns."""
     model = new_ttt_model("delta", "speech")
     codes = new_codes(1, 14)
-    for layer in inner_losses(model, codes.repeat(1, 1, 2)).values():
+    for layer in inner_losses(ModelScorer(model, "s"), codes.repeat(1, 1, 2)).values():
         start, before, after = layer
         assert layer.shape == (3, 28) and start[0] == pytest.approx(before[0], rel=1e-4)
         assert (after < before).all()
@@ -74,7 +74,7 @@ def test_curves_equal_the_definition(new_ttt_model, new_codes, inner, preset):
         )
         for i in model.ttt_layers
     ]
-    found = inner_losses(model, codes)
+    found = inner_losses(ModelScorer(model, "s"), codes)
     for hook in hooks:
         hook.remove()
     for i in model.ttt_layers:
@@ -86,9 +86,9 @@ def test_curves_equal_the_definition(new_ttt_model, new_codes, inner, preset):
 def test_initial_weights_are_those_of_the_parameters_whatever_was_heard_before(new_ttt_model, new_codes):
     model = new_ttt_model()
     codes = new_codes(1, 12)
-    first = inner_losses(model, codes)
-    inner_losses(model, new_codes(1, 12, seed=8))
-    again = inner_losses(model, codes)
+    first = inner_losses(ModelScorer(model, "s"), codes)
+    inner_losses(ModelScorer(model, "s"), new_codes(1, 12, seed=8))
+    again = inner_losses(ModelScorer(model, "s"), codes)
     for i in first:
         np.testing.assert_array_equal(first[i], again[i])
         assert (first[i][0, :4] == first[i][1, :4]).all()  # nothing written before the first mini-batch ends

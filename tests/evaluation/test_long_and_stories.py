@@ -1,6 +1,7 @@
 """StoryCloze, SALMon, needle and the long-context curves, with scores computed by hand."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_stories_are_paired_by_their_uuid_and_continuations_scored_after_the_com
     folder = tmp_path / "sSC" / "sSC"
     toy(folder / "0_3f-9a_correct.wav", [5] * 6 + [2, 2, 2, 2])
     toy(folder / "1_3f-9a_incorrect.wav", [5] * 6 + [3, 2] * 10)
-    outcome = TASKS["ssc"](benchmarks(tmp_path)).run(oracle(rule=lambda k, v, t: float(v) if k == 1 else 0.0))
+    outcome = TASKS["ssc"].build(benchmarks(tmp_path)).run(oracle(rule=lambda k, v, t: float(v) if k == 1 else 0.0))
     assert [sample["id"] for sample in outcome.samples] == ["3f-9a"]
     reductions = {name: found["value"] for name, found in outcome.entry["reductions"].items()}
     assert reductions["semantic.mean"] == 0.0  # 38 / 10 against 80 / 26
@@ -45,7 +46,7 @@ def test_the_unconditional_likelihood_is_subtracted(tmp_path, toy, oracle):
     def rule(k, value, t):  # a 9 is dear at the start of a sequence and costs 3 later; a 2 always costs 2
         return (20.0 if t < 3 else 3.0) if value == 9 else float(value)
 
-    entry = TASKS["tsc"](benchmarks(tmp_path)).run(oracle(rule=rule)).entry
+    entry = TASKS["tsc"].build(benchmarks(tmp_path)).run(oracle(rule=rule)).entry
     assert entry["variants"]["continuation"]["value"] == 0.0
     assert entry["variants"]["minus_unconditional"]["value"] == 1.0
 
@@ -55,7 +56,7 @@ def test_a_shared_beginning_in_a_file_of_its_own(tmp_path, toy, oracle):
         toy(tmp_path / "sSC" / f"{name}.wav", samples)
     (pair,) = story_pairs(tmp_path, "sSC")
     assert oracle().tokens.tokens(pair.correct)[1].tolist() == [5, 5, 1, 1, 1]
-    assert TASKS["ssc"](benchmarks(tmp_path)).run(oracle()).entry["value"] == 1.0
+    assert TASKS["ssc"].build(benchmarks(tmp_path)).run(oracle()).entry["value"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_salmon_weighs_all_codebooks_alike_and_reports_parts(tmp_path, toy, orac
         for i in range(3):
             toy(tmp_path / "salmon" / part / f"sample_{i}_0.wav", [good + i] * 3)
             toy(tmp_path / "salmon" / part / f"sample_{i}_1.wav", [bad + i] * 3)
-    entry = TASKS["salmon"](benchmarks(tmp_path)).run(oracle()).entry
+    entry = TASKS["salmon"].build(benchmarks(tmp_path)).run(oracle()).entry
     assert entry["metric"] == "accuracy by uniform, mean"
     assert entry["groups"]["part"]["speaker_consistency"]["value"] == 1.0
     assert entry["groups"]["part"]["rir_consistency"]["value"] == 0.0
@@ -93,7 +94,7 @@ def test_needles_are_grouped_by_distance(tmp_path, toy, oracle):
     for distance, wrong in (("4", 9), ("60", 1)):
         toy(tmp_path / "needle" / distance / "0_n_correct.wav", [2, 2, 2])
         toy(tmp_path / "needle" / distance / "1_n_incorrect.wav", [2, 2, wrong])
-    groups = TASKS["needle"](benchmarks(tmp_path)).run(oracle()).entry["groups"]["distance"]
+    groups = TASKS["needle"].build(benchmarks(tmp_path)).run(oracle()).entry["groups"]["distance"]
     assert {name: group["value"] for name, group in groups.items()} == {"4": 1.0, "60": 0.0}
     with pytest.raises(EvaluationError, match="must be a number of seconds"):
         (tmp_path / "needle" / "far").mkdir()
@@ -234,7 +235,7 @@ def test_a_needle_asked_both_ways_is_one_item(tmp_path, toy, oracle):
         toy(tmp_path / "needle" / "8s" / f"{n}_{story}_correct.wav", [5, good, good])
         toy(tmp_path / "needle" / "8s" / f"{n + 1}_{story}_incorrect.wav", [5, bad, bad])
     (tmp_path / "needle" / "8s" / "needles.json").write_text('[{"pairs": ["a", "b"], "values": ["2", "9"]}]')
-    entry = TASKS["needle"](benchmarks(tmp_path)).run(oracle()).entry
+    entry = TASKS["needle"].build(benchmarks(tmp_path)).run(oracle()).entry
     assert entry["n"] == 1 and entry["pairs"] == 2 and entry["value"] == 0.5
     (tmp_path / "needle" / "8s" / "needles.json").write_text("[{}]")
     with pytest.raises(EvaluationError, match=r"needles\.json is not"):
@@ -246,13 +247,13 @@ def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
     for folder, samples in (("1s", [9, 9, 4, 4, 4, 9, 9, 9, 1, 1, 1, 9]), ("2s", [9, 9, 4, 4, 4, 9, 9, 9, 6, 6, 6, 9])):
         path = toy(tmp_path / "repeat" / folder / "x.wav", samples)
         path.with_suffix(".json").write_text(json.dumps({"first": [0.15, 0.41], "second": [0.63, 0.89]}))
-    outcome = TASKS["spoken_repeat"](benchmarks(tmp_path)).run(oracle())
+    outcome = TASKS["spoken_repeat"].build(benchmarks(tmp_path)).run(oracle())
     assert [d["second_minus_first"]["value"] for d in outcome.entry["distances"]] == [-3.0, 2.0]
     assert outcome.entry["value"] == 2.0
     assert {s["id"]: s["score"] for s in outcome.samples} == {"1s/x": 3.0, "2s/x": -2.0}
     path.with_suffix(".json").unlink()
     with pytest.raises(EvaluationError, match=r"x\.json is not"):
-        TASKS["spoken_repeat"](benchmarks(tmp_path))
+        TASKS["spoken_repeat"].build(benchmarks(tmp_path))
 
 
 def test_generated_benchmarks_are_read_by_every_loader(tiny_material, tmp_path):
@@ -271,3 +272,27 @@ def test_generated_benchmarks_are_read_by_every_loader(tiny_material, tmp_path):
     assert len({p.item for p in needles}) == len(needles) / 2
     assert len(find_repeats(tmp_path)) == made["repeat/2s"] + made["repeat/4s"]
     assert len(find_books(tmp_path)) == made["librilight/small"] / 2  # two chapters each
+
+
+def test_looking_for_books_takes_time_in_proportion_to_their_number(tmp_path):
+    """Comparisons of paths are counted, not seconds: every file is looked at a bounded number of times."""
+    counts = {}
+    for number in (40, 160):
+        root = tmp_path / str(number)
+        for i in range(number):
+            folder = root / "librilight" / "small" / str(i) / "b"
+            folder.mkdir(parents=True)
+            (folder / "x.wav").write_bytes(b"")
+        calls = 0
+
+        def count(frame, event, arg):
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            assert len(find_books(root)) == number
+        finally:
+            sys.setprofile(None)
+        counts[number] = calls
+    assert counts[160] < 6 * counts[40]

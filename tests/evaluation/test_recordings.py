@@ -88,6 +88,12 @@ def test_segments_are_encoded_as_one_recording_and_kept(tmp_path, codec, speech)
     before = [f.stat().st_mtime_ns for f in files]
     recordings.sides(joined)
     assert [f.stat().st_mtime_ns for f in files] == before
+    for content in (files[0].read_bytes()[:50], b"", bytes(files[0].read_bytes()[:-1]) + b"?"):
+        files[0].write_bytes(content)  # truncated, emptied, changed: made again
+        again = Recordings(codec, tmp_path / "codes")
+        for source in (joined, thirds):
+            np.testing.assert_array_equal(again.sides(source), expected)
+    assert sorted((tmp_path / "codes").glob("joined-*")) == files
     example = Example("x", (Piece(joined, 10, 20), Piece(joined, 45)))
     tokens = recordings.tokens(example)
     assert count_frames(example) == tokens.shape[1] == 15

@@ -10,10 +10,10 @@ from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
 from ttt_moshi.evaluation.report.write import write_run_report
 from ttt_moshi.evaluation.results import skipped
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
-from ttt_moshi.evaluation.suite import NO_BENCHMARKS, run_suite
+from ttt_moshi.evaluation.suite import run_suite
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Position
-from ttt_moshi.evaluation.tasks.registry import Benchmarks
+from ttt_moshi.evaluation.tasks.registry import NO_BENCHMARKS, Benchmarks
 
 
 def position_entry(tmp_path, toy, oracle) -> dict:
@@ -76,7 +76,7 @@ def test_a_model_that_fails_has_a_reason_and_no_score(new_model, tmp_path, toy, 
     model.text_linear.weight.data.fill_(1.0)
     model.linears[2].weight.data.fill_(float("inf"))
     engine.scorer = ModelScorer(model, "s")
-    found = run_suite(["ssc", "tsc"], Benchmarks(tmp_path, frames_of=len), engine)
+    found = run_suite(["ssc", "tsc"], Benchmarks(tmp_path, frames_of=len), lambda name: engine)
     assert found.outcomes == {}
     assert found.tasks["ssc"]["status"] == "skipped" and "not finite" in found.tasks["ssc"]["reason"]
     assert found.tasks["tsc"]["status"] == "skipped" and "tSC" in found.tasks["tsc"]["reason"]
@@ -84,7 +84,7 @@ def test_a_model_that_fails_has_a_reason_and_no_score(new_model, tmp_path, toy, 
 
 
 def test_without_a_data_root_nothing_is_configured_and_nothing_scored(oracle):
-    found = run_suite(["swuggy"], None, oracle())
+    found = run_suite(["swuggy"], Benchmarks(None), lambda name: oracle())
     assert found.tasks["swuggy"]["reason"] == NO_BENCHMARKS
 
 
@@ -96,13 +96,13 @@ def test_programming_errors_are_not_turned_into_skipped_tasks(tmp_path, toy, ora
         raise TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
-        run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), oracle(rule=broken))
+        run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), lambda name: oracle(rule=broken))
 
 
 def test_the_report_names_chance_counts_and_settings(tmp_path, toy, oracle):
     toy(tmp_path / "sSC" / "0_a_correct.wav", [1, 2, 3])
     toy(tmp_path / "sSC" / "1_a_incorrect.wav", [1, 2, 4])
-    found = run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), oracle())
+    found = run_suite(["ssc"], Benchmarks(tmp_path, frames_of=len), lambda name: oracle())
     results = Results(
         {"state_id": "abc", "step": 7, "kind": "full"}, found.tasks, {"text": "absent", "user": "silence"}
     )

@@ -68,7 +68,7 @@ def official(rows, score_of, item_of):
 
 def test_swuggy_equals_an_independent_implementation_of_the_official_rule(lexical, oracle):
     root, rows = lexical
-    task = TASKS["swuggy"](Benchmarks(root, frames_of=len, split="dev"))
+    task = TASKS["swuggy"].build(Benchmarks(root, frames_of=len, split="dev"))
     outcome = task.run(oracle())
     score = {}  # by hand: the oracle's NLL is the token's value, moshi100 weighs semantic 100 and acoustic 1
     import soundfile
@@ -119,7 +119,7 @@ def test_sblimp_reports_pairs_and_the_mean_over_types(tmp_path, toy, oracle):
             rows.append({"filename": name + ".wav", "id": i, "voice": "A", "type": kind, "subtype": "x",
                          "transcription": "", "correct": correct})  # fmt: skip
     write_gold(tmp_path / "syntactic" / "test", SYNTACTIC, rows)
-    entry = TASKS["sblimp"](Benchmarks(tmp_path, frames_of=len)).run(oracle()).entry
+    entry = TASKS["sblimp"].build(Benchmarks(tmp_path, frames_of=len)).run(oracle()).entry
     assert entry["value"] == 0.75
     assert entry["macro"] == 0.5
     assert entry["groups"]["type"]["agreement"]["value"] == 1.0

@@ -67,3 +67,16 @@ def show_tasks(console: Console, results: Any) -> None:
         else:
             table.add_row(name, "not run", "", "", task["reason"], style="yellow")
     console.print(table)
+
+
+def show_known_tasks(console: Console) -> None:
+    """What `--tasks` may name, and what each task needs."""
+    from ttt_moshi.evaluation.tasks.registry import known_tasks
+
+    table = Table(title="tasks", title_justify="left")
+    for name in ("task", "version", "needs"):
+        table.add_column(name, overflow="fold")
+    for name, spec in known_tasks().items():
+        table.add_row(name, str(spec.version), spec.needs)
+    console.print(table)
+    console.print("folders are below --data_root; `ttt-moshi data make-bench` makes small ones")

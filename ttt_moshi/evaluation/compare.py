@@ -65,6 +65,11 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
         if task is None or task["status"] != OK:
             reason = "was not asked for" if task is None else task["reason"]
             return {"status": "skipped", "reason": f"{evaluation.label}: {reason}"}
+        if (reason := not_applied(name, evaluation.results)) is not None:
+            return {"status": "skipped", "reason": f"{evaluation.label}: {reason}"}
+    versions = [e.results.tasks[name].get("version", 1) for e in (first, second)]
+    if versions[0] != versions[1]:
+        return {"status": "skipped", "reason": "the two are of versions {} and {} of the task".format(*versions)}
     digests = [e.results.data[name]["digest"] for e in (first, second)]
     if digests[0] != digests[1]:
         return {"status": "skipped", "reason": "the two were evaluated on different recordings"}
@@ -88,6 +93,26 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
         found["second_only"] = int((wrong_a & right_b).sum())
         found["mcnemar"] = mcnemar(found["first_only"], found["second_only"])
     return found
+
+
+def not_applied(name: str, results: Results) -> str | None:
+    """Why the number of a task is not that of the options that were recorded beside it, None where it is.
+
+    Entries name the options that acted on them. Those of an earlier version do not, and it let some options reach some
+    tasks only.
+    """
+    task, config = results.tasks[name], results.config
+    if "options" in task:
+        acted = task["options"]
+        ignored = [key for key, value in acted.items() if config.get(key) not in (None, value)]
+    else:
+        usual = {"ttt": "on"} | ({"text": "absent", "user": "silence"} if name == "perplexity" else {})
+        reached = name not in ("perplexity", "inner")
+        ignored = [] if reached else [key for key, value in usual.items() if config.get(key) not in (None, value)]
+    if not ignored:
+        return None
+    words = ", ".join(f"`--{key} {config[key]}`" for key in ignored)
+    return f"{words} was recorded and not applied to this task: evaluate it again"
 
 
 def compare(evaluations: list[Evaluation]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one sound file, in seconds; the whole file by default."""
+    """A stretch of one audio file, in seconds; the whole file by default."""
 
     path: Path
     start_sec: float = 0.0
@@ -17,7 +17,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Source:
-    """Sound that the codec hears as one recording: segments end to end, so that no join is audible to it."""
+    """Audio that the codec hears as one recording: segments end to end, so that no join is audible to it."""
 
     segments: tuple[Segment, ...]
 
@@ -40,16 +40,23 @@ class Example:
     """One token sequence to score.
 
     `id` is stable: it names the example within its task, on every machine and for every checkpoint. `transcript` has
-    the word times that the text mode `given` needs; the example begins at their frame `transcript_start`.
+    the word times that the text mode `given` needs; the example begins at their frame `transcript_start`. Its first
+    `prefix_frames` are given to the model and not predicted.
     """
 
     id: str
     pieces: tuple[Piece, ...]
     transcript: Path | None = None
     transcript_start: int = 0
+    prefix_frames: int = 0
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """The audio files that it hears."""
+        return frozenset(segment.path for piece in self.pieces for segment in piece.source.segments)
 
     @classmethod
     def file(cls, id: str, path: Path) -> Example:
-        """A whole sound file; a `.json` beside it is its transcript."""
+        """A whole audio file; a `.json` beside it is its transcript."""
         transcript = path.with_suffix(".json")
         return cls(id, (Piece(Source.file(path)),), transcript if transcript.is_file() else None)

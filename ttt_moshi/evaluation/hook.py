@@ -20,7 +20,7 @@ from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.scoring.recordings import Recordings
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import check_tasks, run_suite
-from ttt_moshi.evaluation.tasks.registry import Benchmarks, parse_tasks
+from ttt_moshi.evaluation.tasks.registry import ON_RECORDINGS, Benchmarks, parse_tasks
 
 
 def check_paper_metrics(args: PaperMetricsArgs) -> None:
@@ -28,7 +28,7 @@ def check_paper_metrics(args: PaperMetricsArgs) -> None:
 
     Raises `EvaluationError` (or another `UserError`) with every task that could not run and why.
     """
-    check_tasks(parse_tasks(args.tasks), _benchmarks(args))
+    check_tasks(_tasks(args), _benchmarks(args))
 
 
 def paper_metrics(
@@ -52,9 +52,19 @@ def paper_metrics(
     policy = BatchPolicy(max_frames=args.max_frames)
     ranks = Ranks(rank, world_size)
     engine = Engine(scorer, recordings, NLLCache(None, scorer.identity), policy, ranks=ranks, should_stop=should_stop)
-    found = run_suite(parse_tasks(args.tasks), _benchmarks(args), engine)
+    found = run_suite(_tasks(args), _benchmarks(args), lambda name: engine)
     reported = ("status", "value", "ci95", "n", "reason")
     return {name: {key: task[key] for key in reported if key in task} for name, task in found.tasks.items()}
+
+
+def _tasks(args: PaperMetricsArgs) -> list[str]:
+    """The named tasks; `all` is every one on benchmarks, since `do_eval` measures on recordings."""
+    names = parse_tasks(args.tasks)
+    if args.tasks.strip() == "all":
+        return [name for name in names if name not in ON_RECORDINGS]
+    if given := [name for name in names if name in ON_RECORDINGS]:
+        raise EvaluationError(f"`paper_metrics.tasks` are tasks on benchmarks; `do_eval` measures {', '.join(given)}")
+    return names
 
 
 def _benchmarks(args: PaperMetricsArgs) -> Benchmarks:

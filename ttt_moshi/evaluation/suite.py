@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,7 @@ from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.results import check_task, skipped
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
-
-NO_BENCHMARKS = "no benchmark data: name its folder with --data_root (`ttt-moshi data make-bench` makes a small one)"
+from ttt_moshi.evaluation.tasks.registry import Benchmarks, known_tasks
 
 
 @dataclass
@@ -28,8 +26,9 @@ def check_tasks(names: list[str], benchmarks: Benchmarks) -> None:
     """Finds the data of every named task, without a model. Raises `EvaluationError` naming all tasks that lack some."""
     problems = []
     for name in names:
+        spec = known_tasks()[name]
         try:
-            TASKS[name](benchmarks)
+            (spec.check or spec.build)(benchmarks)
         except (UserError, OSError) as reason:
             problems.append(f"`{name}`: {reason}")
     if problems:
@@ -38,26 +37,30 @@ def check_tasks(names: list[str], benchmarks: Benchmarks) -> None:
 
 def run_suite(
     names: list[str],
-    benchmarks: Benchmarks | None,
-    engine: Engine,
-    announce: Callable[[str], None] = lambda name: None,
+    benchmarks: Benchmarks,
+    engine_for: Callable[[str], Engine],
+    refused: Mapping[str, str] | None = None,
 ) -> SuiteOutcome:
     """Every named task in turn.
 
     A task whose data is missing or whose numbers are not finite becomes `skipped` with the reason; only errors that are
     meant for a person are treated so, all others stop the evaluation.
+
+    Args:
+        engine_for: the engine for a task of that name.
+        refused: tasks that are not run, with the reason.
     """
     result = SuiteOutcome()
     for name in names:
-        announce(name)
+        spec = known_tasks()[name]
         try:
-            if benchmarks is None:
-                raise EvaluationError(NO_BENCHMARKS)
-            outcome = TASKS[name](benchmarks).run(engine)
+            if refused and name in refused:
+                raise EvaluationError(refused[name])
+            outcome = spec.build(benchmarks).run(engine_for(name))
             check_task(name, outcome.entry)
         except UserError as reason:
             result.tasks[name] = skipped(str(reason))
             continue
-        result.tasks[name] = outcome.entry
+        result.tasks[name] = outcome.entry | {"version": spec.version}
         result.outcomes[name] = outcome
     return result

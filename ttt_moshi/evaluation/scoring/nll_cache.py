@@ -3,11 +3,13 @@
 One safetensors file per batch, `<folder>/<identity>/<digest of its keys>.safetensors`, written under another name and
 renamed into place. A tensor's name is the sequence's key, a digest of its tokens; its value is the NLL [1 + dep_q, T]
 in float32 with NaN where there is no token. `identity` names the model: its state id and everything else that can
-change a score.
+change a score. The tensor `digest` covers the identity and everything in the file; a file that it does not fit is left
+aside with a warning, and its sequences are scored again.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,20 +17,23 @@ from pathlib import Path
 
 import blake3
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.files import write_atomically
+
+_log = logging.getLogger(__name__)
 
 _ABANDONED = 3600.0
 """seconds after which a file that is still being written has lost its writer"""
 
 
-def sequence_key(codes: np.ndarray) -> str:
-    """Digest of tokens [K, T], equal for equal tokens whatever their integer type."""
+def sequence_key(codes: np.ndarray, prefix_frames: int = 0) -> str:
+    """Digest of tokens [K, T], equal for equal tokens whatever their integer type, and of how many frames are given."""
     content = np.ascontiguousarray(codes, dtype=np.int32)
-    return blake3.blake3(f"{content.shape}".encode() + content.tobytes()).hexdigest()[:40]
+    given = f" prefix {prefix_frames}" if prefix_frames else ""
+    return blake3.blake3(f"{content.shape}{given}".encode() + content.tobytes()).hexdigest()[:40]
 
 
 class NLLCache:
@@ -41,6 +46,7 @@ class NLLCache:
 
     def __init__(self, folder: Path | None, identity: str, writes: bool = True):
         self._writes = writes
+        self._identity = identity
         self._folder = None if folder is None else folder / blake3.blake3(identity.encode()).hexdigest()[:32]
         self._memory: dict[str, np.ndarray] = {}
         self._files: dict[str, Path] = {}
@@ -55,12 +61,29 @@ class NLLCache:
 
     def _index(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="numpy") as file:
-                self._files |= dict.fromkeys(file.keys(), path)
+            self._files |= dict.fromkeys(self._load(path), path)
+        except _DamagedError as damage:
+            _log.warning("%s is %s: its sequences are scored again", path, damage)
+
+    def _load(self, path: Path) -> dict[str, np.ndarray]:
+        try:
+            tensors = load(path.read_bytes())
         except SafetensorError as error:
-            raise EvaluationError(
-                f"{path} is damaged ({error}); delete it, and its sequences are scored again"
-            ) from None
+            raise _DamagedError(f"no whole safetensors file ({error})") from error
+        except OSError as error:
+            raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+        seal = tensors.pop("digest", None)
+        if seal is None or seal.tobytes() != self._seal(tensors):
+            raise _DamagedError("not what was written: its digest does not fit its content")
+        return tensors
+
+    def _seal(self, values: Mapping[str, np.ndarray]) -> bytes:
+        """32 bytes that stand for the identity and everything that a file holds."""
+        digest = blake3.blake3(self._identity.encode())
+        for key in sorted(values):
+            digest.update(f" {key} {values[key].dtype} {values[key].shape} ".encode())
+            digest.update(np.ascontiguousarray(values[key]).tobytes())
+        return digest.digest()
 
     def __contains__(self, key: str) -> bool:
         return key in self._memory or key in self._files
@@ -72,9 +95,11 @@ class NLLCache:
             return
         name = blake3.blake3(" ".join(sorted(values)).encode()).hexdigest()[:32]
         path = self._folder / f"{name}.safetensors"
+        content = {key: np.ascontiguousarray(value) for key, value in values.items()}
+        content["digest"] = np.frombuffer(self._seal(content), np.uint8)
         with writing(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, save({key: np.ascontiguousarray(value) for key, value in values.items()}))
+            write_atomically(path, save(content))
         self._files |= dict.fromkeys(values, path)
 
     def read(self, keys: list[str]) -> dict[str, np.ndarray]:
@@ -85,6 +110,13 @@ class NLLCache:
             if key not in found:
                 by_file.setdefault(self._files[key], []).append(key)
         for path, wanted in by_file.items():
-            with safe_open(path, framework="numpy") as file:
-                found |= {key: file.get_tensor(key) for key in wanted}
+            try:
+                tensors = self._load(path)
+            except _DamagedError as damage:
+                raise EvaluationError(f"{path} is {damage}; start again, and its sequences are scored again") from None
+            found |= {key: tensors[key] for key in wanted}
         return found
+
+
+class _DamagedError(Exception):
+    """A file that must be made again. The message completes "the file is ..."."""

@@ -8,14 +8,15 @@ in all codebooks would be a random sound.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import blake3
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ttt_moshi.data import Codec, CodeCache
 from ttt_moshi.data.audio import read_blocks, read_info
@@ -24,13 +25,11 @@ from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
 from ttt_moshi.evaluation.scoring.ranks import Ranks
+from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
-TextMode = Literal["absent", "pad", "given", "sampled"]
-UserMode = Literal["silence", "absent", "natural"]
-TEXT_MODES: tuple[TextMode, ...] = ("absent", "pad", "given", "sampled")
-USER_MODES: tuple[UserMode, ...] = ("silence", "absent", "natural")
+_log = logging.getLogger(__name__)
 
 
 class Recordings:
@@ -122,7 +121,10 @@ class Recordings:
                 + [piece.start, piece.stop]
                 for piece in example.pieces
             ]
-            facts.append([example.id, pieces])
+            fact = [example.id, pieces]
+            if self.text == "given" and example.transcript is not None:
+                fact.append(self._file_digest(example.transcript))
+            facts.append(fact)
         return blake3.blake3(json.dumps(facts).encode()).hexdigest()
 
     def _text(self, example: Example, frames: int) -> np.ndarray:
@@ -146,19 +148,46 @@ class Recordings:
         }
         name = blake3.blake3(json.dumps(facts).encode()).hexdigest()[:32]
         path = self._cache_dir / f"joined-{name}.safetensors"
-        if not path.exists():
-            codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2)
-            with writing(path):
-                self._cache_dir.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, save({"codes": codes.contiguous()}))
-        return load_file(path)["codes"].numpy()
+        if path.exists():
+            try:
+                return _read_joined(path, name)
+            except _DamagedError as damage:
+                _log.warning("rebuilding %s: %s", path, damage)
+        codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2).contiguous()
+        with writing(path):
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save({"codes": codes, "digest": _seal(name, codes)}))
+        return codes.numpy()
 
     def _file_digest(self, path: Path) -> str:
         if path not in self._digests:
             if not path.is_file():
-                raise EvaluationError(f"no sound file at {path}")
+                raise EvaluationError(f"no file at {path}")
             self._digests[path] = blake3.blake3().update_mmap(path).hexdigest()
         return self._digests[path]
+
+
+def _read_joined(path: Path, name: str) -> np.ndarray:
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise _DamagedError(f"no whole safetensors file ({error})") from error
+    except OSError as error:
+        raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+    if set(tensors) != {"codes", "digest"} or not torch.equal(tensors["digest"], _seal(name, tensors["codes"])):
+        raise _DamagedError("its digest does not fit its content")
+    return tensors["codes"].numpy()
+
+
+def _seal(name: str, codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [32]: a digest of everything that a file of joined codes stands for."""
+    digest = blake3.blake3(f"{name} {codes.dtype} {tuple(codes.shape)}".encode())
+    digest.update(codes.contiguous().numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+class _DamagedError(Exception):
+    """A cache file that must be made again."""
 
 
 def count_frames(example: Example) -> int:

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from moshi.models.lm import LMModel
 
-from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.scoring.chunked import score_in_chunks, score_with_swapped_memory
 from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
 from ttt_moshi.evaluation.scoring.score import Scores, score
@@ -25,9 +26,22 @@ class Scorer(Protocol):
     dep_q: int  # audio codebooks that are predicted
     window: int  # attention context in frames
     device: torch.device  # where processes exchange results
+    text_padding: tuple[int, int]  # ids of PAD and EPAD
+    swaps: bool  # whether `score` needs another recording for each row
 
-    def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
-        """codes int64 [B, channels, T] and true lengths int64 [B] -> nll [B, 1 + dep_q, T]."""
+    def score(
+        self,
+        codes: torch.Tensor,
+        frames: torch.Tensor,
+        prefix_lengths: torch.Tensor | None = None,
+        others: torch.Tensor | None = None,
+    ) -> Scores:
+        """codes int64 [B, channels, T] and true lengths int64 [B] -> nll [B, 1 + dep_q, T].
+
+        Args:
+            prefix_lengths: int64 [B], leading frames that are given and not predicted; None where no row has any.
+            others: int64 [B, channels, T], another recording for each row, where `swaps`.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,8 @@ class ScoringOptions:
     """factor on the TTT gates; 0 is the model without its TTT layers (control)"""
     reset_every: int | None = None
     """frames after which the TTT memory starts anew (control)"""
+    swap_every: int | None = None
+    """frames after which the TTT memory becomes that of another recording (control)"""
     sampled_texts: int = 0
     """texts drawn per recording in the text mode `sampled`; 1 takes the likeliest token instead of drawing"""
     seed: int = 0
@@ -49,36 +65,63 @@ class ScoringOptions:
 
 
 class ModelScorer:
-    """An official `LMModel`, TTT layers or not, as a `Scorer`. `state_id` names its weights."""
+    """An official `LMModel`, TTT layers or not, as a `Scorer`. `state_id` names its weights.
+
+    Raises:
+        EvaluationError: options about a memory that the model does not have.
+    """
 
     def __init__(self, model: LMModel, state_id: str, options: ScoringOptions | None = None):
         self.model = model
         self.options = options or ScoringOptions()
         self.dep_q, self.window = model.dep_q, model.context or 0
         self.device = model.device
+        self.text_padding = (model.text_padding_token_id, model.end_of_text_padding_id)
+        self.swaps = self.options.swap_every is not None
+        self._ablations = {
+            name: value
+            for name in ("inner_lr", "gate", "reset_every")
+            if (value := getattr(self.options, name)) is not None
+        }
+        if (self._ablations or self.swaps) and not (isinstance(model, TTTMoshi) and model.ttt_layers):
+            raise EvaluationError("the model has no TTT layers, so `--ttt` can only be `on`")
         dtype = str(model.dtype).removeprefix("torch.")
         facts = {"state": state_id, "dtype": dtype, "window": self.window, **asdict(self.options)}
         self.identity = json.dumps(facts, sort_keys=True)
 
-    def score(self, codes: torch.Tensor, frames: torch.Tensor) -> Scores:
-        codes, frames = codes.to(self.model.device), frames.to(self.model.device)
-        with undisturbed(self.model), self._ablated():
-            if self.options.sampled_texts:
-                return score_with_sampled_text(self.model, codes, frames, self.options.sampled_texts, self.options.seed)
-            if 0 < self.options.chunk_frames < codes.shape[-1]:
-                return score_in_chunks(self.model, codes, frames, self.options.chunk_frames)
-            return score(self.model, codes, frames)
+    def score(
+        self,
+        codes: torch.Tensor,
+        frames: torch.Tensor,
+        prefix_lengths: torch.Tensor | None = None,
+        others: torch.Tensor | None = None,
+    ) -> Scores:
+        options, device = self.options, self.model.device
+        codes, frames = codes.to(device), frames.to(device)
+        if prefix_lengths is not None:
+            prefix_lengths = prefix_lengths.to(device)
+            if self.swaps or options.sampled_texts:
+                what = "`--ttt swapped`" if self.swaps else "`--text sampled`"
+                raise EvaluationError(f"{what} cannot be applied to recordings that begin with a prefix")
+        with self.as_asked():
+            if options.sampled_texts:
+                return score_with_sampled_text(self.model, codes, frames, options.sampled_texts, options.seed)
+            if options.swap_every is not None:
+                assert others is not None
+                return score_with_swapped_memory(
+                    self.model, codes, frames, others.to(device), options.swap_every, options.chunk_frames
+                )
+            if 0 < options.chunk_frames < codes.shape[-1]:
+                return score_in_chunks(self.model, codes, frames, options.chunk_frames, prefix_lengths)
+            return score(self.model, codes, frames, prefix_lengths)
 
     @contextmanager
-    def _ablated(self) -> Iterator[None]:
-        changes = {
-            name: getattr(self.options, name)
-            for name in ("inner_lr", "gate", "reset_every")
-            if getattr(self.options, name) is not None
-        }
-        if not changes:
-            yield
-            return
-        assert isinstance(self.model, TTTMoshi)
-        with ablate(self.model, **changes):
-            yield
+    def as_asked(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode and works as `gate`, `inner_lr` and `reset_every` say."""
+        with undisturbed(self.model):
+            if not self._ablations:
+                yield
+                return
+            assert isinstance(self.model, TTTMoshi)
+            with ablate(self.model, **self._ablations):  # type: ignore[arg-type]
+                yield

@@ -29,11 +29,12 @@ def find_books(data_root: Path) -> list[Book]:
     root = next((data_root / name for name in FOLDERS if (data_root / name).is_dir()), None)
     if root is None:
         raise EvaluationError(f"no long recordings: expected {data_root / FOLDERS[0]}/<size>/<speaker>/<book>/*.flac")
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav"))
-    folders = sorted({path.parent for path in files})
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav")):
+        folders.setdefault(path.parent, []).append(path)
     if not folders:
         raise EvaluationError(f"{root} holds no .flac or .wav file")
-    return [_book(folder, [path for path in files if path.parent == folder]) for folder in folders]
+    return [_book(folder, folders[folder]) for folder in sorted(folders)]
 
 
 def _book(folder: Path, files: list[Path]) -> Book:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.recordings import as_batch
 from ttt_moshi.evaluation.scoring.score import eager_on_cpu
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
@@ -45,13 +45,17 @@ class InnerLoss:
     name: str = "inner"
 
     def run(self, engine: Engine) -> Outcome:
-        model = engine.scorer.model if isinstance(engine.scorer, ModelScorer) else None
-        if not isinstance(model, TTTMoshi) or not model.ttt_layers:
+        scorer = engine.scorer if isinstance(engine.scorer, ModelScorer) else None
+        if scorer is None or not isinstance(scorer.model, TTTMoshi) or not scorer.model.ttt_layers:
             raise EvaluationError("the model has no TTT layers, so it has no inner loss")
+        engine.tokens.prepare(self.examples, engine.encoding(self.name), engine.ranks)
         sequences = [engine.tokens.tokens(example) for example in self.examples]
         frames = min(sequence.shape[-1] for sequence in sequences)
-        # One recording at a time: what is kept is three numbers a frame, what is computed is not small.
-        per_recording = [inner_losses(model, as_batch([s[:, :frames]])[0]) for s in sequences]
+        # One recording at a time: what stays is three numbers a frame, what is computed is not small.
+        per_recording = []
+        for sequence in sequences:
+            engine.stop_if_asked()
+            per_recording.append(inner_losses(scorer, as_batch([sequence[:, :frames]])[0]))
         layers: dict[str, dict[str, Any]] = {}
         for layer in per_recording[0]:
             curves = np.stack([values[layer] for values in per_recording])  # [N, 3, T]
@@ -74,35 +78,70 @@ class InnerLoss:
         return Outcome(entry, samples, data_digest=engine.tokens.digest(self.examples))
 
 
-def inner_losses(model: TTTMoshi, codes: Tensor) -> dict[int, np.ndarray]:
-    """For every TTT layer the curves `CURVES` of one recording, codes [1, n_q + 1, T]: float64 [3, T]."""
-    captured: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-    inner: dict[int, Any] = {i: model.transformer.layers[i].ttt.inner for i in model.ttt_layers}  # type: ignore[union-attr]
-    hooks = [module.register_forward_pre_hook(_keeper(captured, i)) for i, module in inner.items()]
+def cannot_apply(controls: Controls) -> str | None:
+    """Why the inner loss cannot be had with these options."""
+    kind = controls.ttt.partition(":")[0]
+    if kind == "off":
+        return "`--ttt off` is the model without its memory, which then has no inner loss"
+    if kind == "swapped":
+        return f"`--ttt {controls.ttt}` gives a memory what another learned: its inner loss is of another recording"
+    if controls.text == "sampled":
+        return "`--text sampled` changes what is predicted; the inner loss is of what is heard"
+    return None
+
+
+def inner_losses(scorer: ModelScorer, codes: Tensor) -> dict[int, np.ndarray]:
+    """For every TTT layer the curves `CURVES` of one recording, codes [1, n_q + 1, T]: float64 [3, T].
+
+    The model runs as the scorer's options say.
+    """
+    model = scorer.model
+    assert isinstance(model, TTTMoshi)
+    heard: dict[int, list[tuple[Tensor, ...]]] = {i: [] for i in model.ttt_layers}
+    inner: dict[int, Any] = {i: model.layers[i].ttt.inner for i in model.ttt_layers}  # type: ignore[union-attr]
+    hooks = [module.register_forward_pre_hook(_listener(heard[i])) for i, module in inner.items()]
     try:
-        with undisturbed(model), eager_on_cpu(model):
-            model(codes.to(model.device))
-            for hook in hooks:
-                hook.remove()  # the curves run the same modules
-            return {i: _curves(module, *captured[i]) for i, module in inner.items()}
+        scorer.score(codes, torch.tensor([codes.shape[-1]]))
     finally:
         for hook in hooks:
-            hook.remove()
+            hook.remove()  # the curves run the same modules
+    with scorer.as_asked(), eager_on_cpu(model):
+        return {i: _curves(module, heard[i], scorer.options.reset_every) for i, module in inner.items()}
 
 
-def _keeper(captured: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]], layer: int) -> Any:
-    def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+def _listener(calls: list[tuple[Tensor, ...]]) -> Any:
+    def listen(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         x, _, k, v, valid = args[:5]
-        captured[layer] = (x, k, v, valid)
+        calls.append((x, k, v, valid))
 
-    return keep
+    return listen
 
 
-def _curves(inner: InnerNetwork, x: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> np.ndarray:
-    """Reads each mini-batch with its own keys as queries: a frame's output is then k + LN(g_Wt(k))."""
-    if isinstance(inner, DeltaNetwork):  # its loss is taken without a norm, and every frame is a mini-batch
-        return torch.stack([loss.mean(dim=(0, 1)) for loss in inner.losses(x, k, v)]).double().cpu().numpy()
-    assert isinstance(inner, MiniBatchNetwork)
+def _curves(inner: InnerNetwork, calls: list[tuple[Tensor, ...]], reset_every: int | None) -> np.ndarray:
+    """The losses of one recording under the scorer's options: float64 [3, T].
+
+    Args:
+        calls: x, k, v and valid of consecutive stretches of the recording.
+        reset_every: frames after which the memory starts anew.
+    """
+    x, valid = (torch.cat([call[i] for call in calls], dim=1) for i in (0, 3))
+    k, v = (torch.cat([call[i] for call in calls], dim=2) for i in (1, 2))
+    T = x.shape[1]
+    parts = []
+    for start in range(0, T, reset_every or T):
+        span = slice(start, start + (reset_every or T))
+        x_, k_, v_, valid_ = x[:, span], k[:, :, span], v[:, :, span], valid[:, span]
+        if isinstance(inner, DeltaNetwork):  # its loss is taken without a norm, and every frame is a mini-batch
+            losses = torch.stack(inner.losses(x_, k_, v_))  # [3, B, H, T]
+            parts.append(losses.mean(dim=(1, 2)))
+        else:
+            assert isinstance(inner, MiniBatchNetwork)
+            parts += _of_mini_batches(inner, x_, k_, v_, valid_)
+    return torch.cat(parts, dim=1).double().cpu().numpy()
+
+
+def _of_mini_batches(inner: MiniBatchNetwork, x: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> list[Tensor]:
+    """Reads each mini-batch with its own keys as queries: a frame's output is then k + LN(g_Wt(k)). [3, <= K] each."""
     K = inner.config.mini_batch_size
     initial = state = inner.initial_state(len(x))
     gamma, beta = inner.ttt_norm_weight[:, None], inner.ttt_norm_bias[:, None]
@@ -118,7 +157,7 @@ def _curves(inner: InnerNetwork, x: Tensor, k: Tensor, v: Tensor, valid: Tensor)
         out, state = inner(x[:, span], k[:, :, span], k[:, :, span], v[:, :, span], valid[:, span], state)
         losses = [0.5 * (prediction - target).square().sum(-1) for prediction in (start, before, out - key)]
         parts.append(torch.stack([loss.mean(dim=(0, 1)) for loss in losses]))
-    return torch.cat(parts, dim=1).double().cpu().numpy()
+    return parts
 
 
 def _predict(inner: MiniBatchNetwork, state: Any, key: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

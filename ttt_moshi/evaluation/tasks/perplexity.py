@@ -7,51 +7,28 @@ on text padding) play no part, so runs with different weights can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.scoring.engine import ShouldStop, never
-from ttt_moshi.evaluation.scoring.quiet import undisturbed
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.scoring.clips import ClipSet, ClipTokens
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine, ShouldStop, never
+from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.scoring.reductions import channel_group
-from ttt_moshi.evaluation.scoring.score import Scores, score
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
 from ttt_moshi.frames import frames_to_seconds
 
 FIRST_BIN = 8  # frames
 GROUPS = ("text", "semantic", "acoustic")
-
-
-class ClipBatch(Protocol):
-    """What evaluation needs of a batch of clips; `ttt_moshi.data.Batch` is one."""
-
-    codes: torch.Tensor  # int64 [B, K, T], -1 = absent
-    sample_ids: list[str]
-    prefix_lengths: torch.Tensor  # int64 [B]
-    valid_frames: torch.Tensor  # int64 [B]
-
-
-class ClipSet(Protocol):
-    """A fixed list of clips that gives the same answer whenever it is asked; `ttt_moshi.data.EvalSet` is one."""
-
-    fingerprint: str
-
-    @property
-    def clips(self) -> Sequence[Any]:
-        """In order; the `id` of a clip is the same on every machine."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[ClipBatch]:
-        """Beginning anew with every call: batch number `step * world_size + rank` of the list cut into batches. Every
-        rank gets equally many; one that has none left gets a clip without audio."""
+Encode = Callable[[Ranks, Callable[[int, int], None]], None]
 
 
 @dataclass
@@ -97,43 +74,39 @@ def component_names(dep_q: int) -> list[str]:
     return ["text_words", "text_pad", "text_epad", "semantic", *acoustic, "text", "acoustic", "audio"]
 
 
-def component_masks(model: LMModel, codes: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """For every component the tokens that belong to it: bool [B, 1 + dep_q, T] each, a part of `mask`."""
-    text = codes[:, 0]
-    pad, epad = text == model.text_padding_token_id, text == model.end_of_text_padding_id
+def component_masks(codes: np.ndarray, present: np.ndarray, padding: tuple[int, int]) -> dict[str, np.ndarray]:
+    """For every component the tokens that belong to it: bool [1 + dep_q, T] each, a part of `present`.
 
-    def channels(start: int, stop: int) -> torch.Tensor:
-        chosen = torch.zeros_like(mask)
-        chosen[:, start:stop] = mask[:, start:stop]
+    Args:
+        codes: int [channels, T], text first.
+        padding: ids of PAD and EPAD in the text.
+    """
+    pad, epad = codes[0] == padding[0], codes[0] == padding[1]
+
+    def channels(start: int, stop: int) -> np.ndarray:
+        chosen = np.zeros_like(present)
+        chosen[start:stop] = present[start:stop]
         return chosen
 
-    text_mask = channels(0, 1)
+    text = channels(0, 1)
+    scored = len(present)
     masks = {
-        "text_words": text_mask & ~(pad | epad)[:, None],
-        "text_pad": text_mask & pad[:, None],
-        "text_epad": text_mask & epad[:, None],
+        "text_words": text & ~(pad | epad),
+        "text_pad": text & pad,
+        "text_epad": text & epad,
         "semantic": channels(1, 2),
     }
-    for k in range(2, model.dep_q + 1):
+    for k in range(2, scored):
         masks[f"acoustic_{k}"] = channels(k, k + 1)
-    masks |= {
-        "text": text_mask,
-        "acoustic": channels(2, 1 + model.dep_q),
-        "audio": channels(1, 1 + model.dep_q),
-    }
-    return masks
+    return masks | {"text": text, "acoustic": channels(2, scored), "audio": channels(1, scored)}
 
 
-def clip_sums(model: LMModel, codes: torch.Tensor, scores: Scores) -> torch.Tensor:
-    """Per clip and component the sum of NLL and the number of tokens: float64 [B, components, 2].
-
-    Summed in float64 within the clip, so that the other clips of the batch have no part in it.
-    """
-    values = torch.where(scores.mask, scores.nll, 0.0).double()
-    columns = []
-    for mask in component_masks(model, codes, scores.mask).values():
-        columns.append(torch.stack([(values * mask).sum(dim=(1, 2)), mask.sum(dim=(1, 2)).double()], dim=-1))
-    return torch.stack(columns, dim=1)
+def clip_sums(codes: np.ndarray, nll: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
+    """Per component the sum of NLL and the number of tokens of one clip: float64 [components, 2]."""
+    present = ~np.isnan(nll)
+    values = np.where(present, nll, 0.0).astype(np.float64)
+    masks = component_masks(codes, present, padding).values()
+    return np.array([[(values * mask).sum(), mask.sum()] for mask in masks], np.float64)
 
 
 def position_edges(frames: int) -> list[int]:
@@ -144,16 +117,58 @@ def position_edges(frames: int) -> list[int]:
     return edges
 
 
-def position_sums(scores: Scores) -> torch.Tensor:
-    """Like `clip_sums` for every group of channels and bin of positions: float64 [B, groups * bins, 2]."""
-    values = torch.where(scores.mask, scores.nll, 0.0).double()
-    columns = []
+def position_sums(nll: np.ndarray, edges: list[int]) -> np.ndarray:
+    """Like `clip_sums` for every group of channels and bin of positions: float64 [groups * bins, 2]."""
+    present = ~np.isnan(nll)
+    values = np.where(present, nll, 0.0).astype(np.float64)
+    rows = []
     for group in GROUPS:
-        channels = channel_group(group, scores.nll.shape[1])
-        for start, stop in pairwise(position_edges(scores.nll.shape[2])):
-            total, count = (x[:, channels, start:stop].sum(dim=(1, 2)).double() for x in (values, scores.mask))
-            columns.append(torch.stack([total, count], dim=-1))
-    return torch.stack(columns, dim=1)
+        channels = channel_group(group, len(nll))
+        for start, stop in pairwise(edges):
+            rows.append([part[channels, start:stop].sum() for part in (values, present)])
+    return np.array(rows, np.float64)
+
+
+@dataclass(frozen=True)
+class PerplexityTask:
+    """Perplexity as a task among tasks.
+
+    Args:
+        tokens: the clips.
+        encode: makes them quick to read, each rank its share, and reports its progress; None where they are.
+    """
+
+    tokens: ClipTokens
+    encode: Encode | None = None
+    name: str = "perplexity"
+
+    def run(self, engine: Engine) -> Outcome:
+        result = self.measure(engine)
+        return Outcome(as_task(result), result.samples, data_digest=result.data_digest)
+
+    def measure(self, engine: Engine) -> Perplexity:
+        """Perplexity over all clips, from the first one, whatever was evaluated before.
+
+        Raises `EvaluationError` when the set is empty or a prediction is not finite.
+        """
+        if self.encode is not None:
+            self.encode(engine.ranks, engine.encoding(self.name))
+        examples = engine.ranks.together(self.tokens.examples)
+        nll = engine.reading(self.tokens).nll(examples, self.name)
+        edges = position_edges(max((values.shape[1] for values in nll.values()), default=1))
+        table = np.stack(
+            [
+                np.concatenate(
+                    [
+                        clip_sums(self.tokens.tokens(example), nll[example.id], engine.scorer.text_padding),
+                        position_sums(nll[example.id], edges),
+                    ]
+                )
+                for example in examples
+            ]
+        )
+        names = component_names(engine.scorer.dep_q)
+        return _summarise(names, table, [example.id for example in examples], self.tokens.digest(examples))
 
 
 def evaluate_perplexity(
@@ -165,56 +180,33 @@ def evaluate_perplexity(
     progress: Callable[[int, int], None] | None = None,
     should_stop: ShouldStop = never,
 ) -> Perplexity:
-    """Perplexity of `model` over all of `clips`, from the first clip, whatever was evaluated before.
+    """Perplexity of `model` over all of `clips`, as recorded; the same as the task, for a model in training.
 
     The model may be in training, sharded (FSDP2) or streaming: mode, random generators and streaming state are put
     back afterwards. With `world_size` ranks each one scores every `world_size`-th batch, all ranks make the same
     number of forward passes (sharded models need that), and all return the same result. `progress(done, total)`
-    counts this rank's batches.
+    counts frames.
 
     Raises `EvaluationError` when the set is empty or a prediction is not finite, and `EvaluationStopped` on all ranks
     when `should_stop` of one of them says so between two batches.
     """
-    if not len(clips):
-        raise EvaluationError("the evaluation set holds no clips, so there is no perplexity")
-    # One row per clip, filled by the rank that scored it; the other ranks add exact zeros.
-    table = torch.zeros(0)
-    failure = None
-    steps = math.ceil(len(clips) / (batch_size * world_size))
-    with undisturbed(model):
-        for step, batch in enumerate(clips.batches(batch_size, rank, world_size)):
-            Ranks(rank, world_size).stop_if(should_stop())
-            codes = batch.codes.to(model.device)
-            try:
-                scores = score(model, codes, batch.valid_frames, batch.prefix_lengths)
-            except EvaluationError as error:
-                if world_size == 1:
-                    raise
-                # The other ranks go on, and need this one in every forward pass.
-                failure = failure or error
-                continue
-            rows = torch.cat([clip_sums(model, codes, scores), position_sums(scores)], dim=1).cpu()
-            if not len(table):
-                table = torch.zeros(len(clips), *rows.shape[1:], dtype=torch.float64)
-            start = (step * world_size + rank) * batch_size
-            if start < len(clips):
-                table[start : start + len(rows)] = rows
-            if progress is not None:
-                progress(step + 1, steps)
-    Ranks(rank, world_size).together(lambda: _raise_if(failure))
-    if world_size > 1:
-        shared = table.to(model.device)
-        torch.distributed.all_reduce(shared)
-        table = shared.cpu()
-    return _summarise(component_names(model.dep_q), table.numpy(), clips)
+    scorer = ModelScorer(model, "in training")
+    tokens = ClipTokens(clips)
+    report = None if progress is None else lambda what, done, total: progress(done, total)
+    engine = Engine(
+        scorer,
+        tokens,
+        NLLCache(None, scorer.identity),
+        BatchPolicy(max_frames=2**31, max_rows=batch_size),
+        report,
+        Ranks(rank, world_size),
+        should_stop,
+    )
+    return PerplexityTask(tokens).measure(engine)
 
 
-def _raise_if(failure: EvaluationError | None) -> None:
-    if failure is not None:
-        raise failure
-
-
-def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexity:
+def _summarise(names: list[str], table: np.ndarray, ids: list[str], digest: str) -> Perplexity:
+    """From the sums and counts [clips, components and bins, 2]."""
     components = {}
     for i, name in enumerate(names):
         sums, counts = table[:, i, 0], table[:, i, 1]
@@ -228,10 +220,10 @@ def _summarise(names: list[str], table: np.ndarray, clips: ClipSet) -> Perplexit
             "the evaluation set holds no audio token of Moshi's own stream, so there is no perplexity"
         )
     audio_nats = math.fsum(table[:, names.index("audio"), 0])
-    samples = [_sample(name, names, row) for name, row in zip((clip.id for clip in clips.clips), table, strict=True)]
+    samples = [_sample(id, names, row) for id, row in zip(ids, table, strict=True)]
     bits = audio_nats / math.log(2) / seconds
     positions = _positions(table[:, len(names) :])
-    return Perplexity(components, bits, seconds, len(table), clips.fingerprint, positions, samples)
+    return Perplexity(components, bits, seconds, len(table), digest, positions, samples)
 
 
 def _positions(table: np.ndarray) -> dict[str, list[Bin]]:

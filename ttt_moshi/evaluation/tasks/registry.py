@@ -1,4 +1,7 @@
-"""Every task by its name, and what it needs."""
+"""Every task by its name: what it needs, how it is built, and which options it cannot apply.
+
+A package adds tasks of its own by the entry point group `ttt_moshi.tasks`, each of which names a `TaskSpec`.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,33 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
+from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample, subset
+from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
+from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.evaluation.tasks.books import Book, find_books
-from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss
+from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
+from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
 from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
 from ttt_moshi.evaluation.tasks.spoken_repeat import SpokenRepeat, find_repeats
 from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
 
 INNER_FRAMES = 2048
+NO_BENCHMARKS = "no benchmark data: name its folder with --data_root (`ttt-moshi data make-bench` makes a small one)"
+NO_RECORDINGS = "no recordings: name them with --data or `data.eval_data`"
+ENTRY_POINTS = "ttt_moshi.tasks"
 
 
 class Task(Protocol):
@@ -37,35 +49,80 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Where the data is and how much of it is used. Everything here is part of the result."""
+    """Where the data is and how much of it is used. Everything here is part of the result.
 
-    data_root: Path
+    Args:
+        data_root: folder of benchmarks, None where none was named.
+        recorded: the user's own recordings, None where none were named.
+    """
+
+    data_root: Path | None
     split: str = "test"
     max_items: int | None = None
     seed: int = 0
     frames_of: Callable[[Example], int] = count_frames
+    recorded: EvaluationData | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder of benchmarks. Raises `EvaluationError` where there is none."""
+        if self.data_root is None:
+            raise EvaluationError(NO_BENCHMARKS)
+        return self.data_root
 
     def books(self) -> tuple[list[Book], dict[str, int]]:
         """The books in use, and the length of each in frames."""
-        found = find_books(self.data_root)
+        found = find_books(self.root)
         chosen = sample({"": {book.id for book in found}}, self.max_items, self.seed)
         books = [book for book in found if book.id in chosen]
         return books, {book.id: self.frames_of(Example(book.id, (Piece(book.source),))) for book in books}
 
+    def recordings(self) -> EvaluationData:
+        """The user's own recordings. Raises `EvaluationError` where there are none."""
+        if self.recorded is None:
+            raise EvaluationError(NO_RECORDINGS)
+        return self.recorded
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task as `--tasks` knows it.
+
+    Args:
+        build: finds the data and returns the task; raises `UserError` where some is missing.
+        check: the same without a model; None where `build` needs none.
+        needs: the data, in a few words, for `--tasks list`.
+        version: changes whenever the same model and data would get another number.
+        text, user: the streams that are usual for it.
+        cannot_apply: the reason why some option has no meaning for it, None where it has.
+    """
+
+    build: Callable[[Benchmarks], Task]
+    needs: str
+    version: int = 1
+    text: TextMode = "absent"
+    user: UserMode = "silence"
+    cannot_apply: Callable[[Controls], str | None] = lambda controls: None
+    check: Callable[[Benchmarks], object] | None = None
+
+
+def _perplexity(b: Benchmarks) -> Task:
+    return PerplexityTask(*b.recordings().clips())
+
 
 def _swuggy(b: Benchmarks) -> Task:
-    pairs = subset(lexical_pairs(b.data_root, b.split), b.max_items, b.seed, "band")
+    pairs = subset(lexical_pairs(b.root, b.split), b.max_items, b.seed, "band")
     return TwoChoices("swuggy", pairs)
 
 
 def _sblimp(b: Benchmarks) -> Task:
-    pairs = subset(syntactic_pairs(b.data_root, b.split), b.max_items, b.seed, "type")
+    pairs = subset(syntactic_pairs(b.root, b.split), b.max_items, b.seed, "type")
     return TwoChoices("sblimp", pairs, macro="type")
 
 
 def _story(name: str, folder: str) -> Callable[[Benchmarks], Task]:
     def build(b: Benchmarks) -> Task:
-        pairs = subset(story_pairs(b.data_root, folder), b.max_items, b.seed, None)
+        pairs = subset(story_pairs(b.root, folder), b.max_items, b.seed, None)
         return TwoChoices(name, pairs, continuation=True)
 
     return build
@@ -73,16 +130,16 @@ def _story(name: str, folder: str) -> Callable[[Benchmarks], Task]:
 
 def _salmon(b: Benchmarks) -> Task:
     # Acoustic consistency is a matter of all codebooks alike.
-    pairs = subset(salmon_pairs(b.data_root), b.max_items, b.seed, "part")
+    pairs = subset(salmon_pairs(b.root), b.max_items, b.seed, "part")
     return TwoChoices("salmon", pairs, reduction="uniform", macro="part")
 
 
 def _needle(b: Benchmarks) -> Task:
-    return TwoChoices("needle", subset(needle_pairs(b.data_root), b.max_items, b.seed, "distance"), macro="distance")
+    return TwoChoices("needle", subset(needle_pairs(b.root), b.max_items, b.seed, "distance"), macro="distance")
 
 
 def _spoken_repeat(b: Benchmarks) -> Task:
-    passages = find_repeats(b.data_root)
+    passages = find_repeats(b.root)
     distances: dict[str, set[str]] = defaultdict(set)
     for passage in passages:
         distances[f"{passage.seconds:g}"].add(passage.example.id)
@@ -95,32 +152,70 @@ def _inner(b: Benchmarks) -> Task:
     return InnerLoss([Example(book.id, (Piece(book.source, 0, INNER_FRAMES),)) for book in books])
 
 
-TASKS: dict[str, Callable[[Benchmarks], Task]] = {
-    "swuggy": _swuggy,
-    "sblimp": _sblimp,
-    "ssc": _story("ssc", "sSC"),
-    "tsc": _story("tsc", "tSC"),
-    "salmon": _salmon,
-    "position": lambda b: Position(b.books()[0]),
-    "context": lambda b: Context(*b.books()),
-    "repeat": lambda b: Repeat(*b.books()),
-    "spoken_repeat": _spoken_repeat,
-    "needle": _needle,
-    "inner": _inner,
+_RECORDINGS = "recordings with transcripts: --data or `data.eval_data`"
+_BOOKS = "librilight/<size>/<speaker>/<book>/*.flac with .json"
+
+TASKS: dict[str, TaskSpec] = {
+    "perplexity": TaskSpec(
+        _perplexity, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()
+    ),
+    "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}"),
+    "sblimp": TaskSpec(_sblimp, "sLM21-dataset/syntactic/{dev,test}"),
+    "ssc": TaskSpec(_story("ssc", "sSC"), "sSC/<n>_<uuid>_{correct,incorrect}.wav"),
+    "tsc": TaskSpec(_story("tsc", "tSC"), "tSC/<n>_<uuid>_{correct,incorrect}.wav"),
+    "salmon": TaskSpec(_salmon, "salmon/<part>/sample_<i>_{0,1}.wav"),
+    "position": TaskSpec(lambda b: Position(b.books()[0]), _BOOKS),
+    "context": TaskSpec(lambda b: Context(*b.books()), _BOOKS),
+    "repeat": TaskSpec(lambda b: Repeat(*b.books()), _BOOKS),
+    "spoken_repeat": TaskSpec(_spoken_repeat, "repeat/<seconds>/*.wav with .json"),
+    "needle": TaskSpec(_needle, "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav"),
+    "inner": TaskSpec(_inner, f"{_BOOKS}; a model with TTT layers", cannot_apply=cannot_apply),
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
-PERPLEXITY = "ppl"
+ON_RECORDINGS = ("perplexity",)
+"""tasks on the user's own recordings, all others need benchmarks"""
+ALIASES = {"ppl": "perplexity"}
+
+
+@cache
+def known_tasks() -> dict[str, TaskSpec]:
+    """The tasks of this package and of those installed beside it.
+
+    Raises:
+        EvaluationError: a task of another package that cannot be loaded, or has the name of one that is there.
+    """
+    found = dict(TASKS)
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            spec = point.load()
+        except (ImportError, AttributeError) as error:
+            raise EvaluationError(f"the task `{point.name}` ({point.value}) cannot be loaded: {error}") from error
+        if not isinstance(spec, TaskSpec) or point.name in found:
+            problem = "is there already" if isinstance(spec, TaskSpec) else "is no TaskSpec"
+            raise EvaluationError(f"the task `{point.name}` of {point.value} {problem}")
+        found[point.name] = spec
+    return found
 
 
 def parse_tasks(names: str) -> list[str]:
     """Task names from a comma-separated list; `all` is every one. Raises `EvaluationError` with the known names."""
+    known = known_tasks()
     if names.strip() == "all":
-        return list(TASKS)
-    found = [name.strip().lower() for name in names.split(",") if name.strip()]
+        return list(known)
+    words = [name.strip().lower() for name in names.split(",") if name.strip()]
+    if not words:
+        raise EvaluationError(f"no task is named (there are {', '.join(known)})")
+    found = [ALIASES.get(word, word) for word in words]
     for name in found:
-        if name not in TASKS and name != PERPLEXITY:
-            nearest = get_close_matches(name, (PERPLEXITY, *TASKS), n=1)
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
             hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-            raise EvaluationError(f"unknown task `{name}`{hint} (there are {', '.join((PERPLEXITY, *TASKS))})")
+            raise EvaluationError(f"unknown task `{name}`{hint} (there are {', '.join(known)})")
     return list(dict.fromkeys(found))
+
+
+def check_controls(names: list[str], controls: Controls) -> dict[str, str]:
+    """The tasks that cannot apply some option, with the reason."""
+    known = known_tasks()
+    return {name: reason for name in names if (reason := known[name].cannot_apply(controls)) is not None}

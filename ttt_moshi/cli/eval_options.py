@@ -1,0 +1,212 @@
+"""The options of `ttt-moshi eval`, and what they mean together."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.config import ModelPaths, TrainArgs, to_dict
+from ttt_moshi.config_io import args_from_dict, check_config_file
+from ttt_moshi.errors import UserError
+
+if TYPE_CHECKING:
+    from ttt_moshi.evaluation.controls import Controls
+
+BASE = "base"
+DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
+
+
+def parser() -> Parser:
+    """Every option with its help."""
+    from ttt_moshi.evaluation.references import REFERENCES
+    from ttt_moshi.evaluation.streams import TEXT_MODES, USER_MODES
+
+    parser = Parser(
+        prog="eval_from_checkpoint.py",
+        description="Evaluates a checkpoint. The model, its codec and its tokenizer come from the checkpoint alone. "
+        "See also: ttt-moshi eval ls | compare | report | versa",
+    )
+    add = parser.add_argument
+    add("--checkpoint_dir", "--checkpoint", help="checkpoint folder, or `base` with --hf_repo_id")
+    add(
+        "--config",
+        type=Path,
+        help="YAML whose data and evaluation keys replace the checkpoint's; others mean nothing here",
+    )
+    add(
+        "--eval_type",
+        choices=("standard", "paper_metrics", "both"),
+        help="what runs without --tasks: perplexity (standard, the default), the benchmarks of papers, or both; with "
+        "--tasks, `both` adds perplexity",
+    )
+    add("--batch_size", type=positive, help="sequences in one forward pass at most; 1 scores them one by one")
+    add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
+    add("--out", type=Path, help="folder for the results; default: <run>/evaluation/<checkpoint>")
+    add("--data", help="recordings of your own, instead of the checkpoint's `data.eval_data`")
+    add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
+    add("--tasks", help="comma-separated, or all; `list` shows them, and what each needs")
+    add("--split", choices=("dev", "test"), help="part of sLM21 (default: test)")
+    add(
+        "--max_items",
+        "--limit",
+        type=positive,
+        help="at most so many items a task (clips, pairs, books): a seeded sample from every stratum",
+    )
+    add("--seed", type=int, default=0, help="seed of samples (default: %(default)s)")
+    add("--text", choices=TEXT_MODES, help="text stream of every task (default: given in recordings, else absent)")
+    add("--user", choices=USER_MODES, help="user stream of every task (default: natural in recordings, else silence)")
+    add(
+        "--sampled_texts",
+        type=positive,
+        default=8,
+        help="texts drawn per recording with --text sampled (default: %(default)s)",
+    )
+    add(
+        "--ttt",
+        default="on",
+        help="controls: off (gates closed), no_writes (memory stays W0), reset:FRAMES (emptied every so many frames), "
+        "swapped:FRAMES (then becomes that of another recording); default: on",
+    )
+    add(
+        "--chunk_frames",
+        type=positive,
+        default=1500,
+        help="longer recordings are read in such chunks, which changes no number (default: %(default)s)",
+    )
+    add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+    add("--cache_dir", type=Path, help="folder for codes and scores that several evaluations share (default: in --out)")
+    add("--reference", choices=tuple(REFERENCES), help="also show the deviation from published values of this model")
+    add("--hf_repo_id", help="where the base model is now: hub id or folder")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number greater than 0, for argparse."""
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
+        raise ArgumentTypeError(f"{text} is not a whole number greater than 0")
+    return int(text)
+
+
+@dataclass
+class Request:
+    """What is asked for. Making one refuses everything that can be refused before a checkpoint is looked at.
+
+    Args:
+        names: tasks, in their order.
+        refused: those of `--tasks all` that cannot apply some option, with the reason.
+        controls: options of all tasks.
+        overrides: keys of `--config` and `--data` that replace the checkpoint's.
+        base: where the base model is now, None where the checkpoint knows.
+        max_items: of `--max_items` or else the YAML's `paper_metrics`, for benchmarks.
+    """
+
+    options: Any
+    names: list[str]
+    refused: dict[str, str]
+    controls: Controls
+    overrides: dict[str, Any]
+    base: ModelPaths | None
+    split: str
+    max_items: int | None
+    max_frames: int
+
+    @classmethod
+    def of(cls, options: Any) -> Request:
+        """Raises `UserError` for options that mean nothing or exclude one another."""
+        from ttt_moshi.evaluation.controls import Controls
+
+        if not options.checkpoint_dir:
+            raise UserError("name what is to be evaluated: --checkpoint_dir CHECKPOINT, or `base` with --hf_repo_id")
+        _check_paths(options)
+        overrides = _overrides(options.config)
+        section = overrides.get("paper_metrics") or {}
+        controls = Controls(
+            options.ttt, options.text, options.user, options.chunk_frames, options.sampled_texts, options.seed
+        )
+        names, refused = _tasks(options, section, controls)
+        if options.data is not None:
+            overrides["data"] = {**(overrides.get("data") or {}), "eval_data": options.data}
+        if options.checkpoint_dir == BASE and (options.hf_repo_id is None or options.out is None):
+            raise UserError("`--checkpoint_dir base` needs --hf_repo_id (which model) and --out (where to write)")
+        return cls(
+            options,
+            names,
+            refused,
+            controls,
+            overrides,
+            ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None,
+            options.split or section.get("split") or "test",
+            options.max_items or section.get("max_items"),
+            options.max_frames or section.get("max_frames") or 6000,
+        )
+
+    def with_overrides(self, args: TrainArgs) -> TrainArgs:
+        """The configuration of the checkpoint with the data and evaluation keys that were given here.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        values = to_dict(args)
+        for key, value in self.overrides.items():
+            if isinstance(value, dict):
+                values[key] = {**values[key], **value}
+            else:
+                values[key] = value
+        return args_from_dict(values)
+
+    def recorded(self, args: TrainArgs) -> dict[str, Any]:
+        """Everything that can change a number, without paths of this machine."""
+        options = self.options
+        return {
+            "eval_type": options.eval_type or "standard",
+            "split": self.split,
+            "max_items": self.max_items,
+            "text": options.text,
+            "user": options.user,
+            "ttt": options.ttt,
+            "chunk_frames": options.chunk_frames,
+            "max_frames": self.max_frames,
+            "batch_size": options.batch_size,
+            "sampled_texts": options.sampled_texts if options.text == "sampled" else None,
+            "dtype": options.dtype or args.param_dtype,
+            "duration_sec": args.duration_sec,
+        }
+
+
+def _check_paths(options: Any) -> None:
+    for flag in ("out", "cache_dir"):
+        path = getattr(options, flag)
+        if path is not None and path.exists() and not path.is_dir():
+            raise UserError(f"--{flag} {path} is a file; name a folder")
+    if options.data_root is not None and not options.data_root.is_dir():
+        raise UserError(f"--data_root: there is no folder {options.data_root}")
+
+
+def _overrides(config: Path | None) -> dict[str, Any]:
+    """The data and evaluation keys of a YAML file; what it says about the model is the checkpoint's business."""
+    if config is None:
+        return {}
+    return {key: value for key, value in check_config_file(config).items() if key in DATA_KEYS}
+
+
+def _tasks(options: Any, section: dict[str, Any], controls: Controls) -> tuple[list[str], dict[str, str]]:
+    """The tasks, and those of `all` that are not run, with the reason."""
+    from ttt_moshi.evaluation.tasks.registry import PAPER_METRICS, check_controls, parse_tasks
+
+    asked = options.tasks if options.tasks is not None else section.get("tasks")
+    benchmarks = parse_tasks(asked) if asked is not None else list(PAPER_METRICS)
+    if options.eval_type == "both":
+        names = ["perplexity", *(name for name in benchmarks if name != "perplexity")]
+    elif options.eval_type == "paper_metrics" or options.tasks is not None:
+        names = benchmarks
+    else:
+        names = ["perplexity"]
+    refused = check_controls(names, controls)
+    if refused and asked != "all":
+        raise UserError("; ".join(f"`{name}`: {reason}" for name, reason in refused.items()))
+    return names, refused

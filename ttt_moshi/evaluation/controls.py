@@ -1,0 +1,68 @@
+"""What a person asks of every task alike: how the model is run, and what its text and user streams are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.scoring.scorer import ScoringOptions
+from ttt_moshi.evaluation.streams import TextMode, UserMode
+
+
+@dataclass(frozen=True)
+class Controls:
+    """One set of options for all tasks of an evaluation. A task that cannot apply one of them says so beforehand.
+
+    Args:
+        ttt: `on`, `off` (gates closed), `no_writes` (memory stays W0), `reset:N` (emptied every N frames) or
+            `swapped:N` (every N frames the memory becomes that of another recording).
+        text, user: see `Recordings`; None takes what is usual for the task.
+        chunk_frames: longer recordings are read in such chunks; bounds memory and changes no number.
+        sampled_texts: texts drawn per recording where `text` is `sampled`.
+        seed: of the drawn texts.
+
+    Raises:
+        EvaluationError: a value that means nothing, or two that exclude one another.
+    """
+
+    ttt: str = "on"
+    text: TextMode | None = None
+    user: UserMode | None = None
+    chunk_frames: int = 1500
+    sampled_texts: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"on|off|no_writes|(reset|swapped):0*[1-9]\d*", self.ttt):
+            raise EvaluationError(
+                f"`--ttt {self.ttt}`: it is on, off, no_writes, reset:FRAMES or swapped:FRAMES (as in reset:3000)"
+            )
+        if self.text == "sampled" and self.ttt.partition(":")[0] in ("reset", "swapped"):
+            raise EvaluationError(
+                f"`--text sampled` reads one frame at a time, which `--ttt {self.ttt}` cannot do: choose another text"
+            )
+
+    @property
+    def scoring(self) -> ScoringOptions:
+        """The part that the scorer applies."""
+        kind, _, frames = self.ttt.partition(":")
+        return ScoringOptions(
+            chunk_frames=self.chunk_frames,
+            inner_lr=0.0 if kind == "no_writes" else None,
+            gate=0.0 if kind == "off" else None,
+            reset_every=int(frames) if kind == "reset" else None,
+            swap_every=int(frames) if kind == "swapped" else None,
+            sampled_texts=self.sampled_texts if self.text == "sampled" else 0,
+            seed=self.seed,
+        )
+
+    def applied(self, text: TextMode, user: UserMode) -> dict[str, Any]:
+        """What a task whose usual streams are these has applied, as `results.json` records it."""
+        return {
+            "ttt": self.ttt,
+            "text": self.text or text,
+            "user": self.user or user,
+            "chunk_frames": self.chunk_frames,
+        }

@@ -1,0 +1,68 @@
+"""The user's own recordings, as `data.eval_data` names them, for the tasks that measure on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
+from ttt_moshi.data.corpus import Tokenizer
+from ttt_moshi.data.sources import open_sources
+from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.scoring.clips import ClipTokens
+from ttt_moshi.evaluation.scoring.ranks import Ranks
+from ttt_moshi.frames import frames_to_seconds
+
+Encode = Callable[[Ranks, Callable[[int, int], None]], None]
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Recordings with transcripts, and what turns them into tokens.
+
+    Args:
+        spec: comma-separated jsonl files or folders of them.
+        duration_sec: length of a clip.
+        codec, tokenizer, alphabet: those of the model; `check` needs none.
+        cache_dir: folder for codes; None takes one beside each jsonl file.
+        max_items: so many clips or recordings at most, a sample by `seed`.
+    """
+
+    spec: str
+    duration_sec: float
+    codec: Codec | None = None
+    tokenizer: Tokenizer | None = None
+    alphabet: Alphabet | None = None
+    cache_dir: Path | None = None
+    max_items: int | None = None
+    seed: int = 0
+    controls: Controls = field(default_factory=Controls)
+
+    def check(self) -> None:
+        """Looks at the header of every recording, without a model. Raises `DataError` where one cannot be used."""
+        open_sources(self.spec)
+
+    def clips(self) -> tuple[ClipTokens, Encode]:
+        """The recordings cut into clips of `duration_sec`, and what encodes them."""
+        return self._open(self.duration_sec)
+
+    def whole(self) -> tuple[ClipTokens, Encode]:
+        """Every recording as one clip, and what encodes them."""
+        longest = max(recording.frames for source in open_sources(self.spec) for recording in source.recordings)
+        return self._open(frames_to_seconds(longest))
+
+    def _open(self, duration_sec: float) -> tuple[ClipTokens, Encode]:
+        corpus = Corpus(self.spec, self.codec, self.tokenizer, duration_sec, self.cache_dir, alphabet=self.alphabet)
+
+        def encode(ranks: Ranks, progress: Callable[[int, int], None]) -> None:
+            ranks.together(
+                lambda: corpus.encode_all(ranks.rank, ranks.size, lambda name, done, total: progress(done, total))
+            )
+
+        controls = self.controls
+        silence = None if self.codec is None else self.codec.silence
+        tokens = ClipTokens(
+            EvalSet(corpus), controls.text or "given", controls.user or "natural", silence, self.max_items, self.seed
+        )
+        return tokens, encode
