@@ -47,7 +47,7 @@ def test_every_task_runs_and_says_on_how_many_items(evaluated):
         lines = (out / "samples" / f"{name}.jsonl").read_text().splitlines()
         assert len({json.loads(line)["id"] for line in lines}) == len(lines)
     assert found["checkpoint"]["state_id"].startswith("base:")
-    assert found["config"]["text"] == "absent" and found["config"]["user"] == "silence"
+    assert found["config"]["text"] is None and found["tasks"]["swuggy"]["options"]["text"] == "absent"
     assert found["tasks"]["swuggy"]["pairs"] == 6 and found["tasks"]["swuggy"]["n"] == 3
     assert str(ROOT) not in json.dumps(found) and "/tmp" not in json.dumps(found)
 

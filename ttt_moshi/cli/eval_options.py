@@ -124,13 +124,13 @@ class Request:
             raise UserError("name what is to be evaluated: --checkpoint_dir CHECKPOINT, or `base` with --hf_repo_id")
         _check_paths(options)
         overrides = _overrides(options.config)
-        section = overrides.get("paper_metrics") or {}
+        section = overrides.get("paper_metrics", {})
         controls = Controls(
             options.ttt, options.text, options.user, options.chunk_frames, options.sampled_texts, options.seed
         )
         names, refused = _tasks(options, section, controls)
         if options.data is not None:
-            overrides["data"] = {**(overrides.get("data") or {}), "eval_data": options.data}
+            overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE and (options.hf_repo_id is None or options.out is None):
             raise UserError("`--checkpoint_dir base` needs --hf_repo_id (which model) and --out (where to write)")
         return cls(
@@ -151,13 +151,7 @@ class Request:
         Raises:
             ConfigError: a value that cannot work.
         """
-        values = to_dict(args)
-        for key, value in self.overrides.items():
-            if isinstance(value, dict):
-                values[key] = {**values[key], **value}
-            else:
-                values[key] = value
-        return args_from_dict(values)
+        return args_from_dict(_merged(args, self.overrides))
 
     def recorded(self, args: TrainArgs) -> dict[str, Any]:
         """Everything that can change a number, without paths of this machine."""
@@ -191,7 +185,22 @@ def _overrides(config: Path | None) -> dict[str, Any]:
     """The data and evaluation keys of a YAML file; what it says about the model is the checkpoint's business."""
     if config is None:
         return {}
-    return {key: value for key, value in check_config_file(config).items() if key in DATA_KEYS}
+    found = check_config_file(config)
+    overrides = {key: found[key] for key in DATA_KEYS if found.get(key) is not None}
+    # Wrong types and values are refused here, before a checkpoint is looked at.
+    checked = args_from_dict(_merged(TrainArgs(run_dir="none"), overrides))
+    for key in ("max_items", "max_frames"):
+        value = getattr(checked.paper_metrics, key)
+        if value is not None and value < 1:
+            raise UserError(f"{config}: `paper_metrics.{key}` must be greater than 0, got {value}")
+    return overrides
+
+
+def _merged(args: TrainArgs, overrides: dict[str, Any]) -> dict[str, Any]:
+    values = to_dict(args)
+    for key, value in overrides.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    return values
 
 
 def _tasks(options: Any, section: dict[str, Any], controls: Controls) -> tuple[list[str], dict[str, str]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -23,14 +24,21 @@ def _ls(argv: list[str], console: Console) -> int:
     parser = Parser(prog="ttt-moshi eval ls", description="Lists the evaluations below a folder.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working folder")
     folder = parser.parse_args(argv).folder
-    from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation import EvaluationError, read_results
 
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
     table = Table()
     for name in ("folder", "step", "state", "measured", "not run"):
         table.add_column(name)
     found = sorted(folder.glob("**/results.json"))
+    problems = []
     for path in found:
-        results = read_results(path)
+        try:
+            results = read_results(path)
+        except EvaluationError as error:
+            problems.append(str(error))
+            continue
         done = [f"{n} {t['value']:.4g}" for n, t in results.tasks.items() if t["status"] == "ok"]
         checkpoint = results.checkpoint
         table.add_row(
@@ -44,7 +52,9 @@ def _ls(argv: list[str], console: Console) -> int:
         console.print(f"no evaluation below {folder.absolute()}", soft_wrap=True)
         return 1
     console.print(table)
-    return 0
+    for problem in problems:
+        console.print(problem, style="yellow", soft_wrap=True, markup=False)
+    return 1 if problems else 0
 
 
 def _compare(argv: list[str], console: Console) -> int:
@@ -57,6 +67,7 @@ def _compare(argv: list[str], console: Console) -> int:
     from ttt_moshi.evaluation.compare import load
     from ttt_moshi.evaluation.report.write import write_comparison
 
+    _refuse_file("--out", options.out)
     page = write_comparison(options.out, [load(folder) for folder in options.folders])
     comparison = json.loads((options.out / "comparison.json").read_text())
     table = Table(title=f"against {comparison['checkpoints'][0]['label']}", title_justify="left")
@@ -70,6 +81,11 @@ def _compare(argv: list[str], console: Console) -> int:
     console.print(table)
     console.print(f"report: {page}", soft_wrap=True)
     return 0 if complete else 1
+
+
+def _refuse_file(flag: str, path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path} is a file; name a folder")
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
@@ -87,9 +103,13 @@ def _report(argv: list[str], console: Console) -> int:
     parser.add_argument("folder", type=Path, help="folder with a results.json")
     folder = parser.parse_args(argv).folder
     from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation.errors import well_formed
     from ttt_moshi.evaluation.report.write import write_run_report
 
-    console.print(f"report: {write_run_report(folder, read_results(folder / 'results.json'))}", soft_wrap=True)
+    path = folder / "results.json"
+    with well_formed(path):
+        page = write_run_report(folder, read_results(path))
+    console.print(f"report: {page}", soft_wrap=True)
     return 0
 
 
@@ -98,13 +118,17 @@ def _versa(argv: list[str], console: Console) -> int:
         prog="ttt-moshi eval versa",
         description="Writes pred.scp, gt.scp and text for VERSA (quality of generated speech).",
     )
-    parser.add_argument("predicted", type=Path, help="folder of generated sound files")
-    parser.add_argument("--references", type=Path, help="folder of true sound files with the same names")
+    parser.add_argument("predicted", type=Path, help="folder of generated audio files")
+    parser.add_argument("--references", type=Path, help="folder of true audio files with the same names")
     parser.add_argument("--out", type=Path, default=Path("versa"), help="default: %(default)s")
     options = parser.parse_args(argv)
     from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
     from ttt_moshi.evaluation.interchange import write_versa_lists
 
+    _refuse_file("--out", options.out)
+    for folder in (options.predicted, options.references):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
     texts = {}
     for path in sorted((options.references or options.predicted).glob("*.json")):
         words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.results import OK, Results, read_results
 from ttt_moshi.evaluation.statistics import mcnemar, paired_difference
 
@@ -43,13 +43,11 @@ def load(folder: Path) -> Evaluation:
 def _items(path: Path) -> dict[str, float]:
     """Mean score of every item; a pair's samples name their item, other samples are items themselves."""
     scores: dict[str, list[float]] = {}
-    try:
+    with well_formed(path):
         for line in path.read_text(encoding="utf-8").splitlines():
             sample = json.loads(line)
             if sample["score"] is not None:
-                scores.setdefault(sample.get("item", sample["id"]), []).append(sample["score"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
-        raise EvaluationError(f"{path} is missing or not what an evaluation writes ({error!r})") from None
+                scores.setdefault(sample.get("item", sample["id"]), []).append(float(sample["score"]))
     return {item: float(np.mean(values)) for item, values in scores.items()}
 
 
@@ -70,9 +68,11 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
     versions = [e.results.tasks[name].get("version", 1) for e in (first, second)]
     if versions[0] != versions[1]:
         return {"status": "skipped", "reason": "the two are of versions {} and {} of the task".format(*versions)}
-    digests = [e.results.data[name]["digest"] for e in (first, second)]
+    digests = [e.results.data.get(name, {}).get("digest") for e in (first, second)]
     if digests[0] != digests[1]:
         return {"status": "skipped", "reason": "the two were evaluated on different recordings"}
+    if not (first.items[name].keys() & second.items[name].keys()):
+        return {"status": "skipped", "reason": "the two have no item in common"}
     shared = sorted(first.items[name].keys() & second.items[name].keys())
     a = np.array([first.items[name][item] for item in shared])
     b = np.array([second.items[name][item] for item in shared])

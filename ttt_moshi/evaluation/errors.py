@@ -33,3 +33,16 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}. What was written before is kept: with room for more, the same command "
             "goes on from there"
         ) from error
+
+
+@contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """Turns what happens while a damaged or foreign file is read and used into an `EvaluationError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        # Invalid JSON and text that is not UTF-8 are ValueErrors too.
+        what = " ".join(str(error).split())
+        raise EvaluationError(f"{path} is not what an evaluation writes ({type(error).__name__}: {what})") from None

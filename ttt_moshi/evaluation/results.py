@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.files import write_atomically
 
 SCHEMA = 1
@@ -75,7 +75,8 @@ def check_task(name: str, task: dict[str, Any]) -> None:
         return
     if task.get("status") != OK:
         raise EvaluationError(f"task `{name}` has the unknown status {task.get('status')!r}")
-    if not math.isfinite(task["value"]) or not all(math.isfinite(bound) for bound in task["ci95"]) or task["n"] < 1:
+    low, high = task["ci95"]
+    if not all(math.isfinite(number) for number in (task["value"], low, high)) or task["n"] < 1:
         raise EvaluationError(
             f"task `{name}` has no finite result (value {task['value']}, ci95 {task['ci95']}, n {task['n']}); "
             "such a number is not written"
@@ -103,14 +104,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Reads a `results.json`. Raises `EvaluationError` when it is not one, or of a later schema."""
-    try:
+    """Reads a `results.json`. Raises `EvaluationError` when it is missing, not one, or of a later schema."""
+    if not path.is_file():
+        raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first")
+    with well_formed(path):
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first") from None
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        found = values.get("schema") if isinstance(values, dict) else None
-        raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
-    return Results(values["checkpoint"], values["tasks"], values["config"], values["data"], values["seed"])
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            found = values.get("schema") if isinstance(values, dict) else None
+            raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
+        results = Results(values["checkpoint"], values["tasks"], values["config"], values["data"], values["seed"])
+        for key in ("state_id", "step", "kind"):
+            results.checkpoint[key]
+        for name, task in results.tasks.items():
+            check_task(name, task)
+            if task["status"] == OK:
+                for key in ("metric", "unit_of_n", "better"):
+                    task[key]
+        results.config.get("ttt")
+        results.data.get("codec")
+    return results

@@ -21,7 +21,10 @@ ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
 
 def write_run_report(out: Path, results: Results) -> Path:
-    """`report.md`, `report.html` and `plots/*.{svg,png}` of one evaluation; returns the page."""
+    """`report.md`, `report.html` and `plots/*.{svg,png}` of one evaluation; returns the page.
+
+    Raises `EvaluationError` when the results lack what a report shows, and when a file cannot be written.
+    """
     clip = results.config.get("training_clip_sec")
     training_frames = None if clip is None else round(clip * FRAME_RATE)
     figures: dict[str, Figure] = {}
