@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.data.corpus import Tokenizer
+from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.sources import open_sources
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
@@ -40,8 +42,12 @@ class EvaluationData:
     controls: Controls = field(default_factory=Controls)
 
     def check(self) -> None:
-        """Looks at the header of every recording, without a model. Raises `DataError` where one cannot be used."""
-        open_sources(self.spec)
+        """Looks at the header of every recording, without a model and without reading them whole.
+
+        Raises:
+            DataError: one that cannot be used.
+        """
+        open_sources(self.spec, lambda folder: cast(Digests, _Names()))
 
     def clips(self) -> tuple[ClipTokens, Encode]:
         """The recordings cut into clips of `duration_sec`, and what encodes them."""
@@ -49,11 +55,14 @@ class EvaluationData:
 
     def whole(self) -> tuple[ClipTokens, Encode]:
         """Every recording as one clip, and what encodes them."""
-        longest = max(recording.frames for source in open_sources(self.spec) for recording in source.recordings)
+        longest = max(recording.frames for recording in self._corpus(self.duration_sec).recordings)
         return self._open(frames_to_seconds(longest))
 
+    def _corpus(self, duration_sec: float) -> Corpus:
+        return Corpus(self.spec, self.codec, self.tokenizer, duration_sec, self.cache_dir, alphabet=self.alphabet)
+
     def _open(self, duration_sec: float) -> tuple[ClipTokens, Encode]:
-        corpus = Corpus(self.spec, self.codec, self.tokenizer, duration_sec, self.cache_dir, alphabet=self.alphabet)
+        corpus = self._corpus(duration_sec)
 
         def encode(ranks: Ranks, progress: Callable[[int, int], None]) -> None:
             ranks.together(
@@ -66,3 +75,10 @@ class EvaluationData:
             EvalSet(corpus), controls.text or "given", controls.user or "natural", silence, self.max_items, self.seed
         )
         return tokens, encode
+
+
+class _Names:
+    """Stands where digests stand, for a check that need not know the contents."""
+
+    def of(self, path: Path) -> str:
+        return str(path)
