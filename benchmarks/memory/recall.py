@@ -48,14 +48,17 @@ def answer_frames(pairs: int, distance: int) -> np.ndarray:
     return pairs + distance + 1 + 2 * np.arange(pairs)
 
 
-def make_example(rng: np.random.Generator, pairs: int, distance: int) -> Example:
-    """An example with `distance` frames between the last pair and the first question."""
+def make_example(rng: np.random.Generator, pairs: int, distance: int, silent: bool = False) -> Example:
+    """An example with `distance` frames between the last pair and the first question; where these are silent, the user
+    says one sound all the time."""
     codes = np.full((STREAMS, length(pairs, distance)), ABSENT)
     keys = rng.permutation(KEYS)[:pairs]
     values = rng.integers(0, VALUES, pairs)
     order = rng.permutation(pairs)
     told, answers = np.arange(pairs), answer_frames(pairs, distance)
     user = rng.integers(KEYS, CARD, codes.shape[1])
+    if silent:
+        user[pairs : pairs + distance] = user[pairs]
     user[told] = keys
     user[answers - 1] = keys[order]
     codes[USER_SEMANTIC] = user

@@ -31,10 +31,10 @@ def write_recall_training(folder: Path, recordings: int, seed: int) -> Path:
     return write_data_set(folder, (make_example(rng, PAIRS, int(rng.integers(low, high + 1))) for low, high in ranges))
 
 
-def write_recall_test(folder: Path, recordings: int, distance: int) -> Path:
+def write_recall_test(folder: Path, recordings: int, distance: int, silent: bool = False) -> Path:
     """Recordings of one distance, the same for all models and seeds."""
     rng = np.random.default_rng([TEST_SEED, distance])
-    return write_data_set(folder, (make_example(rng, PAIRS, distance) for _ in range(recordings)))
+    return write_data_set(folder, (make_example(rng, PAIRS, distance, silent) for _ in range(recordings)))
 
 
 def write_data_set(folder: Path, examples: Iterable[Example]) -> Path:

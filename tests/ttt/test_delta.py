@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ttt_moshi.ttt import TTTConfig, TTTLayer, TTTState, watch
+from ttt_moshi.ttt import TTTConfig, TTTLayer, TTTState, delta_kernel, watch
 from ttt_moshi.ttt.config import LONGEST
 from ttt_moshi.ttt.delta import CHUNK, DeltaFrames, delta_scan, delta_step
 from ttt_moshi.ttt.reference import reference_delta
@@ -118,6 +118,19 @@ def test_equal_to_the_recurrence_of_flash_linear_attention(max_rel):
         )
     assert max_rel(z, theirs.transpose(1, 2) + frames.q @ start) <= 1e-5
     assert max_rel(end, S + start) <= 1e-5
+
+
+def test_their_kernels_would_be_given_the_right_things():
+    """The chunked reference of fla-core in the place of its kernel: order of axes, signs, scale, states, gradients."""
+    naive = pytest.importorskip("fla.ops.gated_delta_rule.naive")
+    assert delta_kernel.trial(torch.device("cpu"), 16, naive.naive_chunk_gated_delta_rule) <= 1e-5
+
+
+def test_kernels_that_cannot_run_here_are_left_aside():
+    """Whatever they raise without a GPU, or that they are missing: words, and no exception."""
+    reason = delta_kernel.reason_against(torch.device("cpu"), torch.float32, 16)
+    assert reason and "\n" not in reason
+    assert "float64" in delta_kernel.reason_against(torch.device("cuda"), torch.float64, 16)
 
 
 @pytest.mark.parametrize("settings", [{}, {"half_life_frames": (8, 40)}, {"half_life_frames": 20, "forget": "gated"}])

@@ -14,6 +14,7 @@ is left for the walk through time are three products a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,21 +39,32 @@ class DeltaFrames(NamedTuple):
     log_retain: Tensor | None
 
 
-def delta_scan(frames: DeltaFrames, W: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+Core = Callable[[DeltaFrames, Tensor], tuple[Tensor, Tensor]]
+"""What `chunked` computes."""
+
+
+def delta_scan(frames: DeltaFrames, W: Tensor, start: Tensor, core: Core | None = None) -> tuple[Tensor, Tensor]:
     """Any number of frames: z [B, H, T, f] and the fast weights after the last.
 
     Args:
         W: fast weights before the first frame, [B, H, f, f].
         start: the trained start, [H, f, f].
+        core: another form of `chunked`.
     """
+    core = core or chunked
+    if frames.log_retain is None:  # where nothing is forgotten, the start is nothing but a part of W
+        return core(frames, W)
+    T = frames.q.shape[2]
+    of_keys, of_queries = (torch.cat([frames.k, frames.q], dim=2) @ start).split(T, dim=2)
+    z, S = core(frames._replace(v=frames.v - of_keys), W - start)
+    return of_queries + z, S + start
+
+
+def chunked(frames: DeltaFrames, S: Tensor) -> tuple[Tensor, Tensor]:
+    """q_t S_t of every frame, and the last S, where W_0 is zero."""
     T, C = frames.q.shape[2], min(CHUNK, frames.q.shape[2])
-    residual, q_start, S = frames.v, None, W
-    if frames.log_retain is not None:  # where nothing is forgotten, the start is nothing but a part of W
-        at_start = torch.cat([frames.k, frames.q], dim=2) @ start
-        k_start, q_start = at_start.split(T, dim=2)
-        residual, S = frames.v - k_start, W - start
     # Frames that fill up the last chunk have keys of zero and write nothing.
-    q, k, residual = (_chunks(F.pad(t, (0, 0, 0, -T % C)), C) for t in (frames.q, frames.k, residual))
+    q, k, v = (_chunks(F.pad(t, (0, 0, 0, -T % C)), C) for t in (frames.q, frames.k, frames.v))
     beta = _chunks(F.pad(frames.beta, (0, -T % C)), C)[..., None]
     seen = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
     similar, read = k @ k.mT, torch.where(seen, q @ k.mT, 0.0)
@@ -65,9 +77,8 @@ def delta_scan(frames: DeltaFrames, W: Tensor, start: Tensor) -> tuple[Tensor, T
         faded, last = total.exp(), total[..., -1:, :]
         k_faded, q_faded, k_left, left = k * faded, q * faded, k * (last - total).exp(), last.exp()
     system = torch.where(seen.tril(-1), beta * similar, 0.0)
-    known = torch.cat([beta * residual, beta * k_faded], dim=-1)
-    solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
-    u_alone, u_of_S = solved.chunk(2, dim=-1)
+    known = torch.cat([beta * v, beta * k_faded], dim=-1)
+    u_alone, u_of_S = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True).chunk(2, dim=-1)
     both = torch.cat([u_of_S, q_faded], dim=-2)
     outputs = []
     for n in range(q.shape[2]):
@@ -76,8 +87,7 @@ def delta_scan(frames: DeltaFrames, W: Tensor, start: Tensor) -> tuple[Tensor, T
         outputs.append(read_S + read[:, :, n] @ u)
         written = k_left[:, :, n].mT @ u
         S = S + written if left is None else left[:, :, n] * S + written
-    z = torch.cat(outputs, dim=2)[:, :, :T]
-    return (z, S) if q_start is None else (q_start + z, S + start)
+    return torch.cat(outputs, dim=2)[:, :, :T], S
 
 
 def delta_step(frames: DeltaFrames, W: Tensor, start: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor]:

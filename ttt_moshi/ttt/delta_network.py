@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttt_moshi.ttt import delta_kernel
 from ttt_moshi.ttt.block import retained
 from ttt_moshi.ttt.config import LONGEST, TTTConfig
 from ttt_moshi.ttt.delta import DeltaFrames, delta_scan, delta_step
@@ -108,7 +109,7 @@ class DeltaNetwork(InnerNetwork):
             z, W = delta_step(frames._replace(v=frames.v + broken), state.W1, self.W1, in_place)
             new = TTTState(W1=W)
         else:
-            z, W = delta_scan(frames, state.W1, self.W1)
+            z, W = delta_kernel.scan(frames, state.W1, self.W1)
             after = lost.cumsum(1) > 0
             z = torch.where(after[:, None, :, None], torch.nan, z)
             new = TTTState(W1=torch.where(after[:, -1].view(-1, 1, 1, 1), torch.nan, W))
