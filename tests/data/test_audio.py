@@ -69,11 +69,7 @@ def write_nothing(path):
 
 
 def write_text(path):
-    path.write_text("not a sound")
-
-
-def write_surround(path):
-    soundfile.write(path, np.zeros((2400, 6), np.float32), 24000)
+    path.write_text("not audio")
 
 
 def write_nan(path):
@@ -85,11 +81,10 @@ def write_nan(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "no sound file at"),
-        (lambda path: path.mkdir(), "no sound file at"),
-        (write_nothing, "is not a sound file that can be read"),
-        (write_text, "is not a sound file that can be read"),
-        (write_surround, "has 6 channels"),
+        (lambda path: None, "no audio file at"),
+        (lambda path: path.mkdir(), "cannot read .*Is a directory"),
+        (write_nothing, "is not an audio file that can be read"),
+        (write_text, "is not an audio file that can be read"),
         (write_nan, "not finite"),
     ],
 )
@@ -122,5 +117,5 @@ def test_a_wav_from_a_pipe_does_not_say_its_size(tmp_path, write_recording, size
 def test_a_flac_cut_short_is_named(tmp_path, write_recording):
     path = write_recording(tmp_path / "a.flac", 20.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"a\.flac (cannot be read to its end|ends before the 20\.00 s)"):
+    with pytest.raises(DataError, match=r"a\.flac (cannot be decoded|ends) after \d"):
         read_audio(path)

@@ -163,7 +163,7 @@ def test_useless_files_are_left_out_with_a_reason(recordings, tmp_path):
     (recordings / "music.json").write_text("[")
     (recordings / "music.txt").write_text("never read")
     by = outcomes(prepare(recordings, tmp_path / "out"))
-    assert "not a sound file" in by["broken.wav"].left_out
+    assert "not an audio file" in by["broken.wav"].left_out
     assert by["right.wav"].left_out == "right.flac has the same name"
     assert by["blip.wav"].left_out == "0.004 s are less than one frame (0.08 s)"
     assert "music.json is not valid JSON" in by["music.mp3"].left_out

@@ -102,7 +102,8 @@ def run_make_bench(argv: list[str]) -> int:
         "topic StoryCloze, SALMon, Libri-Light and LibriSpeech-Long, with spoken needles and repeats at set distances.",
     )
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--size", default="mini", help="how much to make, tiny or mini (default: %(default)s)")
+    sizes = ("tiny", "mini")
+    parser.add_argument("--size", choices=sizes, default="mini", help="how much to make (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)")
     parser.add_argument(
         "--train_data",

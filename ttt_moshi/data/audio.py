@@ -1,33 +1,60 @@
-"""Sound files in, 24 kHz float blocks out: any rate, mono or stereo, never a whole recording in memory."""
+"""Audio files in, 24 kHz float blocks out: any container that libav reads, at any rate, never a whole file in memory.
+
+A header is believed only where the samples have a fixed size (wav, aiff, au, sph and the like, and flac, which counts
+its own samples). Elsewhere it is an estimate at best, so the file is decoded to its end to know its length.
+"""
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
+import av
 import numpy as np
-import soundfile
 import soxr
 
+from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+AUDIO_SUFFIXES = (
+    ".wav", ".w64", ".rf64", ".caf", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".sph", ".mp2", ".mp3", ".m4a",
+    ".m4b", ".mp4", ".mov", ".3gp", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".webm", ".mka", ".mkv", ".wma", ".gsm",
+    ".amr",
+)  # fmt: skip
+"""names under which recordings are looked for; what a file is, its content says"""
 
+MAX_CHANNELS = 8
+
+# Demuxers that read nothing but the file itself: no playlists, no addresses.
+_CONTAINERS = (
+    "wav", "w64", "caf", "flac", "aiff", "au", "nistsphere", "mp3", "mov,mp4,m4a,3gp,3g2,mj2", "aac", "ac3", "ogg",
+    "matroska,webm", "asf", "gsm", "amr",
+)  # fmt: skip
+_NAMED_BY_SUFFIX = {".gsm": "gsm"}
+"""streams without any header"""
+_FIXED_SIZE = ("pcm_", "flac")
+_EXACT_CONTAINERS = ("wav", "w64", "caf", "flac", "aiff", "au", "nistsphere")
+"""codecs and containers that together know their length to the sample"""
 _BLOCK_SECONDS = 4
 _UNKNOWN_SIZE = 0x7FFF0000
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file's header says; `samples` per channel at the file's own `sample_rate`."""
+    """What an audio file holds; `samples` per channel at the file's own `sample_rate`."""
 
     sample_rate: int
     channels: int
     samples: int
+    tracks: int = 1
+    """audio tracks in the file, of which the first is read"""
 
     @property
     def seconds(self) -> float:
@@ -44,14 +71,23 @@ class AudioInfo:
         return -(-self.samples_24k // FRAME_SIZE)
 
 
-def read_info(path: Path) -> AudioInfo:
-    """The header of a sound file.
+def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
+    """Rate, channels and length of an audio file, decoded to its end where no header can be trusted.
+
+    Args:
+        known: remembers the lengths that took decoding.
 
     Raises:
-        DataError: missing or unreadable file, or other than one or two channels.
+        DataError: missing or unreadable file, or one without audio.
     """
-    with _open(path) as file:
-        return _info(path, file)
+    with _open(path) as (container, stream):
+        header = _trusted_header(container, stream)
+        if header is not None:
+            return header
+        facts = stream.rate, stream.channels, len(container.streams.audio)
+    samples = _count(path) if known is None else int(known.remember(path, "samples", lambda path: str(_count(path))))
+    rate, channels, tracks = facts
+    return AudioInfo(rate, channels, samples, tracks)
 
 
 def read_blocks(path: Path) -> Iterator[np.ndarray]:
@@ -61,27 +97,34 @@ def read_blocks(path: Path) -> Iterator[np.ndarray]:
     blocks. Full scale is 1.0.
 
     Raises:
-        DataError: missing or unreadable file, other than one or two channels, a file that ends before its header
-            says, or samples that are not finite.
+        DataError: missing or unreadable file, a file that ends before its header says or cannot be decoded to its end,
+            or samples that are not finite.
     """
-    with _open(path) as file:
-        info = _info(path, file)
-        resampler = None
-        if info.sample_rate != SAMPLE_RATE:
-            resampler = soxr.ResampleStream(info.sample_rate, SAMPLE_RATE, info.channels, dtype="float32")
+    with _open(path) as (container, stream):
+        header = _trusted_header(container, stream)
+        rate, channels = stream.rate, stream.channels
+        resampler = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32") if rate != SAMPLE_RATE else None
         read = written = 0
-        while read < info.samples:
-            block = _read_block(path, file, info, min(_BLOCK_SECONDS * info.sample_rate, info.samples - read))
-            read += len(block)
-            if resampler is not None:
-                block = resampler.resample_chunk(block, last=read == info.samples)
-            # A resampler rounds the length its own way; the recording's length is a matter of arithmetic.
-            block = block[: info.samples_24k - written]
-            written += len(block)
-            if len(block):
-                yield np.ascontiguousarray(block.T)
-        if written < info.samples_24k:
-            yield np.zeros((info.channels, info.samples_24k - written), np.float32)
+        blocks = _even_blocks(_decode(path, container, stream), channels, _BLOCK_SECONDS * rate)
+        waiting: np.ndarray | None = None
+        # One block behind, so that the resampler is told which one is the last.
+        for block in chain(blocks, [None]):
+            if waiting is not None:
+                if block is None and header is not None and read != header.samples:
+                    raise DataError(_wrong_length(path, header, read))
+                out = waiting.T if resampler is None else resampler.resample_chunk(waiting.T, last=block is None)
+                # A resampler rounds the length its own way; the recording's length is a matter of arithmetic.
+                out = out[: AudioInfo(rate, channels, read).samples_24k - written]
+                written += len(out)
+                if len(out):
+                    yield np.ascontiguousarray(out.T)
+            waiting = block
+            read += 0 if block is None else block.shape[1]
+        if read == 0 and header is not None and header.samples:
+            raise DataError(_wrong_length(path, header, 0))
+        missing = AudioInfo(rate, channels, read).samples_24k - written
+        if missing:
+            yield np.zeros((channels, missing), np.float32)
 
 
 def read_audio(path: Path) -> np.ndarray:
@@ -90,51 +133,123 @@ def read_audio(path: Path) -> np.ndarray:
     return np.concatenate(blocks, axis=1) if blocks else np.zeros((read_info(path).channels, 0), np.float32)
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    if not path.is_file():
-        raise DataError(f"no sound file at {path}")
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+    """The container and its first audio stream. Errors of reading, wherever they arise, become `DataError`."""
     try:
-        _refuse_a_cut_wav(path)
-        return soundfile.SoundFile(str(path))
-    except soundfile.SoundFileError as error:
-        raise DataError(f"{path} is not a sound file that can be read: {_reason(error)}") from error
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"no audio file at {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        _refuse_a_cut_wav(path, file)
+        try:
+            with av.open(
+                file,
+                format=_NAMED_BY_SUFFIX.get(path.suffix.lower()),
+                options={"format_whitelist": ",".join(_CONTAINERS)},
+                metadata_errors="ignore",
+            ) as container:
+                if not container.streams.audio:
+                    raise DataError(f"{path} holds no audio")
+                stream = container.streams.audio[0]
+                if not (stream.rate and 1 <= stream.channels <= MAX_CHANNELS):
+                    raise DataError(f"{path} has {stream.channels} channels; 1 to {MAX_CHANNELS} can be read")
+                yield container, stream  # type: ignore[misc]  # a container that is read is an InputContainer
+        except (av.FFmpegError, OSError) as error:
+            raise DataError(f"{path} is not an audio file that can be read: {_reason(error)}") from error
 
 
-def _refuse_a_cut_wav(path: Path) -> None:
-    """libsndfile takes a wav that was cut short for a shorter recording, so its own length is looked at here."""
-    with path.open("rb") as file:
-        riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12))
-        if (riff, wave) != (b"RIFF", b"WAVE"):
-            return
+def _refuse_a_cut_wav(path: Path, file: IO[bytes]) -> None:
+    """A wav that was cut short passes for a shorter recording, so its own length is looked at here."""
+    riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12))
+    if (riff, wave) == (b"RIFF", b"WAVE"):
         while len(header := file.read(8)) == 8:
             name, size = struct.unpack("<4sI", header)
             if name == b"data":
-                there = path.stat().st_size - file.tell()
+                begin = file.tell()
+                there = file.seek(0, io.SEEK_END) - begin
                 # A program that writes into a pipe cannot know the size, and puts something enormous or nothing.
                 if there < size < _UNKNOWN_SIZE:
-                    raise DataError(f"{path} ends after {there} of the {size} bytes of its sound; copy it again")
-                return
-            file.seek(size + size % 2, os.SEEK_CUR)
+                    raise DataError(f"{path} ends after {there} of the {size} bytes of its audio; copy it again")
+                break
+            file.seek(size + size % 2, io.SEEK_CUR)
+    file.seek(0)
 
 
-def _info(path: Path, file: soundfile.SoundFile) -> AudioInfo:
-    if file.channels not in (1, 2):
-        raise DataError(f"{path} has {file.channels} channels; one (mono) or two (left Moshi, right user) are usable")
-    return AudioInfo(file.samplerate, file.channels, file.frames)
+def _trusted_header(container: av.container.InputContainer, stream: av.AudioStream) -> AudioInfo | None:
+    duration, codec = stream.duration, stream.codec_context.name
+    if not codec.startswith(_FIXED_SIZE) or not duration or stream.time_base is None:
+        return None
+    if container.format.name not in _EXACT_CONTAINERS:
+        return None  # what is inside may be exact, but the container rounds or guesses its length
+    samples = duration * stream.time_base * stream.rate
+    return AudioInfo(stream.rate, stream.channels, round(samples), len(container.streams.audio))
 
 
-def _read_block(path: Path, file: soundfile.SoundFile, info: AudioInfo, size: int) -> np.ndarray:
+def _count(path: Path) -> int:
+    with _open(path) as (container, stream):
+        return sum(block.shape[1] for block in _decode(path, container, stream))
+
+
+def _decode(path: Path, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[np.ndarray]:
+    """Float32 `[channels, any length]` to the end of the file."""
+    rate, channels, samples = stream.rate, stream.channels, 0
     try:
-        block = file.read(size, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise DataError(f"{path} cannot be read to its end: {_reason(error)}") from error
-    if len(block) < size:
-        raise DataError(f"{path} ends before the {info.seconds:.2f} s that its header promises; copy it again")
-    if not np.isfinite(block).all():
-        raise DataError(f"{path} holds samples that are not finite numbers")
-    return block
+        for frame in container.decode(stream):
+            if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+                raise DataError(
+                    f"{path} changes at {samples / rate:.2f} s from {rate} Hz, {channels} channels to "
+                    f"{frame.sample_rate} Hz, {frame.layout.nb_channels} channels; split it there"
+                )
+            block = _to_float(frame)
+            if not np.isfinite(block).all():
+                raise DataError(f"{path} holds samples that are not finite numbers")
+            samples += block.shape[1]
+            yield block
+    except av.FFmpegError as error:
+        raise DataError(f"{path} cannot be decoded after {samples / rate:.2f} s: {_reason(error)}") from error
+
+
+def _to_float(frame: av.AudioFrame) -> np.ndarray:
+    """Samples `[channels, n]`, full scale 1.0."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == "i":
+        # Halves of the whole range are exact in float64, whatever the width.
+        return (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
+    return samples.astype(np.float32)
+
+
+def _even_blocks(pieces: Iterator[np.ndarray], channels: int, size: int) -> Iterator[np.ndarray]:
+    """The same samples in blocks of `size`, the last one shorter."""
+    waiting: list[np.ndarray] = []
+    length = 0
+    for piece in pieces:
+        waiting.append(piece)
+        length += piece.shape[1]
+        if length >= size:
+            joined = np.concatenate(waiting, axis=1)
+            for start in range(0, length - size + 1, size):
+                yield joined[:, start : start + size]
+            length %= size
+            waiting = [joined[:, joined.shape[1] - length :]]
+    if length:
+        yield np.concatenate(waiting, axis=1)
+
+
+def _wrong_length(path: Path, header: AudioInfo, read: int) -> str:
+    seconds = read / header.sample_rate
+    if read < header.samples:
+        return f"{path} ends after {seconds:.2f} of the {header.seconds:.2f} s that its header promises; copy it again"
+    return f"{path} goes on to {seconds:.2f} s after the {header.seconds:.2f} s of its header; write it anew"
 
 
 def _reason(error: Exception) -> str:
-    # libsndfile repeats the path: "Error opening '...': Format not recognised."
-    return str(error).rsplit("': ", 1)[-1].strip()
+    if isinstance(error, av.InvalidDataError):
+        return "its content is not that of a whole audio file"
+    return getattr(error, "strerror", None) or str(error)

@@ -24,8 +24,6 @@ from ttt_moshi.files import write_atomically
 OnFrames = Callable[[int, int], None]
 """called while a recording is encoded, with the frames done and the frames in all"""
 
-DEFAULT_FOLDER = ".mimi_codes"
-
 _FORMAT = "mimi-codes-1"
 
 _GROUP = 64
@@ -54,7 +52,7 @@ class CodeCache:
                 return self._read(file, key)
             except _DamagedError as damage:
                 _log.warning("rebuilding %s, the cached codes of %s: %s", file, audio, damage)
-        info = read_info(audio)
+        info = read_info(audio, self._digests)
         if info.frames <= SHORT_FRAMES:
             codes = torch.stack(self._codec.encode_short(list(read_audio(audio))))
         else:
@@ -72,7 +70,7 @@ class CodeCache:
             DataError: a sound file that cannot be used, or a folder that cannot be written.
         """
         missing = [audio for audio in dict.fromkeys(recordings) if not self.has(audio)]
-        infos = {audio: read_info(audio) for audio in missing}
+        infos = {audio: read_info(audio, self._digests) for audio in missing}
         # By length, so that few places are left over; a group's sound is in memory together.
         order = sorted(missing, key=lambda audio: infos[audio].frames)
         short = [audio for audio in order if infos[audio].frames <= SHORT_FRAMES]

@@ -17,7 +17,7 @@ from moshi.utils.compile import no_cuda_graph
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.frames import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 
-_ENCODING_VERSION = 2
+_ENCODING_VERSION = 3
 """raised whenever the same audio and weights would give other codes than before"""
 
 SHORT_FRAMES = 64

@@ -15,9 +15,9 @@ import blake3
 import torch
 
 from ttt_moshi.data.batch import Batch, collate
-from ttt_moshi.data.cache import DEFAULT_FOLDER, CodeCache
+from ttt_moshi.data.cache import CodeCache
 from ttt_moshi.data.codec import Codec
-from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row

@@ -1,6 +1,6 @@
-"""BLAKE3 digests of files, remembered so that nothing is read twice.
+"""BLAKE3 digests of files, and lengths of recordings, remembered so that nothing is read twice.
 
-Digests are kept in a file of lines, to which every process only appends. A line carries a digest of itself: one that
+They are kept in a file of lines, to which every process only appends. A line carries a digest of itself: one that
 was cut short, mixed with another process's or damaged is passed over, and costs no more than reading that file again.
 """
 
@@ -11,12 +11,15 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import blake3
 
 from ttt_moshi.data.errors import DataError
 
+DEFAULT_FOLDER = ".mimi_codes"
+"""where digests and codes are kept, beside the jsonl file"""
 FILE_NAME = ".digests.jsonl"
 
 _SETTLED_NS = 2_000_000_000
@@ -35,7 +38,14 @@ def file_digest(path: Path) -> str:
     Raises:
         DataError: a file that cannot be read.
     """
-    return _read_digest(path)[0]
+    digest = blake3.blake3()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 class Digests:
@@ -46,7 +56,7 @@ class Digests:
 
     def __init__(self, folder: Path):
         self._file = folder / FILE_NAME
-        self._known: dict[str, tuple[_State, str]] = {}
+        self._known: dict[str, tuple[_State, str]] = {}  # by what is known of which file
         self._read_to = 0
         self._can_write = True
         self._lock = threading.Lock()
@@ -57,7 +67,15 @@ class Digests:
         Raises:
             DataError: a file that cannot be read.
         """
-        name = os.path.abspath(path)
+        return self.remember(path, "blake3", file_digest)
+
+    def remember(self, path: Path, what: str, find: Callable[[Path], str]) -> str:
+        """Something else that a file's content decides and that takes long to find, such as how long it sounds.
+
+        Raises:
+            DataError: a file that cannot be read, and whatever `find` raises.
+        """
+        name = f"{what} {os.path.abspath(path)}"
         with self._lock:
             state = _state(path)
             found = self._known.get(name)
@@ -67,11 +85,12 @@ class Digests:
             if found is not None and found[0] == state:
                 return found[1]
             began = time.time_ns()
-            digest, state = _read_digest(path)
-            if began - max(state[1], state[2]) > _SETTLED_NS:
-                self._known[name] = (state, digest)
-                self._append(name, state, digest)
-            return digest
+            value = find(path)
+            # Only what has not changed meanwhile, nor so short a time before that nobody could tell.
+            if state == _state(path) and began - max(state[1], state[2]) > _SETTLED_NS:
+                self._known[name] = (state, value)
+                self._append(name, state, value)
+            return value
 
     def _read_news(self) -> None:
         """Takes what was added to the file since it was last looked at, by this process or by others."""
@@ -88,10 +107,10 @@ class Digests:
         for line in whole.splitlines():
             entry = _unseal(line)
             if entry is not None:
-                name, state, digest = entry
-                self._known[name] = (state, digest)
+                name, state, value = entry
+                self._known[name] = (state, value)
 
-    def _append(self, name: str, state: _State, digest: str) -> None:
+    def _append(self, name: str, state: _State, value: str) -> None:
         if not self._can_write:
             return
         try:
@@ -99,7 +118,7 @@ class Digests:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 # The line break in front ends a line that some other process could not finish.
-                os.write(descriptor, b"\n" + _seal(name, state, digest) + b"\n")
+                os.write(descriptor, b"\n" + _seal(name, state, value) + b"\n")
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -112,32 +131,16 @@ class Digests:
             )
 
 
-def _read_digest(path: Path) -> tuple[str, _State]:
-    """The digest and the file's state before it was read."""
-    digest = blake3.blake3()
-    try:
-        with path.open("rb") as file:
-            state = _from_stat(os.fstat(file.fileno()))
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest(), state
-
-
 def _state(path: Path) -> _State:
     try:
-        return _from_stat(path.stat())
+        stat = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _from_stat(stat: os.stat_result) -> _State:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _seal(name: str, state: _State, digest: str) -> bytes:
-    entry = json.dumps([name, list(state), digest])
+def _seal(name: str, state: _State, value: str) -> bytes:
+    entry = json.dumps([name, list(state), value])
     return json.dumps([entry, blake3.blake3(entry.encode()).hexdigest()[:16]]).encode()
 
 
@@ -147,7 +150,7 @@ def _unseal(line: bytes) -> tuple[str, _State, str] | None:
         entry, seal = json.loads(line)
         if blake3.blake3(entry.encode()).hexdigest()[:16] != seal:
             return None
-        name, (size, modified, changed, inode), digest = json.loads(entry)
+        name, (size, modified, changed, inode), value = json.loads(entry)
     except (ValueError, TypeError, AttributeError):
         return None
-    return name, (size, modified, changed, inode), digest
+    return name, (size, modified, changed, inode), value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ttt_moshi.data.audio import AudioInfo, read_info
-from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
@@ -87,7 +87,11 @@ class Source:
     weight: Fraction
 
 
-def open_sources(spec: str, digests: DigestsFor) -> list[Source]:
+def _beside(folder: Path) -> Digests:
+    return Digests(folder / DEFAULT_FOLDER)
+
+
+def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:
     """The recordings of a comma-separated list of jsonl files or folders, each with an optional `:weight`.
 
     Args:
@@ -214,7 +218,12 @@ def _open_recording(line: Line, digests: Digests) -> Recording:
     if not line.audio.is_file():
         what = "file of codes" if is_encoded(line.path) else "sound file"
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
-    info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio)
+    info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio, digests)
+    if isinstance(info, AudioInfo) and info.channels > 2:
+        raise DataError(
+            f"{line.where}: {line.audio} has {info.channels} channels, of which training reads two; "
+            "`ttt-moshi data prepare --channels` takes two of them"
+        )
     wanted = seconds_to_frames(line.duration)
     if info.seconds * FRAME_RATE < 1 or line.duration * FRAME_RATE < 1:
         shorter = min(info.seconds, line.duration)
