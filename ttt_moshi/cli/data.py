@@ -24,6 +24,7 @@ USAGE = """usage: ttt-moshi data COMMAND [options]
 commands:
   check       say what is wrong with a data set, file by file
   prepare     turn a folder of recordings into a data set
+  where       say what a step of a run heard
   make-bench  make mini benchmarks in the layouts of the official ones
 
 `ttt-moshi data COMMAND --help` explains one command."""
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    commands = {"check": run_check, "prepare": run_prepare, "make-bench": run_make_bench}
+    commands = {"check": run_check, "prepare": run_prepare, "where": run_where, "make-bench": run_make_bench}
     if argv[0] not in commands:
         raise UserError(f"unknown command `data {argv[0]}`; there are {', '.join(commands)}")
     return commands[argv[0]](argv[1:])
@@ -93,6 +94,33 @@ def run_prepare(argv: list[str]) -> int:
     for name, count in result.lists.items():
         print(f"  {args.out / name}: {_counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
+
+
+def run_where(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data where",
+        description="Say which seconds of which recordings a step of a run heard, and Moshi's words in them. Needs the "
+        "run's folder and the recordings, neither its model nor a checkpoint.",
+    )
+    parser.add_argument("run_dir", type=Path, help="folder of the run")
+    parser.add_argument("--step", type=int, required=True, help="the step, from 1, as in the metrics")
+    args = parser.parse_args(argv)
+    from ttt_moshi.data.sources import spoken_text
+    from ttt_moshi.training.step import digest
+    from ttt_moshi.training.where import clips_of_run, recorded_digest
+
+    clips = clips_of_run(args.run_dir, args.step)
+    recorded = recorded_digest(args.run_dir, args.step)
+    if recorded is not None and recorded != digest([clip.id for clip in clips]):
+        raise UserError(
+            f"the recordings are not those that step {args.step} of {args.run_dir} heard: files or lists have changed"
+        )
+    for clip in clips:
+        text = "pre-tokenized" if clip.recording.encoded else spoken_text(clip.recording, clip.start, clip.end)
+        print(f"{clip.text()}: {'no transcript' if text is None else text or 'silent'}")
+    if recorded is None:
+        print(f"the run has no metrics of step {args.step}, so nothing proves that these are its recordings")
+    return 0
 
 
 def run_make_bench(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.transcripts import MoshiSpeaker, transcript_path
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, MoshiSpeaker, read_transcript, transcript_path
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 DigestsFor = Callable[[Path], Digests]
@@ -89,6 +89,18 @@ class Source:
 
 def _beside(folder: Path) -> Digests:
     return Digests(folder / DEFAULT_FOLDER)
+
+
+def spoken_text(recording: Recording, start: float, end: float) -> str | None:
+    """What Moshi says from `start` to `end`, in seconds; None where there is no transcript to tell.
+
+    Raises:
+        DataError: a transcript that cannot be read.
+    """
+    if recording.transcript is None:
+        return None
+    words = read_transcript(recording.transcript, recording.moshi_speaker).words
+    return " ".join(word.text for word in words if word.speaker == MAIN_SPEAKER and start <= word.start < end)
 
 
 def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:

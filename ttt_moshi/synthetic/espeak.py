@@ -25,11 +25,6 @@ from ttt_moshi.errors import UserError
 from ttt_moshi.extras import need
 from ttt_moshi.frames import SAMPLE_RATE
 
-try:
-    import espeakng_loader
-except ImportError as error:
-    raise UserError("speech cannot be made without espeak-ng: `pip install espeakng-loader`") from error
-
 RMS_LEVEL = 0.06
 TAIL_SECONDS = 0.05
 NOISE_SEED = 1

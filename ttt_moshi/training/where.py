@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.config_io import args_from_dict
 from ttt_moshi.data import ClipLoader, StreamLoader
-from ttt_moshi.data.cache import DEFAULT_FOLDER
 from ttt_moshi.data.corpus import Clip, Corpus
-from ttt_moshi.data.digests import Digests
-from ttt_moshi.data.sources import open_sources
+from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
+from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
 from ttt_moshi.training.feed import Layout, Stage, stage_at
@@ -29,20 +29,20 @@ class Heard:
     Args:
         position: in the order of clips of the step's stage.
         id: the clip's, as in the digest of the metrics.
-        audio: the file.
+        recording: the file and its transcript.
         start: seconds.
         end: seconds.
     """
 
     position: int
     id: str
-    audio: Path
+    recording: Recording
     start: float
     end: float
 
     def text(self) -> str:
         """For a person."""
-        return f"{self.audio} {self.start:.2f}-{self.end:.2f} s"
+        return f"{self.recording.audio} {self.start:.2f}-{self.end:.2f} s"
 
 
 def heard(stage: Stage, positions: Iterable[int]) -> list[Heard]:
@@ -52,7 +52,7 @@ def heard(stage: Stage, positions: Iterable[int]) -> list[Heard]:
         clip = stage.loader.clip(position)
         end = min(clip.start + stage.clip_frames, clip.recording.frames)
         begin, end_seconds = frames_to_seconds(clip.start), frames_to_seconds(end)
-        found.append(Heard(position, clip.id, clip.recording.audio, begin, end_seconds))
+        found.append(Heard(position, clip.id, clip.recording, begin, end_seconds))
     return found
 
 
@@ -85,8 +85,7 @@ def clips_of_run(run_dir: Path, step: int) -> list[Heard]:
     Raises:
         UserError: no launch of the run made that step.
     """
-    launches = [yaml.safe_load(path.read_text(encoding="utf-8")) for _, path in numbered_launches(RunDir(run_dir))]
-    made = [launch for launch in launches if launch["start_step"] < step]
+    made = [launch for launch in _launches(run_dir) if launch["start_step"] < step]
     if step < 1 or not made:
         raise UserError(f"{run_dir} has no launch that made step {step}; steps count from 1")
     launch = made[-1]
@@ -100,6 +99,38 @@ def clips_of_run(run_dir: Path, step: int) -> list[Heard]:
     return clips_of_step(
         args, launch["world_size"], step, start_step=launch["start_step"], start_cursor=launch["start_cursor"]
     )
+
+
+def recorded_digest(run_dir: Path, step: int) -> str | None:
+    """What the metrics of a run say of the clips of a step (see `step.digest`); None where they do not go so far."""
+    path = RunDir(run_dir).train_metrics
+    if not path.is_file():
+        return None
+    found = None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed
+        if isinstance(record, dict) and record.get("step") == step:
+            found = record.get("sample_ids")
+    return found
+
+
+def _launches(run_dir: Path) -> list[dict[str, Any]]:
+    paths = [path for _, path in numbered_launches(RunDir(run_dir))]
+    if not paths:
+        raise UserError(f"no run at {run_dir}: it has no `launches` folder with the records of its starts")
+    found = []
+    for path in paths:
+        try:
+            launch = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        if not isinstance(launch, dict) or not {"start_step", "world_size", "config"} <= set(launch):
+            raise UserError(f"{path} is no record of a launch")
+        found.append(launch)
+    return found
 
 
 def _loader(args: TrainArgs, seconds: float, layout: Layout) -> ClipLoader | StreamLoader:
