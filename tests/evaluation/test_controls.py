@@ -16,6 +16,7 @@ from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
 from ttt_moshi.evaluation.scoring.score import score
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer, ScoringOptions
+from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks, check_controls
 
@@ -75,6 +76,8 @@ class Measure:
             text, user = controls.text or "given", controls.user or "natural"
             silence = lambda start, frames: torch.arange(start, start + frames).expand(8, frames) % 24  # noqa: E731
             return PerplexityTask(ClipTokens(self.clips, text, user, silence)).run(engine)
+        if name == "dialogue":
+            return Dialogue(ClipTokens(self.clips), None, {}).run(engine)
         return TASKS[name].build(Benchmarks(self.data, frames_of=self.toy.frames)).run(engine)
 
     def numbers(self, name: str, **options) -> np.ndarray:

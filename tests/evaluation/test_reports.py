@@ -64,7 +64,17 @@ def test_equal_figures_are_equal_bytes(tmp_path, toy, oracle):
 def test_markdown_becomes_html_and_nothing_in_it_becomes_markup():
     text = page("t", "# A <b>\n\nsome `code` & text\n\n| x | y |\n| --- | --- |\n| 1 \\| 2 | <i> |\n", {})
     assert "<h1>A &lt;b&gt;</h1>" in text and "<code>code</code> &amp; text" in text
-    assert "<td>1 | 2</td><td>&lt;i&gt;</td>" in text and "<i>" not in text
+    assert "<td>1 | 2</td>" in text and "<td>&lt;i&gt;</td>" in text and "<i>" not in text
+
+
+def test_a_picture_follows_its_heading_and_a_title_is_no_markup():
+    markdown = "# top\n\n## spoken_repeat\n\nwords\n\n## other\n"
+    text = page("a < b", markdown, {"spoken_repeat": "<?xml?><svg>x</svg>"})
+    assert "<title>a &lt; b</title>" in text and text.count("<svg") == 1
+    order = [
+        text.index(part) for part in ("<h2>spoken_repeat</h2>", "<figure><svg>x</svg></figure>", "words", "<h2>other")
+    ]
+    assert order == sorted(order)
 
 
 def test_a_model_that_fails_has_a_reason_and_no_score(new_model, tmp_path, toy, oracle):

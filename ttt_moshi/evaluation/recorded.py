@@ -11,9 +11,11 @@ from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.data.corpus import Tokenizer
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.sources import open_sources
+from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
+from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
 from ttt_moshi.frames import frames_to_seconds
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
@@ -54,9 +56,17 @@ class EvaluationData:
         return self._open(self.duration_sec)
 
     def whole(self) -> tuple[ClipTokens, Encode]:
-        """Every recording as one clip, and what encodes them."""
+        """Every recording as one clip, `ID@0`, and what encodes them."""
         longest = max(recording.frames for recording in self._corpus(self.duration_sec).recordings)
         return self._open(frames_to_seconds(longest))
+
+    def turns(self) -> dict[str, list[SpeakerTurn]]:
+        """Who speaks when in every recording that has a transcript, by the id of its clip in `whole`."""
+        return {
+            f"{recording.id}@0": speaker_turns(read_transcript(recording.transcript, recording.moshi_speaker).words)
+            for recording in self._corpus(self.duration_sec).recordings
+            if recording.transcript is not None
+        }
 
     def _corpus(self, duration_sec: float) -> Corpus:
         return Corpus(self.spec, self.codec, self.tokenizer, duration_sec, self.cache_dir, alphabet=self.alphabet)

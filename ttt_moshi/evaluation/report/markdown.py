@@ -66,9 +66,11 @@ def _details(task: dict[str, Any]) -> list[str]:
         parts.append(table([kind, "accuracy", "items"], rows))
     if "variants" in task:
         parts.append(table(["variant", "accuracy"], [[n, interval(e)] for n, e in task["variants"].items()]))
-    for key, label in (("bins", "position"), ("contexts", "context")):
-        if key in task:
+    for key, label in (("bins", "position (frames)"), ("contexts", "context (frames)"), ("turns", "agent's turn")):
+        if task.get(key):
             parts.append(_curve(task[key], label))
+    if task.get("speakers"):
+        parts.append(_curve([{"label": name, **groups} for name, groups in task["speakers"].items()], "who speaks"))
     if "distances" in task:
         rows = [
             [
@@ -95,12 +97,14 @@ def _details(task: dict[str, Any]) -> list[str]:
 
 def _curve(points: list[dict[str, Any]], label: str) -> str:
     groups = [g for g in ("text", "semantic", "acoustic") if any(g in p for p in points)]
-    rows = [
-        [f"{p['start']} - {p['stop']}" if "stop" in p else str(p["frames"])]
-        + [interval(p[g]) if g in p else "" for g in groups]
-        for p in points
-    ]
-    return table([f"{label} (frames)", *groups], rows)
+    rows = [[_place(p), *(interval(p[g]) if g in p else "" for g in groups)] for p in points]
+    return table([label, *groups], rows)
+
+
+def _place(point: dict[str, Any]) -> str:
+    if "label" in point:
+        return point["label"]
+    return f"{point['start']} - {point['stop']}" if "stop" in point else str(point["frames"])
 
 
 def comparison_report(comparison: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ class Position:
             "unit_of_n": "books",
             "window": window,
             "bins": bins,
-            "beyond_window": _beyond_window(ordered, window),
+            "beyond_window": beyond_window(ordered, window),
         }
         samples = [
             {"id": book.id, "score": -total / count, "frames": int(values.shape[1])}
@@ -61,7 +61,7 @@ class Position:
         return Outcome(entry, samples, data_digest=engine.tokens.digest(examples))
 
 
-def _beyond_window(nll: list[np.ndarray], window: int) -> dict[str, Any]:
+def beyond_window(nll: list[np.ndarray], window: int) -> dict[str, Any]:
     """Mean over books of (semantic NLL beyond the window - semantic NLL in the second half of the window)."""
     long = [values for values in nll if values.shape[1] > window]
     if not long:

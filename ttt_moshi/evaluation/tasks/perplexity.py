@@ -17,6 +17,7 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.recorded import Encode
 from ttt_moshi.evaluation.scoring.clips import ClipSet, ClipTokens
 from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine, ShouldStop, never
 from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
@@ -28,7 +29,6 @@ from ttt_moshi.frames import frames_to_seconds
 
 FIRST_BIN = 8  # frames
 GROUPS = ("text", "semantic", "acoustic")
-Encode = Callable[[Ranks, Callable[[int, int], None]], None]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.evaluation.tasks.books import Book, find_books
+from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
 from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
@@ -110,6 +111,10 @@ def _perplexity(b: Benchmarks) -> Task:
     return PerplexityTask(*b.recordings().clips())
 
 
+def _dialogue(b: Benchmarks) -> Task:
+    return Dialogue(*b.recordings().whole(), b.recordings().turns())
+
+
 def _swuggy(b: Benchmarks) -> Task:
     pairs = subset(lexical_pairs(b.root, b.split), b.max_items, b.seed, "band")
     return TwoChoices("swuggy", pairs)
@@ -159,6 +164,7 @@ TASKS: dict[str, TaskSpec] = {
     "perplexity": TaskSpec(
         _perplexity, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()
     ),
+    "dialogue": TaskSpec(_dialogue, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()),
     "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}"),
     "sblimp": TaskSpec(_sblimp, "sLM21-dataset/syntactic/{dev,test}"),
     "ssc": TaskSpec(_story("ssc", "sSC"), "sSC/<n>_<uuid>_{correct,incorrect}.wav"),
@@ -173,7 +179,7 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
-ON_RECORDINGS = ("perplexity",)
+ON_RECORDINGS = ("perplexity", "dialogue")
 """tasks on the user's own recordings, all others need benchmarks"""
 ALIASES = {"ppl": "perplexity"}
 
