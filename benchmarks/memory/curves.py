@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import arms, measure, phones, spoken
-from benchmarks.memory.base_model import write_base_model, write_speech_model
 from benchmarks.memory.cache import Models, made
 from benchmarks.memory.plots import AS_TRAINED, BEFORE_CARRYING, BOUNDED
 from benchmarks.ttt.machine import facts
+from ttt_moshi.synthetic.recall.base_model import write_base_model, write_speech_model
 
 CLIP_FRAMES = 256
 RECORDING_CLIPS = (2, 4, 8)

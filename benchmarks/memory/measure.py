@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from moshi.models.lm import LMOutput
 
-from benchmarks.memory.recall import MOSHI_SEMANTIC
-from benchmarks.memory.recordings import FRAME_SECONDS
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.data.encoded import write_encoded
@@ -22,6 +20,8 @@ from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
 from ttt_moshi.evaluation.scoring.score import gather_nll, valid_tokens
 from ttt_moshi.evaluation.statistics import bootstrap_mean
 from ttt_moshi.moshi import StreamState, TTTMoshi, ablate, resolve_model
+from ttt_moshi.synthetic.recall.recordings import FRAME_SECONDS
+from ttt_moshi.synthetic.recall.task import MOSHI_SEMANTIC
 
 SEMANTIC = MOSHI_SEMANTIC - 1
 """place of Moshi's semantic codebook among the audio logits"""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.memory.recall import ABSENT, CARD, MOSHI_SEMANTIC, STREAMS, Example
-from benchmarks.memory.recordings import write_data_set
+from ttt_moshi.synthetic.recall.recordings import write_data_set
+from ttt_moshi.synthetic.recall.task import ABSENT, CARD, MOSHI_SEMANTIC, STREAMS, Example
 
 PHONES = 24
 _CHAIN_SEED = 2_000_000

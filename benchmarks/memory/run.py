@@ -14,10 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure, plots
-from benchmarks.memory.base_model import reach, write_base_model
-from benchmarks.memory.recall import CHANCE, length
-from benchmarks.memory.recordings import FAR, NEAR, PAIRS, TRAINING_FRAMES, write_recall_test, write_recall_training
 from benchmarks.ttt.machine import facts, write
+from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
+from ttt_moshi.synthetic.recall.recordings import (
+    FAR,
+    NEAR,
+    PAIRS,
+    TRAINING_FRAMES,
+    write_recall_test,
+    write_recall_training,
+)
+from ttt_moshi.synthetic.recall.task import CHANCE, length
 
 DISTANCES = (4, 16, 32, 64, 96, 128, 256, 512, 1024)
 CONTROL_DISTANCES = (64, 256, 1024)

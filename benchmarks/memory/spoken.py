@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks.memory.recordings import FRAME_SECONDS
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.synthetic.dialogues import MOSHI_VOICES, USER_VOICES
 from ttt_moshi.synthetic.espeak import Voice, speak
+from ttt_moshi.synthetic.recall.recordings import FRAME_SECONDS
 
 WORDS = 8
 """of each recording"""

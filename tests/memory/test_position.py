@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from benchmarks.memory import measure, phones
-from benchmarks.memory.base_model import write_base_model
 from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import BINS
 from benchmarks.memory.plots import AS_TRAINED
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
+from ttt_moshi.synthetic.recall.base_model import write_base_model
 
 
 def test_a_listener_who_knows_chain_and_voice_reaches_the_floor():

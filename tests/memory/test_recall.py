@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.memory import recall, recordings
 from benchmarks.memory.arms import WINDOW
-from benchmarks.memory.base_model import reach, write_base_model
 from benchmarks.memory.run import AS_TRAINED, bars, one_run, summarise
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
+from ttt_moshi.synthetic.recall import recordings
+from ttt_moshi.synthetic.recall import task as recall
+from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 
 DISTANCES = (64, 256, 1024)
 

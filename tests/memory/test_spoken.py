@@ -9,12 +9,12 @@ import torch
 
 from benchmarks.memory import spoken
 from benchmarks.memory.arms import WINDOW
-from benchmarks.memory.base_model import reach, write_speech_model
 from benchmarks.memory.spoken import BETWEEN, WORDS, word_order
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Codec, Corpus
 from ttt_moshi.moshi import resolve_model
 from ttt_moshi.synthetic.espeak import FRAME_SIZE
+from ttt_moshi.synthetic.recall.base_model import reach, write_speech_model
 
 
 def test_every_word_comes_and_none_returns_too_early():

@@ -80,16 +80,23 @@ def test_base_model_has_learned_something(tiny_material: Material) -> None:
         assert tiny_material.eval_nll[part] < tiny_material.uniform_nll[part] - 0.5
 
 
-def test_every_second_clip_is_a_dialogue_and_only_dialogues_keep_their_text(tmp_path: Path) -> None:
-    entries = split_spec(pretraining_mix(tmp_path / "d", tmp_path / "m", tmp_path / "t"))
+@pytest.mark.parametrize(
+    ("dialogues", "shares", "with_text"),
+    [("d", {"d": 200, "m": 100, "t": 100}, "d"), (None, {"m": 200, "t": 200}, "m")],
+)
+def test_every_second_clip_is_of_one_kind_and_only_that_keeps_its_text(
+    tmp_path: Path, dialogues: str | None, shares: dict[str, int], with_text: str
+) -> None:
+    mix = pretraining_mix(tmp_path / "m", tmp_path / "t", tmp_path / dialogues if dialogues else None)
+    entries = split_spec(mix)
     names = [path.name for path, _ in entries]
     chosen = [names[pick_source([weight for _, weight in entries], position)[0]] for position in range(400)]
-    assert Counter(chosen) == {"d": 200, "m": 100, "t": 100}
+    assert Counter(chosen) == shares
     for first in range(0, 400, DEMO.pretraining.batch_size):
         size = DEMO.pretraining.batch_size
         codes = hide_text(torch.zeros(size, 17, 3, dtype=torch.long), first, DEMO.pretraining.hidden_text)
         hidden = (codes[:, 0] == -1).all(dim=1).tolist()
-        assert hidden == [name != "d" for name in chosen[first : first + size]]
+        assert hidden == [name != with_text for name in chosen[first : first + size]]
 
 
 def test_a_second_call_changes_nothing_and_another_folder_is_equal(tiny_material: Material, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from ttt_moshi.synthetic.tokenizer import train_tokenizer
 Progress = Callable[[str, int, int], None]
 """called with what is being done, how many parts are done, and how many there are"""
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 RECORD = "material.json"
 PARTS = ("train", "eval", "pretraining", "base")
 FILE_NAMES = {
@@ -61,8 +61,9 @@ class MaterialSize:
     train_dialogues: int = 40
     """of about 33 s each"""
     eval_dialogues: int = 8
-    pretraining_dialogues: int = 60
-    """others, on which the base model is trained; they are deleted afterwards"""
+    pretraining_dialogues: int = 0
+    """others, on which the base model is trained; they are deleted afterwards. With none of them the base has heard words,
+    sentences and tales, but never a conversation, so that training has something to teach"""
     pretraining_monologues: int = 60
     """likewise, of about 40 s each, words and sentences"""
     pretraining_tales: int = 60
@@ -161,11 +162,14 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
 
     train_data = speech("train", size.train_dialogues)
     eval_data = speech("eval", size.eval_dialogues)
-    pretraining_data = [
-        speech("pretraining/dialogues", size.pretraining_dialogues),
-        make_monologues(folder / "pretraining/monologues", f"{seed}/monologues", size.pretraining_monologues, report),
-        make_tales(folder / "pretraining/tales", f"{seed}/tales", size.pretraining_tales, report),
-    ]
+    monologues = make_monologues(
+        folder / "pretraining/monologues", f"{seed}/monologues", size.pretraining_monologues, report
+    )
+    tales = make_tales(folder / "pretraining/tales", f"{seed}/tales", size.pretraining_tales, report)
+    dialogues = None
+    if size.pretraining_dialogues:
+        dialogues = speech("pretraining/dialogues", size.pretraining_dialogues)
+    pretraining_data = [data for data in (dialogues, monologues, tales) if data is not None]
     base = folder / "base"
     base.mkdir()
     words = [word for data in pretraining_data for word in read_words(data)]
@@ -176,7 +180,7 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
     report("fitting Mimi", 1, 1)
     codec = Codec(mimi, mimi_config(size.mimi))
     corpora = []
-    for data in (pretraining_mix(*pretraining_data), str(eval_data), str(train_data)):
+    for data in (pretraining_mix(monologues, tales, dialogues), str(eval_data), str(train_data)):
         corpus = Corpus(data, codec, tokenizer, size.pretraining.clip_seconds)
         corpus.encode_all(on_recording=lambda name, done, total: report("encoding speech", done, total))
         corpora.append(corpus)
@@ -185,13 +189,13 @@ def _make(folder: Path, seed: int, size: MaterialSize, report: Progress) -> dict
     return results
 
 
-def pretraining_mix(dialogues: Path, monologues: Path, tales: Path) -> str:
-    """The three kinds as a source list in which every second clip is a dialogue.
+def pretraining_mix(monologues: Path, tales: Path, dialogues: Path | None) -> str:
+    """The kinds as a source list: every second clip is a dialogue, or a monologue where there are none.
 
     `Pretraining.hidden_text` hides the text of the others: a single voice without a transcript is how benchmarks of
     speech are scored, and what most of Moshi's own pre-training speech is.
     """
-    return f"{dialogues}:2,{monologues},{tales}"
+    return f"{monologues},{tales}" if dialogues is None else f"{dialogues}:2,{monologues},{tales}"
 
 
 def fitting_speech(seed: int, sentences: int) -> list[Utterance]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.memory.recall import Example, length, make_example
 from ttt_moshi.data.encoded import write_encoded
+from ttt_moshi.frames import FRAME_RATE
+from ttt_moshi.synthetic.recall.task import Example, length, make_example
 
-FRAME_SECONDS = 0.08
+FRAME_SECONDS = 1 / FRAME_RATE
 
 PAIRS = 8
 NEAR = (2, 20)

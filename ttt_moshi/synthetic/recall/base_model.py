@@ -10,8 +10,8 @@ from moshi.models.compression import MimiModel
 from moshi.models.loaders import get_mimi
 from safetensors.torch import save_file
 
-from benchmarks.memory.recall import CARD, CODEBOOKS
 from ttt_moshi.synthetic.material import FILE_NAMES, fitting_speech
+from ttt_moshi.synthetic.recall.task import CARD, CODEBOOKS
 from ttt_moshi.synthetic.small_mimi import CODEBOOKS as SPEECH_CODEBOOKS
 from ttt_moshi.synthetic.small_mimi import MimiSize, fit_mimi, mimi_config, save_mimi
 from ttt_moshi.synthetic.small_moshi import new_lm, write_config
