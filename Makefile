@@ -70,7 +70,7 @@ bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language chain
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language speech
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.estimate configs/moshi_7b_ttt_long.yaml
+	OMP_NUM_THREADS=1 $(BIN)/ttt-moshi train --config configs/moshi_7b_ttt_long.yaml --estimate
 
 clean:
 	rm -rf $(VENV) runs

@@ -23,7 +23,11 @@ _log = logging.getLogger(__name__)
 
 def train_parser(prog: str) -> ArgumentParser:
     """The parser behind `--help` and `--print_config` of training: every configuration key as a dotted flag."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description="Train a TTT-Moshi.")
+    parser = ArgumentParser(
+        prog=prog,
+        exit_on_error=False,
+        description="Train a TTT-Moshi. With --estimate: print what the configuration needs, and train nothing.",
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below; flags override it")
     parser.add_class_arguments(TrainArgs)
     return parser
@@ -94,7 +98,7 @@ def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
 
 
 def _refuse_unknown_flags(argv: Sequence[str]) -> None:
-    known = ["--help", "--config", "--print_config", *(f"--{key}" for key in known_keys())]
+    known = ["--help", "--config", "--print_config", "--estimate", *(f"--{key}" for key in known_keys())]
     for word in argv:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in known:

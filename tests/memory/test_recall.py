@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.memory import measure
 from benchmarks.memory.arms import WINDOW
 from benchmarks.memory.run import AS_TRAINED, bars, one_run, summarise
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
-from ttt_moshi.synthetic.recall import recordings
+from ttt_moshi.synthetic.recall import make_codes, recordings, share_right, share_right_with_memory_of_another
 from ttt_moshi.synthetic.recall import task as recall
 from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 
@@ -95,3 +96,32 @@ def test_a_bar_is_missed_by_the_worst_seed_alone():
     assert [bar["met"] for bar in bad] == [False, False]
     window = bars(summarise({"window/0": {"recall": {AS_TRAINED: {"16": {"value": 0.9}, "64": {"value": 0.07}}}}}))
     assert [(bar["value"], bar["met"]) for bar in window] == [(0.07, True)], "within its reach a window may recall"
+
+
+def test_answers_are_counted_as_through_data_and_loader(tmp_path):
+    """Two ways to the same numbers: recordings in memory at the frames of the answers, and files with their masks."""
+    model = small_model(tmp_path)
+    test = recordings.write_recall_test(tmp_path / "test", 96, 40)
+    shares = share_right(model, make_codes(96, 40), 40)
+    assert shares.tolist() == measure.recall(model, test, recall.length(recordings.PAIRS, 40)).tolist()
+    assert 0 < shares.mean() < 0.5
+
+
+def test_the_memory_of_another_is_another_ones(tmp_path):
+    model, codes = small_model(tmp_path), make_codes(96, 40)
+    alike = codes[:1].repeat(96, 1, 1)
+    assert share_right_with_memory_of_another(model, alike, 40).tolist() == share_right(model, alike, 40).tolist()
+    assert share_right_with_memory_of_another(model, codes, 40).tolist() != share_right(model, codes, 40).tolist()
+
+
+def small_model(folder):
+    """Untrained, with memories that write and are heard."""
+    info = resolve_model(ModelPaths(hf_repo_id=str(write_base_model(folder / "base", seed=0))))
+    ttt = TTTArgs(enable=True, layers="all", inner="linear", initial_gating_alpha=1.0)
+    model = build_model(info, ttt, LoraArgs(enable=False), dtype=torch.float32).eval()
+    set_context(model, WINDOW)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("ttt.wo.weight"):
+            parameter.data.normal_(generator=generator)
+    return model

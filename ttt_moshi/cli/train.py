@@ -27,6 +27,8 @@ _BEGINNINGS = (
     "--overwrite_run_dir",
 )
 
+ESTIMATE = "--estimate"
+
 
 def main(argv: list[str]) -> int:
     """`ttt-moshi train --config X.yaml [--key value ...]`.
@@ -48,6 +50,10 @@ def _train(argv: list[str], asked: Requests) -> int:
     asked.starting()
     from ttt_moshi.config_io import parse_train_args
 
+    if ESTIMATE in argv:
+        from ttt_moshi.cli.train_estimate import show
+
+        return show(parse_train_args([word for word in argv if word != ESTIMATE]))
     args = parse_train_args(argv)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
     from rich.console import Console

@@ -62,7 +62,7 @@ class MaterialSize:
     """of about 33 s each"""
     eval_dialogues: int = 8
     pretraining_dialogues: int = 0
-    """others, on which the base model is trained; they are deleted afterwards. With none of them the base has heard words,
+    """others, on which the base model is trained; they are deleted afterwards. Without them it has heard words,
     sentences and tales, but never a conversation, so that training has something to teach"""
     pretraining_monologues: int = 60
     """likewise, of about 40 s each, words and sentences"""

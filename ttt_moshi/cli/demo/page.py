@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ttt_moshi.cli.demo import plots
@@ -17,57 +18,14 @@ WINDOW = 16
 
 # The words that codes of the recall task are shown as.
 THINGS = [
-    "apple",
-    "bell",
-    "boat",
-    "book",
-    "bread",
-    "bridge",
-    "candle",
-    "chair",
-    "cloud",
-    "coat",
-    "door",
-    "drum",
-    "feather",
-    "fence",
-    "flute",
-    "garden",
-    "glove",
-    "hammer",
-    "hat",
-    "island",
-    "kettle",
-    "key",
-    "ladder",
-    "lamp",
-    "mirror",
-    "nest",
-    "pillow",
-    "river",
-    "rope",
-    "shoe",
-    "spoon",
-    "train",
-]
+    "apple", "bell", "boat", "book", "bread", "bridge", "candle", "chair", "cloud", "coat", "door", "drum", "feather",
+    "fence", "flute", "garden", "glove", "hammer", "hat", "island", "kettle", "key", "ladder", "lamp", "mirror", "nest",
+    "pillow", "river", "rope", "shoe", "spoon", "train",
+]  # fmt: skip
 COLOURS = [
-    "amber",
-    "black",
-    "blue",
-    "brown",
-    "coral",
-    "cyan",
-    "gold",
-    "green",
-    "grey",
-    "lilac",
-    "olive",
-    "pink",
-    "red",
-    "silver",
-    "white",
-    "yellow",
-]
+    "amber", "black", "blue", "brown", "coral", "cyan", "gold", "green", "grey", "lilac", "olive", "pink", "red",
+    "silver", "white", "yellow",
+]  # fmt: skip
 
 TASKS = {
     "swuggy": "tells words from made-up words",
@@ -76,7 +34,7 @@ TASKS = {
     "tsc": "knows which ending is of this story",
 }
 COMPONENTS = {
-    "text": "next word or pause",
+    "text_words": "next word",
     "semantic": "next sound: what is said",
     "acoustic": "next sound: how it sounds",
 }
@@ -101,7 +59,7 @@ def write_page(path: Path, facts: dict[str, Any], program: str, minutes: float) 
         loader=PackageLoader("ttt_moshi.cli.demo", "."),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda value: f"{100 * value:.0f} %"
+    environment.filters["percent"] = percent
     environment.filters["clock"] = lambda seconds: f"{int(seconds) // 60}:{int(seconds) % 60:02}"
     page = environment.get_template("page.html").render(
         remembers=_remembers(facts["remembers"]),
@@ -114,6 +72,11 @@ def write_page(path: Path, facts: dict[str, Any], program: str, minutes: float) 
     write_atomically(path, page.encode())
 
 
+def percent(share: float) -> str:
+    """Whole percents, but nothing short of all of them is called 100 %."""
+    return f"{100 * share:.0f} %" if share == 1 or share < 0.995 else f"{100 * share:.1f} %"
+
+
 def _remembers(facts: dict[str, Any]) -> dict[str, Any]:
     curves, looks = facts["recall"]["curves"], facts["hour"]["looks"]
     farthest = max(curves["ttt"], key=int)
@@ -122,22 +85,26 @@ def _remembers(facts: dict[str, Any]) -> dict[str, Any]:
         {
             "thing": THINGS[key],
             "told": COLOURS[values[key]],
-            "resumed": COLOURS[facts["resumed"]["answers"][i]],
-            "fresh": COLOURS[facts["fresh"]["answers"][i]],
+            "resumed": _colour(facts["resumed"]["answers"][i]),
+            "fresh": _colour(facts["fresh"]["answers"][i]),
         }
         for i, key in enumerate(facts["resumed"]["asked"])
     ]
     return {
-        "plot": plots.recall(curves, CHANCE, reach(WINDOW)),
+        "plot": plots.recall(curves, CHANCE),
         "hour": plots.hour(looks),
         "farthest": int(farthest),
         "ttt": curves["ttt"][farthest]["value"],
         "window": curves["window"][farthest]["value"],
         "chance": CHANCE,
+        "window_frames": WINDOW,
+        "reach": reach(WINDOW),
         "questions": facts["recall"]["questions"],
         "distance": facts["recall"]["control_distance"],
-        "as_trained": curves["ttt"][str(facts["recall"]["control_distance"])],
-        "controls": [(CONTROLS[name], point) for name, point in facts["recall"]["controls"].items()],
+        "controls": [
+            ("as trained", _cell(curves["ttt"][str(facts["recall"]["control_distance"])], "value")),
+            *((CONTROLS[name], _cell(point, "value")) for name, point in facts["recall"]["controls"].items()),
+        ],
         "facts": [(THINGS[key], COLOURS[value]) for key, value in facts["told"]["facts"]],
         "asked": asked,
         "resumed": facts["resumed"],
@@ -149,9 +116,14 @@ def _remembers(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _colour(code: int) -> str:
+    """What the model said; it may also say a code that is no answer at all."""
+    return COLOURS[code] if code < len(COLOURS) else "(something else)"
+
+
 def _learns(facts: dict[str, Any], lost: dict[str, Any]) -> dict[str, Any]:
     records, results = facts["records"], facts["results"]
-    smoothed = plots.smooth(plots.np.array([record["loss"] for record in records]))
+    smoothed = plots.smooth(np.array([record["loss"] for record in records]))
     return {
         "plot": plots.loss(records, lost["killed_at"], lost["resumed_at"]),
         "steps": len(records),
@@ -160,17 +132,14 @@ def _learns(facts: dict[str, Any], lost: dict[str, Any]) -> dict[str, Any]:
         "models": list(MODELS.values()),
         "tables": [
             ("surprise at what comes next, in nats: lower is better", _component_rows(results), "{:.2f}"),
-            ("right choices of two: higher is better, 50 % is guessing", _task_rows(results), "{:.0%}"),
+            ("right choices of two: higher is better, 50 % is guessing", _task_rows(results), "percent"),
         ],
     }
 
 
 def _component_rows(results: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     found = {name: results[name]["tasks"]["perplexity"]["components"] for name in MODELS}
-    return [
-        (COMPONENTS.get(part, part.replace("_", " ")), [_cell(found[name][part], "nll") for name in MODELS])
-        for part in found["base"]
-    ]
+    return [(what, [_cell(found[name][part], "nll") for name in MODELS]) for part, what in COMPONENTS.items()]
 
 
 def _task_rows(results: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

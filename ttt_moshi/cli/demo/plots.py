@@ -31,12 +31,11 @@ STYLE: dict[Any, Any] = {
 SIZE = (5.0, 2.9)
 
 
-def recall(curves: dict[str, dict[str, dict[str, Any]]], chance: float, reach: int) -> str:
+def recall(curves: dict[str, dict[str, dict[str, Any]]], chance: float) -> str:
     """Share of right answers against the frames between fact and question."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("frames between fact and question (12.5 are a second)", "answers right")
         axes.axhline(100 * chance, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
-        axes.axvline(reach, color=GREY, linestyle=(0, (1, 2)), linewidth=1.2)
         for name, colour, label in (("ttt", BLUE, "with TTT memory"), ("window", ORANGE, "attention alone")):
             points = curves[name]
             x = [int(distance) for distance in points]
@@ -47,9 +46,8 @@ def recall(curves: dict[str, dict[str, dict[str, Any]]], chance: float, reach: i
         axes.set_xticks(x, [f"{value:,}" for value in x])
         axes.set_ylim(0, 103)
         axes.yaxis.set_major_formatter("{x:.0f} %")
-        axes.text(reach * 1.08, 50, "attention\nsees no further", fontsize=9, va="center")
-        axes.text(x[-1], 100 * chance + 3, "guessing", fontsize=9, ha="right")
-        axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.62))
+        axes.text(x[0], 100 * chance + 4, "guessing", fontsize=9)
+        axes.legend(frameon=False, loc="center")
         return _svg(figure)
 
 

@@ -51,7 +51,9 @@ def join(parts: list[Path], recording: Path) -> dict[str, Any]:
         cuts.append(seconds)
     mp3 = io.BytesIO()
     soundfile.write(mp3, np.concatenate(sound), rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.9)
-    utterances = [asdict(utterance) for utterance in sorted(_utterances(words), key=lambda u: (u.start, u.speaker))]
+    utterances = [
+        asdict(utterance) for utterance in sorted(_utterances(words, cuts[0]), key=lambda u: (u.start, u.speaker))
+    ]
     return {"mp3": mp3.getvalue(), "seconds": seconds, "resumed_at": cuts[0], "utterances": utterances}
 
 
@@ -60,12 +62,14 @@ def _words(audio: Path, speaker: str, offset: float) -> list[tuple[str, float, f
     return [(label, offset + start, offset + end, word) for word, (start, end), label in alignments if label == speaker]
 
 
-def _utterances(words: list[tuple[str, float, float, str]]) -> list[Utterance]:
+def _utterances(words: list[tuple[str, float, float, str]], cut: float) -> list[Utterance]:
+    """Words without a long pause between them, and all on one side of the cut."""
     found: list[Utterance] = []
     for label in SPEAKERS:
         current: list[tuple[str, float, float, str]] = []
         for word in sorted(word for word in words if word[0] == label):
-            if current and word[1] - current[-1][2] > PAUSE_SECONDS:
+            last = current[-1] if current else word
+            if current and (word[1] - last[2] > PAUSE_SECONDS or last[1] < cut <= word[1]):
                 found.append(_utterance(current))
                 current = []
             current.append(word)

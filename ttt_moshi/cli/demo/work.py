@@ -40,7 +40,7 @@ from ttt_moshi.synthetic.recall import (
 )
 from ttt_moshi.synthetic.recall.task import ABSENT, MOSHI_ACOUSTIC, MOSHI_SEMANTIC, USER_SEMANTIC, acoustic
 
-DISTANCES = (4, 16, 32, 64, 128, 256, 512, 1024)
+DISTANCES = (32, 64, 128, 256, 512, 1024)
 CONTROL_DISTANCE = 256
 RECORDINGS = 64
 CONVERSATIONS = 16
@@ -79,14 +79,13 @@ def measure_recall(window: str, ttt: str, out: str) -> None:
     """Recall against distance for attention alone and with TTT, and what is left of it without the memory."""
     models = {"window": _load(window), "ttt": _load(ttt)}
     result: dict[str, Any] = {"questions": RECORDINGS * PAIRS, "curves": {}, "controls": {}}
-    jobs = len(models) * len(DISTANCES) + len(CONTROLS) + 1
     done = 0
     for name, model in models.items():
         curve = result["curves"][name] = {}
         for distance in DISTANCES:
             curve[distance] = _point(share_right(model, make_codes(RECORDINGS, distance), distance))
             done += 1
-            _announce("measuring recall", done, jobs)
+            _announce("measuring recall", done, len(models) * len(DISTANCES))
     codes = make_codes(RECORDINGS, CONTROL_DISTANCE)
     for name, change in CONTROLS.items():
         with ablate(models["ttt"], **change):  # type: ignore[arg-type]
@@ -140,7 +139,7 @@ def ask(checkpoint: str, session: str, out: str) -> None:
 
 
 def _answer(model: TTTMoshi, stream: StreamState) -> tuple[Tensor, StreamState]:
-    """The likeliest code of the agent's next frame, int64 [B], and the state after the model has heard itself say it."""
+    """Likeliest code of the agent's next frame, int64 [B], and the state after the model has heard itself say it."""
     frame = torch.full((stream.batch_size, model.num_codebooks, 1), ABSENT)
     answer = model.forward_chunk(frame, stream).output.logits[:, MOSHI_SEMANTIC - 1, 0].argmax(-1)
     frame[:, MOSHI_SEMANTIC, 0] = answer

@@ -34,15 +34,15 @@ def share_right(model: TTTMoshi, codes: Tensor, distance: int) -> np.ndarray:
 
 
 def share_right_with_memory_of_another(model: TTTMoshi, codes: Tensor, distance: int) -> np.ndarray:
-    """The same where each recording, once its pairs were heard, goes on with the memory of the recording before it.
+    """The same where each recording, before the first question, gets the memory of the recording before it.
 
     Attention keeps its own window, so only what the TTT layers wrote is somebody else's.
     """
+    asked = PAIRS + distance
     with torch.no_grad(), no_compile():
-        stream = model.start_stream(len(codes))
-        told = model.forward_chunk(codes[..., :PAIRS], stream)
+        told = model.forward_chunk(codes[..., :asked], model.start_stream(len(codes)))
         others = told.stream.map(lambda tensor: tensor.roll(1, 0))
-        rest = model.forward_chunk(codes[..., PAIRS:], told.stream.with_memory_of(others))
+        rest = model.forward_chunk(codes[..., asked:], told.stream.with_memory_of(others))
         logits = torch.cat([told.output.logits[:, SEMANTIC], rest.output.logits[:, SEMANTIC]], dim=1)
     return _right(logits, codes, distance)
 
