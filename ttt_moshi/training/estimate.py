@@ -27,7 +27,7 @@ MEASURED = ("mlp", 16, 4096)
 FORWARDS = 4
 """in training, in units of one: forward, again for checkpointed activations, and backward, which is worth two"""
 INNER_STEPS = {"mlp": 56, "linear": 14, "delta": 14}
-"""seven products of a frame with the inner weights, in units of head_dim^2 floating-point operations; fewer for delta"""
+"""seven products of a frame with the inner weights (fewer for delta), in units of head_dim^2 operations"""
 KEPT_WITHOUT_CHECKPOINTING = 16
 """what a layer keeps without activation checkpointing, in units of its input; a guess"""
 
