@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ttt_moshi.cli.demo import NEEDED_MB, RECORD
+from ttt_moshi.cli.demo.command import NEEDED_MB, RECORD
 from ttt_moshi.cli.demo.jobs import Command, DemoError, Jobs
 from ttt_moshi.cli.demo.page import write_page
 from ttt_moshi.cli.demo.steps import Demo, DemoSize

@@ -49,7 +49,7 @@ def commands(document: Path) -> list[list[str]]:
 def flags(*command: str) -> frozenset[str]:
     """Every option of a command, as its parser knows them."""
     if command == ("train",):
-        return frozenset({"--help", "--config", "--print_config", *(f"--{key}" for key in known_keys())})
+        return frozenset({"--help", "--config", "--print_config", "--estimate", *(f"--{key}" for key in known_keys())})
     return frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", help_of(*command)))
 
 

@@ -61,7 +61,7 @@ def allocated(args: TrainArgs) -> dict[str, int]:
         optimizer.register_step_pre_hook(
             lambda *_: gradients.append(size(p.grad for p in model.parameters() if p.grad is not None))
         )
-        parts.feed.restart(model)
+        parts.feed.begin(model, restart=True)
         work = parts.layout.read(parts.stages[0].loader, 0)
         train_step(model, optimizer, parts.feed, work, world, loss_weights(model, args), args.max_norm)
         moments = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]

@@ -18,7 +18,7 @@ COMMANDS = {
     "verify": "prove a checkpoint, or the checkpoint system itself",
     "ckpt": "list, show, compare, export, prune and repair checkpoints",
     "data": "check and prepare data sets",
-    "demo": "do the main job from nothing, on generated speech",
+    "demo": "show, from nothing, what the package is for",
 }
 
 USAGE = "usage: ttt-moshi COMMAND [options]\n\ncommands:\n" + "\n".join(

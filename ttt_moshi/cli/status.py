@@ -22,17 +22,17 @@ EXAMPLES = """\
 train              python train.py --config configs/demo.yaml
 on 8 GPUs          torchrun --nproc_per_node 8 train.py --config configs/moshi_7b_ttt.yaml
 resume             python train.py --config configs/demo.yaml --checkpoint.resume true
-resume at a step   python train.py --config configs/demo.yaml --checkpoint.resume true --checkpoint.resume_step 40
+resume at a step   python train.py --config configs/demo.yaml --checkpoint.resume true --checkpoint.resume_step 90
 second stage       python train.py --config configs/demo.yaml --run_dir runs/stage2 \\
-                     --checkpoint.init_state_dir runs/demo/killed/checkpoints/checkpoint_000060
+                     --checkpoint.init_state_dir runs/demo/killed/checkpoints/checkpoint_000100
 this overview      python checkpoint_summary.py runs/demo/killed
 verify             python test_checkpoint_verification.py \\
-                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
-explain one        ttt-moshi ckpt show runs/demo/killed/checkpoints/checkpoint_000060
+                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000100
+explain one        ttt-moshi ckpt show runs/demo/killed/checkpoints/checkpoint_000100
 compare two        ttt-moshi ckpt diff runs/demo/killed runs/demo/uninterrupted
 free disk          ttt-moshi ckpt prune runs/demo/killed --last 2 --dry-run
 evaluate           python eval_from_checkpoint.py \\
-                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000060
+                     --checkpoint_dir runs/demo/killed/checkpoints/checkpoint_000100
 """
 
 
