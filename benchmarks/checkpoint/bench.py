@@ -211,7 +211,7 @@ def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> 
             quarter = entry["shape"][0] // 4
             readings.append(Reading(name, entry, targets[name][quarter : 2 * quarter], quarter, 2 * quarter))
         read_all(Files(), newest, readings)
-        assert not any(reading.damage for reading in readings)
+        assert not any(reading.corruption for reading in readings)
 
     def load_dcp() -> None:
         with warnings.catch_warnings():

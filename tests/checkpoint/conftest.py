@@ -66,5 +66,5 @@ def pytest_terminal_summary(terminalreporter):
     failed = [report.nodeid for report in (*stats.get("failed", []), *stats.get("error", []))]
     total, spent = sum(counts.values()), sum(seconds.values())
     terminalreporter.write_line(f"{total:>7,}  in all  ({spent:.0f} s of the tests together)")
-    what = "HARM DONE in " + ", ".join(failed) if failed else "0 lost, 0 believed that was damaged, 0 left unnoticed"
+    what = "HARM DONE in " + ", ".join(failed) if failed else "0 lost, 0 believed that was corrupt, 0 left unnoticed"
     terminalreporter.write_line(f"{len(failed):>7,}  tests failed: {what}")

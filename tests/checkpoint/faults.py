@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttt_moshi.checkpoint import CheckpointStore, Export, Retention
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, Export, Retention
 from ttt_moshi.checkpoint.files import Files
 
 MUTATING = (
@@ -172,7 +172,10 @@ def check_survivors(root: Path, acknowledged: list[tuple[int, int]], what: str) 
     ]
     assert not leftovers, f"{what}: {leftovers} left after opening"
     for step in store.steps():
-        report = verify(store.path(step))
+        try:
+            report = verify(store.path(step))
+        except CheckpointError as error:
+            raise AssertionError(f"{what}: {error}") from error
         assert report.ok, f"{what}: {report.text()}"
     newest: dict[int, int] = {}
     for step, version in acknowledged:

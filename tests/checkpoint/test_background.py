@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, verify
+from ttt_moshi.checkpoint.dtypes import DTYPES
 from ttt_moshi.checkpoint.image import Image, shard_plan
 from ttt_moshi.checkpoint.rows import rows_of
-from ttt_moshi.checkpoint.tensorfile import DTYPES, plan
+from ttt_moshi.checkpoint.tensorfile import plan
 
 
 @pytest.fixture

@@ -7,7 +7,14 @@ import shutil
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointStore, CorruptCheckpoint, NoCheckpoint, read_manifest, verify
+from ttt_moshi.checkpoint import (
+    CheckpointStore,
+    CorruptCheckpoint,
+    ForeignCheckpoint,
+    NoCheckpoint,
+    read_manifest,
+    verify,
+)
 
 
 @pytest.fixture
@@ -113,22 +120,30 @@ def test_every_missing_extra_and_foreign_file_is_named(checkpoint):
     for file in files_of(checkpoint):
         sound = (checkpoint / file).read_bytes()
         (checkpoint / file).unlink()
-        assert found(verify(checkpoint), file, ""), f"missing {file}"
+        if file == "manifest.json":
+            with pytest.raises(ForeignCheckpoint, match=r"has no manifest.json"):
+                verify(checkpoint)
+        else:
+            assert found(verify(checkpoint), file, ""), f"missing {file}"
         foreign = (other / file).read_bytes()
         (checkpoint / file).write_bytes(foreign)
-        if foreign != sound:
+        if file == "manifest.json":
+            with pytest.raises(ForeignCheckpoint, match="holds the manifest of step 1"):
+                verify(checkpoint)
+        elif foreign != sound:
             assert not verify(checkpoint).ok, f"{file} of another step"
         (checkpoint / file).write_bytes(sound)
     extra = "resume/shard_00001_of_00002.safetensors"
     shutil.copy(checkpoint / "resume/shard_00000_of_00001.safetensors", checkpoint / extra)
-    assert [problem.file for problem in verify(checkpoint).problems] == [extra]
+    report = verify(checkpoint)
+    assert [problem.file for problem in report.problems] == [extra] and not report.corrupt
 
 
 def test_a_manifest_of_another_step_is_refused_even_if_all_its_digests_agree(checkpoint):
     renamed = checkpoint.with_name("checkpoint_000007")
     shutil.copytree(checkpoint, renamed)
-    report = verify(renamed)
-    assert "holds the manifest of step 2" in report.text()
+    with pytest.raises(ForeignCheckpoint, match="holds the manifest of step 2"):
+        verify(renamed)
     store = CheckpointStore(checkpoint.parent, log=lambda line: None)
     assert store.newest_valid() == 2
 
@@ -183,7 +198,7 @@ def test_a_manifest_cannot_speak_of_files_outside_its_folder(checkpoint, file):
 
     for lie in (listed, used):
         forge(checkpoint, lie)
-        with pytest.raises(CorruptCheckpoint, match="which is no file of this checkpoint"):
+        with pytest.raises(ForeignCheckpoint, match="which is no file of this checkpoint"):
             read_manifest(checkpoint)
         (checkpoint / "manifest.json").write_bytes(sound)
     assert verify(checkpoint).ok
@@ -200,13 +215,11 @@ def test_links_and_folders_that_nobody_saved_are_noticed(checkpoint, tmp_path):
 
 
 def test_another_format_is_an_error_that_says_so(checkpoint):
-    from ttt_moshi.checkpoint import CheckpointError
     from ttt_moshi.checkpoint.manifest import render
 
     (checkpoint / "manifest.json").write_bytes(render({**read_manifest(checkpoint), "format_version": 3}))
-    with pytest.raises(CheckpointError, match="format version 3; this program reads 2") as caught:
+    with pytest.raises(ForeignCheckpoint, match="format version 3; this program reads 2"):
         read_manifest(checkpoint)
-    assert not isinstance(caught.value, CorruptCheckpoint)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +231,7 @@ def test_nonsense_with_a_right_digest_gives_way_to_the_older_checkpoint(checkpoi
     from ttt_moshi.checkpoint.manifest import digest
 
     (checkpoint / "manifest.json").write_bytes(b'{"manifest_blake3": "%s",\n%s' % (digest(body).encode(), body))
-    with pytest.raises(CorruptCheckpoint, match="was not written by this program"):
+    with pytest.raises(ForeignCheckpoint, match="was not written by this program"):
         read_manifest(checkpoint)
     loaded = CheckpointStore(checkpoint.parent, log=lambda line: None).load(tensors=faults.contents(0, 0))
     assert loaded.step == 1
@@ -253,8 +266,8 @@ def test_loading_never_believes_damage(checkpoint, faults):
     assert tried >= 9
 
 
-def test_all_damaged_is_no_checkpoint(checkpoint, faults):
+def test_all_corrupt_is_no_checkpoint(checkpoint, faults):
     for path in checkpoint.parent.glob("checkpoint_*"):
         (path / "resume/state.json").write_bytes(b"{}")
-    with pytest.raises(NoCheckpoint, match="no sound checkpoint"):
+    with pytest.raises(NoCheckpoint, match="can be used, and nothing was moved"):
         CheckpointStore(checkpoint.parent, log=lambda line: None).load(tensors=faults.contents(0, 0))

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, CorruptCheckpoint, Retention, verify
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, Retention, verify
 
 
 def fail_everywhere(faults, quick_disk, number, quick, offset=0):
@@ -93,24 +93,6 @@ def test_a_file_size_limit_fails_the_save_and_nothing_else(faults, tmp_path):
     status, acknowledged = faults.in_child(limited)
     assert status == 0 and acknowledged == [(1, 0), (0, 0)]
     faults.check_survivors(tmp_path, [(1, 0)], "file size limit")
-
-
-def test_an_unreadable_sector_is_damage_and_a_forbidden_file_is_not(faults, tmp_path):
-    class BadSector(faults.Files):
-        error = errno.EIO
-
-        def read_into(self, fd, buffer, offset):
-            if offset >= 4096:
-                raise OSError(self.error, os.strerror(self.error))
-            return super().read_into(fd, buffer, offset)
-
-    with CheckpointStore(tmp_path) as store:
-        tensors = faults.contents(1, 0)
-        faults.save_one(store, 1, 0, "adapters", tensors)
-    reader = CheckpointStore(tmp_path, files=BadSector())
-    with pytest.raises(CorruptCheckpoint, match=r"shard_00000_of_00001.safetensors: tensor .* cannot read byte"):
-        reader.load(1, tensors=tensors)
-    assert not verify(store.path(1), files=BadSector()).ok
 
 
 def test_late_visibility_of_a_network_file_system_is_not_damage_for_other_ranks(faults, tmp_path):

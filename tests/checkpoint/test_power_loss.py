@@ -259,5 +259,5 @@ def test_removing_any_fsync_loses_something(recording, faults, quick_disk, tally
                 break
         else:
             unneeded.append(place)
-    assert [place.split(":")[1] for place in unneeded] == ["_tidy"], f"{unneeded} of {guards(log)} unnoticed"
+    assert [place.split(":")[1] for place in unneeded] == ["_point_to_newest"], f"{unneeded} of {guards(log)} unnoticed"
     tally("places that fsync or rename left out of the program: noticed", len(guards(log)) - 1)

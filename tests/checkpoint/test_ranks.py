@@ -299,7 +299,7 @@ def test_damage_seen_by_one_rank_makes_all_step_back(tmp_path):
             assert bool(said) == (rank == 0)
 
     on_ranks(tmp_path / "a", 2, work)
-    assert (tmp_path / "c/.quarantine_000002/reason.txt").exists()
+    assert (tmp_path / "c/corrupt_000002/reason.txt").exists()
 
 
 def test_a_dead_rank_is_noticed_and_nothing_is_committed(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from ttt_moshi.checkpoint import CorruptCheckpoint, reading
+from ttt_moshi.checkpoint import CorruptCheckpoint, UnreadableCheckpoint, reading
 from ttt_moshi.checkpoint.files import PAGE, Files
 from ttt_moshi.checkpoint.reading import Reading, read_all, stream
 
@@ -64,9 +64,9 @@ def test_any_rows_come_from_any_parts(tmp_path, entry, files):
     read_all(files, tmp_path, readings, finished.append)
     assert {id(item) for item in finished} == {id(item) for item in readings} and len(finished) == len(readings)
     for (start, stop), item in zip(ranges, readings, strict=True):
-        assert torch.equal(item.sound(), tensor[start:stop]), item.name
+        assert torch.equal(item.verified(), tensor[start:stop]), item.name
     made = next(stream(files, tmp_path, [Reading("whole", record, fresh=True)]))
-    assert torch.equal(made.sound(), tensor)
+    assert torch.equal(made.verified(), tensor)
     if isinstance(files, Refusing):
         assert files.buffered > 100
 
@@ -74,7 +74,7 @@ def test_any_rows_come_from_any_parts(tmp_path, entry, files):
 def test_checking_gives_the_digest_of_the_whole_tensor(tmp_path, entry):
     tensor, record = entry
     (item,) = stream(Files(), tmp_path, [Reading("w", record)])
-    assert item.damage is None and item.digest == blake3(tensor.numpy().tobytes()).hexdigest()
+    assert item.corruption is None and item.digest == blake3(tensor.numpy().tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("place", [4, 4097 + 1, 20_000])
@@ -86,8 +86,8 @@ def test_damage_in_one_tensor_is_named_and_leaves_the_next_ones_sound(tmp_path, 
     (tmp_path / "f1").write_bytes(data)
     damaged, sound = stream(Files(), tmp_path, [Reading("bad", record, fresh=True), Reading("good", other, fresh=True)])
     with pytest.raises(CorruptCheckpoint, match="f1: tensor 'bad' does not match its digest"):
-        damaged.sound()
-    assert torch.equal(sound.sound(), tensor[:1])
+        damaged.verified()
+    assert torch.equal(sound.verified(), tensor[:1])
 
 
 def test_a_file_that_ends_early_is_named_with_the_place(tmp_path, entry):
@@ -96,13 +96,13 @@ def test_a_file_that_ends_early_is_named_with_the_place(tmp_path, entry):
         file.truncate(30_001)
     (item,) = stream(Files(), tmp_path, [Reading("w", record)])
     with pytest.raises(CorruptCheckpoint, match="f2: tensor 'w': the file ends at byte 30001"):
-        item.sound()
+        item.verified()
 
 
-def test_an_error_that_is_no_damage_comes_through(tmp_path, entry):
+def test_trouble_ends_all_readings_and_names_the_file(tmp_path, entry):
     class Forbidden(Files):
         def open(self, path, direct=False):
             raise PermissionError(errno.EACCES, "not yours", str(path))
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(UnreadableCheckpoint, match=r"f0 cannot be read: not yours"):
         read_all(Forbidden(), tmp_path, [Reading("w", entry[1])])

@@ -78,12 +78,12 @@ def test_dry_run_decides_and_deletes_nothing(tmp_path):
     assert all(item.bytes > 0 for item in decisions) and store.steps() == [1, 2, 3]
 
 
-def test_damaged_checkpoints_neither_count_nor_vanish(tmp_path):
+def test_corrupt_checkpoints_neither_count_nor_vanish(tmp_path):
     """Counting a broken newest one would push out the good one behind it."""
     store = run(tmp_path, [1, 2, 3])
     (store.path(3) / "resume/state.json").write_text("{}")
     decisions = prune(store.root, Retention(last=1))
-    assert store.steps() == [2, 3] and "damaged" in decisions[2].reason
+    assert store.steps() == [2, 3] and "corrupt" in decisions[2].reason
     assert verify(store.path(2)).ok
 
 
@@ -93,6 +93,7 @@ def test_an_unhealthy_save_prunes_nothing(tmp_path):
         again.save(3, kind="adapters", tensors={"param/w": torch.tensor([float("nan")])}, state={})
         again.wait()
     assert store.steps() == [1, 2] and (store.root / "unhealthy_000003").is_dir()
+    assert (store.root / "LATEST").read_text() == "checkpoint_000002\n"
 
 
 def test_order_is_by_step_whatever_the_file_times_and_the_digits(tmp_path):

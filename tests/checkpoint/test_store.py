@@ -16,9 +16,12 @@ from ttt_moshi.checkpoint import (
     CheckpointStore,
     CorruptCheckpoint,
     Export,
+    ForeignCheckpoint,
     Mismatch,
     NoCheckpoint,
     Retention,
+    list_folder,
+    put_back,
     read_document,
     read_manifest,
     read_tensors,
@@ -209,7 +212,7 @@ def test_missing_checkpoints_are_told_apart(store):
         store.load(9, tensors={})
 
 
-def test_damaged_newest_gives_way_aloud_and_a_named_step_does_not(tmp_path):
+def test_a_corrupt_newest_gives_way_aloud_and_a_named_step_does_not(tmp_path):
     said = []
     with CheckpointStore(tmp_path, log=said.append) as store:
         tensors = [{"param/w": torch.full((50,), float(step))} for step in range(4)]
@@ -227,14 +230,14 @@ def test_damaged_newest_gives_way_aloud_and_a_named_step_does_not(tmp_path):
         loaded = store.load(-1, tensors=target)
         assert loaded.step == 2 and torch.equal(target["param/w"], tensors[2]["param/w"])
         (moved, reason) = loaded.skipped[0]
-        assert moved.name == ".quarantine_000003" and "'param/w'" in reason
+        assert moved.name == "corrupt_000003" and "'param/w'" in reason
         assert "'param/w'" in (moved / "reason.txt").read_text()
-        assert store.steps() == [1, 2] and "quarantine" in said[-1]
+        assert store.steps() == [1, 2] and "corrupt_000003" in said[-1]
         save(store, 3, tensors[3])
         assert store.newest_valid() == 3
 
 
-def test_a_reader_passes_over_damage_and_moves_nothing(store):
+def test_a_reader_passes_over_corruption_and_moves_nothing(store):
     for step in (1, 2):
         save(store, step)
     (store.path(2) / "resume/state.json").unlink()
@@ -245,12 +248,28 @@ def test_a_reader_passes_over_damage_and_moves_nothing(store):
     assert reader.steps() == [1, 2]
 
 
-def test_nothing_sound_left_is_an_error(tmp_path):
+def test_nothing_that_verifies_is_an_error_that_moves_nothing(tmp_path):
     with CheckpointStore(tmp_path, log=lambda line: None) as store:
         save(store, 1)
-        (store.path(1) / "manifest.json").write_text("{}")
-        with pytest.raises(NoCheckpoint, match="no sound checkpoint"):
+        (store.path(1) / "resume/state.json").write_text("{}")
+        with pytest.raises(NoCheckpoint, match=r"can be used, and nothing was moved: resume/state.json"):
             store.load(tensors={})
+        assert store.steps() == [1]
+
+
+def test_a_second_corrupt_checkpoint_ends_the_launch_and_nothing_is_moved(tmp_path):
+    with CheckpointStore(tmp_path, log=lambda line: None) as store:
+        for step in (1, 2, 3):
+            save(store, step)
+        for step in (2, 3):
+            (store.path(step) / "resume/state.json").write_text("{}")
+        target = {"param/w": torch.zeros(7, 3), "exp_avg/w": torch.zeros(7, 3)}
+        with pytest.raises(CorruptCheckpoint, match=r"more than one checkpoint .* Nothing was moved"):
+            store.load(tensors=target)
+        assert store.steps() == [1, 2, 3]
+        assert store.load(1, tensors=target).step == 1  # a person may still name one
+    reader = CheckpointStore(tmp_path, log=lambda line: None)
+    assert reader.load(tensors=target).step == 1 and reader.steps() == [1, 2, 3]
 
 
 def test_non_finite_state_is_kept_apart(store):
@@ -443,3 +462,38 @@ def test_large_tensors_stream_in_pieces(store):
     assert verify(path).ok
     assert torch.equal(read_tensors(path)["param/w"], weight)
     assert torch.equal(load_file(path / "consolidated/a.safetensors")["w"], weight.to(torch.bfloat16))
+
+
+def test_a_state_that_turned_out_to_be_no_good_is_never_resumed_from(store):
+    for step in (1, 2):
+        save(store, step)
+    store.set_unhealthy(2, "its own forward pass is not finite")
+    assert store.steps() == [1] and store.newest_valid() == 1
+    assert (store.root / "LATEST").read_text() == "checkpoint_000001\n"
+    assert verify(store.root / "unhealthy_000002").ok
+    record = {record["name"]: record for record in list_folder(store.root)}["unhealthy_000002"]
+    assert (record["status"], record["problem"]) == ("unhealthy", "its own forward pass is not finite")
+    with pytest.raises(CheckpointError, match="is unhealthy, so no run may resume from it"):
+        put_back(store.root / "unhealthy_000002")
+    target = {"param/w": torch.zeros(7, 3), "exp_avg/w": torch.zeros(7, 3)}
+    assert store.load(tensors=target).step == 1
+    store.set_unhealthy(1, "neither is this")
+    assert store.newest_valid() is None and not (store.root / "LATEST").exists()
+
+
+def test_what_is_measured_later_belongs_to_the_state_that_was_measured(store):
+    save(store, 1, metrics={"loss": 3.0})
+    before = (store.path(1) / "manifest.json").read_bytes()
+    store.set_metrics(1, {"eval.semantic": 2.0, "eval.broken": float("nan")})
+    store.set_metrics(1, {"eval.word": 1.0})
+    (record,) = list_folder(store.root)
+    assert record["metrics"] == {"loss": 3.0, "eval.semantic": 2.0, "eval.word": 1.0}
+    assert (store.path(1) / "manifest.json").read_bytes() == before and verify(store.path(1)).ok
+    save(store, 1, metrics={"loss": 4.0})  # the step again, with other weights
+    again = {record["name"]: record for record in list_folder(store.root)}["checkpoint_000001"]
+    assert again["metrics"] == {"loss": 4.0}
+    with pytest.raises(ForeignCheckpoint):
+        store.set_metrics(9, {"eval.word": 1.0})
+    (store.root / "measured.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"measured.json is not valid JSON .*; mend or delete it"):
+        list_folder(store.root)

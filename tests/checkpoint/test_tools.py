@@ -17,11 +17,13 @@ from ttt_moshi.checkpoint import (
     Export,
     Retention,
     copy_out,
+    describe,
+    diff,
+    export_weights,
+    list_folder,
     repair,
     verify,
 )
-from ttt_moshi.cli.ckpt_export import export_weights
-from ttt_moshi.cli.ckpt_inspection import describe, diff, list_folder
 
 
 @pytest.fixture
@@ -53,25 +55,33 @@ def test_describe_counts_tensors_and_elements_as_two_numbers(folder):
 def test_listing_tells_every_folder_for_what_it_is(folder):
     (folder / ".saving_000009").mkdir()
     (folder / "notes").mkdir()
-    (folder / "checkpoint_000002" / "resume" / "state.json").unlink()
     store = CheckpointStore(folder, log=lambda line: None)
     store.set_pinned(1)
     with store:
         store.save(4, kind="full", tensors={"param/w": torch.tensor([float("inf")])}, state={})
         store.wait()
         flip(folder / "checkpoint_000003" / "resume" / "state.json")
-        store.load(tensors={name: torch.zeros(1) for name in ()}, strict=False)
+        store.load(tensors={}, strict=False)
+    (folder / "checkpoint_000002" / "resume" / "state.json").unlink()
+    (folder / "checkpoint_000007" / "consolidated").mkdir(parents=True)
+    (folder / "checkpoint_000007" / "consolidated" / "lora.safetensors").write_bytes(b"1234")
     (folder / ".saving_000010").mkdir()
     seen = {record["name"]: record for record in list_folder(folder)}
     assert {name: record["status"] for name, record in seen.items()} == {
-        ".quarantine_000002": "quarantined",
-        ".quarantine_000003": "quarantined",
         ".saving_000010": "leftover",
         "checkpoint_000001": "valid",
+        "checkpoint_000002": "corrupt",
+        "checkpoint_000007": "foreign",
+        "corrupt_000003": "set aside",
+        "notes": "foreign",
         "unhealthy_000004": "unhealthy",
     }
     assert seen["checkpoint_000001"]["pinned"] and seen["checkpoint_000001"]["metrics"] == {"loss": 1.0}
-    assert "state.json: the file is missing" in seen[".quarantine_000002"]["problem"]
+    assert "does not match its digest" in seen["corrupt_000003"]["problem"]
+    assert "no manifest.json" in seen["checkpoint_000007"]["problem"] and seen["checkpoint_000007"]["bytes"] == 4
+    files = [file for file in folder.rglob("*") if file.is_file() and file.parent != folder]
+    assert sum(record["bytes"] for record in seen.values()) == sum(file.stat().st_size for file in files)
+    assert "state.json: the file is missing" in seen["checkpoint_000002"]["problem"]
 
 
 def test_diff_names_what_changed_and_by_how_much(folder, tmp_path):
@@ -132,13 +142,13 @@ def test_exporting_needs_little_memory(tmp_path):
     assert verify(store.path(1)).ok
 
 
-def test_repair_sweeps_quarantines_and_points_to_the_newest(folder):
+def test_repair_sweeps_sets_aside_and_points_to_the_newest(folder):
     flip(folder / "checkpoint_000003/resume/shard_00000_of_00001.safetensors")
     (folder / ".trash_checkpoint_000000").mkdir()
     (folder / "LATEST").unlink()
     done = repair(folder)
     assert len(done) == 2 and "removed .trash_checkpoint_000000" in done[0]
-    assert "moved checkpoint_000003 to .quarantine_000003" in done[1] and "tensor" in done[1]
+    assert "set aside checkpoint_000003 as corrupt_000003" in done[1] and "tensor" in done[1]
     assert (folder / "LATEST").read_text() == "checkpoint_000002\n"
     assert repair(folder) == []
     with CheckpointStore(folder), pytest.raises(CheckpointError, match="being written"):

@@ -137,7 +137,7 @@ def test_readers_see_only_whole_checkpoints_while_a_writer_saves_and_prunes(tmp_
         thread.join()
     assert not wrong and len(seen) > 2
     assert store.steps() == [24] and verify(store.path(24)).ok
-    assert not list(tmp_path.glob(".quarantine*")), "a reader moved a checkpoint"
+    assert not list(tmp_path.glob("corrupt*")), "a reader moved a checkpoint"
 
 
 def test_memory_does_not_grow_with_the_number_of_saves(tmp_path):

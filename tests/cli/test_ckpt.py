@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttt_moshi.checkpoint import CheckpointStore, Export, repair
-from ttt_moshi.cli.ckpt_export import export_weights
-from ttt_moshi.cli.ckpt_inspection import diff
+from ttt_moshi.checkpoint import CheckpointStore, Export, diff, export_weights, repair
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import OptimArgs, TrainArgs, TTTArgs, to_dict
 
@@ -142,7 +140,7 @@ def test_show_warns_of_what_nothing_resumes_from(run: Path, read: Callable[..., 
     assert seen["changed"]["param/linears.0.weight"] == {"max_abs": None, "relative": None}
 
 
-def test_damage_is_status_1_with_file_and_tensor(
+def test_corruption_is_status_1_with_file_and_tensor(
     run: Path, read: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(place(run, 2))
@@ -156,10 +154,11 @@ def test_damage_is_status_1_with_file_and_tensor(
     assert main(["verify", "--checkpoint_dir", str(place(run, 2))]) == 1
     (place(run, 1) / "resume" / "state.json").unlink()
     records = read("ls", run, status=1)
-    assert records[0]["status"] == "damaged" and "state.json: the file is missing" in records[0]["problem"]
+    assert records[0]["status"] == "corrupt" and "state.json: the file is missing" in records[0]["problem"]
     (place(run, 3) / "manifest.json").unlink()
     assert main(["status", str(run)]) == 1
-    assert read("verify", place(run, 3), status=1)[0]["problems"][0]["file"] == "manifest.json"
+    assert "no manifest.json" in read("verify", place(run, 3), status=2)[0]["problems"][0]["what"]
+    assert [record["status"] for record in read("ls", run, status=1)] == ["corrupt", "valid", "foreign"]
     assert main(["ckpt", "show", str(place(run, 3))]) == 2
     capsys.readouterr()
 
@@ -200,7 +199,7 @@ def test_repair_reports_with_status_1_and_then_has_nothing_to_do(run: Path, read
     (run / "checkpoints" / ".saving_000009").mkdir()
     damage(place(run, 3))
     done = read("repair", run, status=1)
-    assert len(done) == 2 and ".saving_000009" in done[0] and ".quarantine_000003" in done[1]
+    assert len(done) == 2 and ".saving_000009" in done[0] and "corrupt_000003" in done[1]
     assert read("repair", run) == []
     assert read("show", run)["step"] == 2
 

@@ -76,16 +76,16 @@ def test_every_command_does_what_the_guide_says(
     for claim in (
         "the same training state, bit for bit",
         "the run continues, but not as it would have",
-        "sound: step 6",
+        "verified: step 6",
         "checkpoint_000007",
         ".saving_000099",
-        "moved checkpoint_000004 to .quarantine_000004",
+        "set aside checkpoint_000004 as corrupt_000004",
         "everything is in order",
         "pinned",
     ):
         assert claim in printed, claim
     steps = {path.name for path in Path("runs/guide/kept/checkpoints").glob("*_00000*")}
-    assert steps == {"checkpoint_000002", "checkpoint_000004", ".quarantine_000004"}
+    assert steps == {"checkpoint_000002", "checkpoint_000004", "corrupt_000004"}
     assert len(list(Path("runs/guide/sharded").glob("consolidated-0000*.safetensors"))) > 1
 
 

@@ -124,11 +124,11 @@ def test_a_named_step_is_continued_and_later_logs_are_cut_back(launch: Callable[
     done = run.run("--checkpoint.resume", "true", "--checkpoint.resume_step", "2")
     assert "resuming at step 2" in done.stderr and "named by resume_step 2" in done.stderr
     assert (run.timeless, run.state_id(4)) == first
-    left = sorted(path.name for path in (run.run_dir / "checkpoints").glob(".left_*"))
-    assert left == [".left_000003", ".left_000004"]
+    left = sorted(path.name for path in (run.run_dir / "checkpoints").glob("left_*"))
+    assert left == ["left_000003", "left_000004"]
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside(launch: Callable[..., Any]) -> None:
+def test_a_corrupt_newest_checkpoint_is_set_aside(launch: Callable[..., Any]) -> None:
     run = launch("run", "--max_steps", "3", "--ckpt_freq", "1")
     run.run()
     expected = run.timeless, run.state_id(3)
@@ -138,7 +138,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(launch: Callable[..., Any]) ->
     shard.write_bytes(content)
     done = run.run("--checkpoint.resume", "true")
     assert "resuming at step 2" in done.stderr and shard.name in done.stderr
-    assert (run.run_dir / "checkpoints" / ".quarantine_000003" / "reason.txt").exists()
+    assert (run.run_dir / "checkpoints" / "corrupt_000003" / "reason.txt").exists()
     assert (run.timeless, run.state_id(3)) == expected
 
 

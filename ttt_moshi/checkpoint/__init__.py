@@ -1,23 +1,75 @@
-"""Checkpoints: nothing is ever lost, nothing damaged is ever believed."""
+"""Checkpoints: nothing is ever lost, nothing corrupt is ever believed.
 
-from ttt_moshi.checkpoint.errors import (
-    CheckpointError,
-    CorruptCheckpoint,
-    ForeignCheckpoint,
-    LostLock,
-    Mismatch,
-    NoCheckpoint,
-    SaveFailed,
-    UnreadableCheckpoint,
-)
-from ttt_moshi.checkpoint.export import Export
-from ttt_moshi.checkpoint.manifest import read_manifest
-from ttt_moshi.checkpoint.mirror import copy_out
-from ttt_moshi.checkpoint.reading import iter_tensors, read_document, read_tensors
-from ttt_moshi.checkpoint.recovery import repair
-from ttt_moshi.checkpoint.retention import Retention, prune
-from ttt_moshi.checkpoint.store import CheckpointStore
-from ttt_moshi.checkpoint.verify import Problem, verify
+Names are imported when they are first used, so that listing and verifying start without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttt_moshi.checkpoint.checking import Problem, VerifyReport, verify
+    from ttt_moshi.checkpoint.commit import put_back
+    from ttt_moshi.checkpoint.errors import (
+        CheckpointError,
+        CorruptCheckpoint,
+        ForeignCheckpoint,
+        LostLock,
+        Mismatch,
+        NoCheckpoint,
+        SaveFailed,
+        UnreadableCheckpoint,
+    )
+    from ttt_moshi.checkpoint.export import Export
+    from ttt_moshi.checkpoint.inspection import describe, diff
+    from ttt_moshi.checkpoint.layout import aside_reason, step_of
+    from ttt_moshi.checkpoint.listing import committed_steps, list_folder, newest_valid
+    from ttt_moshi.checkpoint.manifest import read_manifest
+    from ttt_moshi.checkpoint.mirror import copy_out
+    from ttt_moshi.checkpoint.reading import iter_tensors, read_bytes, read_document, read_tensors
+    from ttt_moshi.checkpoint.repairing import repair
+    from ttt_moshi.checkpoint.report import LoadReport
+    from ttt_moshi.checkpoint.restore import Loaded
+    from ttt_moshi.checkpoint.retention import Retention, prune
+    from ttt_moshi.checkpoint.saving import Saved
+    from ttt_moshi.checkpoint.store import CheckpointStore
+    from ttt_moshi.checkpoint.unpacking import export_weights
+
+_MODULES = {
+    "checking": ("Problem", "VerifyReport", "verify"),
+    "commit": ("put_back",),
+    "errors": (
+        *("CheckpointError", "CorruptCheckpoint", "ForeignCheckpoint", "LostLock", "Mismatch", "NoCheckpoint"),
+        *("SaveFailed", "UnreadableCheckpoint"),
+    ),
+    "export": ("Export",),
+    "inspection": ("describe", "diff"),
+    "layout": ("aside_reason", "step_of"),
+    "listing": ("committed_steps", "list_folder", "newest_valid"),
+    "manifest": ("read_manifest",),
+    "mirror": ("copy_out",),
+    "reading": ("iter_tensors", "read_bytes", "read_document", "read_tensors"),
+    "repairing": ("repair",),
+    "report": ("LoadReport",),
+    "restore": ("Loaded",),
+    "retention": ("Retention", "prune"),
+    "saving": ("Saved",),
+    "store": ("CheckpointStore",),
+    "unpacking": ("export_weights",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 __all__ = [
     "CheckpointError",
@@ -25,19 +77,33 @@ __all__ = [
     "CorruptCheckpoint",
     "Export",
     "ForeignCheckpoint",
+    "LoadReport",
+    "Loaded",
     "LostLock",
     "Mismatch",
     "NoCheckpoint",
     "Problem",
     "Retention",
     "SaveFailed",
+    "Saved",
     "UnreadableCheckpoint",
+    "VerifyReport",
+    "aside_reason",
+    "committed_steps",
     "copy_out",
+    "describe",
+    "diff",
+    "export_weights",
     "iter_tensors",
+    "list_folder",
+    "newest_valid",
     "prune",
+    "put_back",
+    "read_bytes",
     "read_document",
     "read_manifest",
     "read_tensors",
     "repair",
+    "step_of",
     "verify",
 ]

@@ -50,7 +50,7 @@ class Coordinator:
         self._store.set(name, json.dumps(value))
 
     @contextmanager
-    def telling(self, number: int) -> Iterator[None]:
+    def broadcast_errors(self, number: int) -> Iterator[None]:
         """Whatever goes wrong inside, everybody who waits in this round learns that it is lost, and why at first."""
         try:
             yield

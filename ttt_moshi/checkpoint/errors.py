@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
-    from ttt_moshi.checkpoint.restore import LoadReport
+    from ttt_moshi.checkpoint.report import LoadReport
 
 
 class CheckpointError(UserError):

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ttt_moshi.checkpoint.dtypes import DTYPE_NAMES
 from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import Record, tensor_record
 from ttt_moshi.checkpoint.output import Output, Stream
-from ttt_moshi.checkpoint.rows import Rows, row_count, rows_of
-from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES, Plan, nbytes, plan
+from ttt_moshi.checkpoint.rows import Rows, rows_of
+from ttt_moshi.checkpoint.tensorfile import Plan, nbytes, plan, row_count
 
 Read = Callable[[str], Tensor]
 
@@ -92,7 +93,7 @@ def write_export(
             rows = file.rows[name]
             row_bytes = nbytes(entry.dtype, rows.shape[1:])
             begin, end = entry.begin + rows.start * row_bytes, entry.begin + rows.stop * row_bytes
-            if not rows.mine or begin == end:
+            if not rows.is_writer or begin == end:
                 continue
             stream.seek(begin)
             made = _make(file.exports[name], rows, views, read)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
+DIRECT = getattr(os, "O_DIRECT", 0)  # 0 on systems that have none, such as macOS
 PAGE = 4096  # alignment that O_DIRECT asks of offsets, lengths and memory on every common device
 
 
@@ -25,11 +26,13 @@ class Files:
 
     def create(self, path: Path, direct: bool = False) -> int:
         """Open for writing, making the file if needed and keeping what it holds (several ranks fill one export)."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (DIRECT if direct else 0)
         return os.open(path, flags, 0o666)
 
     def allocate(self, fd: int, size: int) -> None:
         """Reserve `size` bytes, so that a full disk is noticed before the first byte is written."""
+        if not hasattr(os, "posix_fallocate"):
+            return
         try:
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
@@ -43,7 +46,8 @@ class Files:
 
     def push(self, fd: int, offset: int, size: int) -> None:
         """Start writing a range back to the disk and drop it from the page cache, to keep the final fsync short."""
-        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut the file to `size` bytes."""
@@ -104,15 +108,16 @@ class Files:
 
     def open(self, path: Path, direct: bool = False) -> int:
         """Open for reading; `direct` past the page cache."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | (DIRECT if direct else 0))
 
     def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset`; the number of bytes read, 0 at the end of the file."""
         return os.preadv(fd, [buffer], offset)
 
-    def read(self, path: Path) -> bytes:
-        """A whole small file."""
-        return path.read_bytes()
+    def forget(self, fd: int) -> None:
+        """Drop what the page cache holds of a file that nobody is writing, so that the next read asks the disk."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def size(self, path: Path) -> int:
         """Size of a file in bytes."""
@@ -128,6 +133,7 @@ class Files:
 
 def open_direct(opening: Callable[[Path, bool], int], path: Path, direct: bool) -> tuple[int, bool]:
     """Open with `Files.create` or `Files.open`, past the page cache if `direct` and allowed: descriptor, whether so."""
+    direct = direct and bool(DIRECT)
     try:
         return opening(path, direct), direct
     except OSError as error:

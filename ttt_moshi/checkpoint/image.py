@@ -13,16 +13,17 @@ from threading import Condition
 
 import torch
 
+from ttt_moshi.checkpoint.dtypes import DTYPE_NAMES, DTYPES
 from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import PAGE
 from ttt_moshi.checkpoint.output import aligned
-from ttt_moshi.checkpoint.rows import Rows, as_bytes, local_shape
-from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES, DTYPES, Plan, plan
+from ttt_moshi.checkpoint.rows import Rows, as_bytes
+from ttt_moshi.checkpoint.tensorfile import Plan, local_shape, plan
 
 
 def shard_plan(rows: Mapping[str, Rows]) -> Plan:
     """Layout of this rank's shard. The header's metadata names the rows of the whole tensor that each entry holds."""
-    held = {name: part for name, part in rows.items() if part.mine and part.local.numel()}
+    held = {name: part for name, part in rows.items() if part.is_writer and part.local.numel()}
     tensors = {n: (DTYPE_NAMES[p.local.dtype], local_shape(p.shape, p.start, p.stop)) for n, p in held.items()}
     places = {n: {"shape": list(p.shape), "rows": [p.start, p.stop]} for n, p in held.items()}
     return plan(tensors, {"format": "ttt_moshi.shard.1", "rows": json.dumps(places, sort_keys=True)})

@@ -1,12 +1,15 @@
 """Names inside a checkpoints folder: which folder is what, and nothing about their contents.
 
 checkpoint_005000/     committed
-unhealthy_005000/      committed, but with NaN or infinity in it: kept to be looked at, never resumed
+unhealthy_005000/      committed, but not finite, in itself or in what it computes: kept to be looked at, never resumed
+corrupt_005000/        failed verification and was set aside; reason.txt says why
+left_005000/           intact, but of a branch that the run left when it was resumed from an earlier step
+foreign_005000/        was in the place of checkpoint_005000 when that step was saved, and this program did not write it
 .saving_005000/        being written; not a checkpoint
 .replaced_005000/      the older checkpoint of a step that is being saved again; put back if that save did not finish
 .trash_005000/         being deleted
-.quarantine_005000/    failed verification; reason.txt says why
-.left_005000/          sound, but of a branch that the run left when it was resumed from an earlier step
+
+`.quarantine_` and `.left_` are what earlier versions called `corrupt_` and `left_`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.trouble import patiently
 
 MANIFEST = "manifest.json"
 STATE = "resume/state.json"
@@ -26,6 +30,8 @@ PINS = "pinned.json"
 MEASURED = "measured.json"
 REASON = "reason.txt"
 
+LEFTOVERS = (".saving_", ".replaced_", ".trash_")  # of work that was not finished
+_ASIDE = re.compile(r"(unhealthy|corrupt|left|foreign|\.quarantine|\.left)_(\d{6,})(\.\d+)?")
 _COMMITTED = re.compile(r"checkpoint_(\d{6,})")
 
 
@@ -46,8 +52,23 @@ def step_of(name: str) -> int | None:
 
 
 def committed_steps(files: Files, root: Path) -> list[int]:
-    """Steps whose folder carries a committed name, ascending. Order is by step, never by file times."""
-    return sorted(step for name in files.names(root) if (step := step_of(name)) is not None)
+    """Steps whose folder carries a committed name, ascending. Order is by step, never by file times.
+
+    Raises UnreadableCheckpoint.
+    """
+    names = patiently(root, lambda: files.names(root))
+    return sorted(step for name in names if (step := step_of(name)) is not None)
+
+
+def aside_name(name: str, why: str) -> str:
+    """Folder name of a committed checkpoint that is set aside because it is `why`."""
+    return name.replace("checkpoint", why, 1)
+
+
+def aside_reason(name: str) -> str | None:
+    """Why a folder was set aside: "unhealthy", "corrupt", "left" or "foreign"; None for any other name."""
+    match = _ASIDE.fullmatch(name)
+    return {".quarantine": "corrupt", ".left": "left"}.get(match.group(1), match.group(1)) if match else None
 
 
 def free_name(files: Files, root: Path, name: str) -> Path:

@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from blake3 import blake3
 
 import ttt_moshi
-from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, ForeignCheckpoint
 from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.layout import MANIFEST, STATE
+from ttt_moshi.checkpoint.layout import MANIFEST, STATE, checkpoint_name
+from ttt_moshi.checkpoint.trouble import absent, confirmed, read_start, unreadable
 
 Record = dict[str, Any]  # a JSON object inside the manifest
 FORMAT_VERSION = 2
@@ -67,6 +67,8 @@ def tensor_record(dtype: str, shape: Sequence[int], parts: list[Record]) -> Reco
 
 def versions() -> dict[str, str]:
     """Versions of everything that had a hand in the bytes."""
+    import torch  # by whoever saves; reading a manifest needs none
+
     return {
         "blake3": version("blake3"),
         "cuda": str(torch.version.cuda),
@@ -87,31 +89,63 @@ def render(manifest: Record) -> bytes:
 
 
 def parse(data: bytes, where: str) -> Record:
-    """A manifest from its file content. Raises CorruptCheckpoint if one byte is not as written."""
+    """A manifest from its file content.
+
+    Raises CorruptCheckpoint if one byte is not as written, ForeignCheckpoint for what this version did not write.
+    """
     body = data[len(_FIRST_LINE) - 2 + 64 :]
-    if data != _FIRST_LINE % digest(body).encode() + body:
-        raise CorruptCheckpoint(f"{where} is damaged: its content does not agree with its own digest")
+    intact = data == _FIRST_LINE % digest(body).encode() + body
+    corrupt = CorruptCheckpoint(f"{where} is corrupt: its content does not agree with its own digest")
     try:
-        content: Record = json.loads(data)
-        if (found := content["format_version"]) != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{where} has format version {found}; this program reads {FORMAT_VERSION}. Update it."
+        content = json.loads(data)
+        found = content.get("format_version") if isinstance(content, dict) else None
+        # Another version may take its digest in another way, and another program's manifest has none.
+        if isinstance(found, int) and found != FORMAT_VERSION:
+            raise ForeignCheckpoint(
+                f"{where} has format version {found}; this program reads {FORMAT_VERSION} and leaves it alone. If a "
+                "newer version wrote it, update the program."
             )
+        if not intact and (found is not None or "manifest_blake3" in content):
+            raise corrupt
+        if not intact:
+            raise ForeignCheckpoint(f"{where} was not written by this program and is left alone: it has no digest")
         entries = [entry for table in (content["tensors"], *content["exports"].values()) for entry in table.values()]
         files = {STATE, *(part["file"] for entry in entries for part in entry["parts"])}
         strange = {file for file in content["files"] if not _INSIDE.fullmatch(file)} | files - set(content["files"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{where} was not written by this program: {error!r}") from error
+        if not intact and isinstance(error, (ValueError, RecursionError)):  # no JSON at all
+            raise corrupt from error
+        raise ForeignCheckpoint(f"{where} was not written by this program and is left alone: {error!r}") from error
     if strange:
-        raise CorruptCheckpoint(f"{where} speaks of {min(strange)!r}, which is no file of this checkpoint")
+        raise ForeignCheckpoint(f"{where} speaks of {min(strange)!r}, which is no file of this checkpoint: left alone")
     return content
 
 
 def read_manifest(path: Path, files: Files | None = None) -> Record:
-    """The manifest of a checkpoint folder. Raises CorruptCheckpoint, or CheckpointError for another format version."""
-    files = files or Files()
-    try:
-        data = files.read(path / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CorruptCheckpoint(f"{path} is not a checkpoint: it has no {MANIFEST}") from error
-    return parse(data, str(path / MANIFEST))
+    """The manifest of a checkpoint folder, wherever it lies and whatever its name.
+
+    Raises CorruptCheckpoint, UnreadableCheckpoint or ForeignCheckpoint; the last where there is none.
+    """
+    reader, place = files or Files(), path / MANIFEST
+
+    def check(fresh: bool) -> Record:
+        try:
+            data = read_start(reader, place, fresh=fresh)
+        except OSError as error:
+            if not absent(reader, place):
+                raise unreadable(place, error) from error
+            raise ForeignCheckpoint(f"{path} is not a checkpoint of this program: it has no {MANIFEST}") from error
+        return parse(data, str(place))
+
+    return confirmed(check)
+
+
+def read_committed(root: Path, step: int, files: Files | None = None) -> Record:
+    """The manifest of the checkpoint that is committed as `step`; raises as `read_manifest`."""
+    path = root / checkpoint_name(step)
+    manifest = read_manifest(path, files)
+    if manifest["step"] != step:
+        raise ForeignCheckpoint(
+            f"{path} holds the manifest of step {manifest['step']}: a copy under another name, which is left alone"
+        )
+    return manifest

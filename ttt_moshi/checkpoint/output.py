@@ -6,7 +6,6 @@ at opening or at the first write, the same bytes go through the page cache with 
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from blake3 import blake3
 from torch import Tensor
 
 from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct, write_fully
+from ttt_moshi.checkpoint.memory import aligned_memory
 from ttt_moshi.checkpoint.rows import as_bytes
 
 PIECE = 16 << 20  # bytes of one write; large enough for full disk speed
-HUGE_PAGE = 2 << 20
 
 
 class Output:
@@ -64,17 +63,8 @@ class Output:
 
 
 def aligned(size: int) -> Tensor:
-    """Page-aligned zeroed CPU memory of `size` rounded up to whole pages, uint8, already touched.
-
-    It begins where a huge page may: on a virtual machine direct reading into small pages took three times as long.
-    """
-    length = max(-(-size // PAGE) * PAGE, PAGE)
-    area = mmap.mmap(-1, length + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(area, dtype=torch.uint8)
-    begin = -memory.data_ptr() % HUGE_PAGE
-    return memory[begin : begin + length].zero_()
+    """`aligned_memory` as a CPU tensor of uint8."""
+    return torch.frombuffer(aligned_memory(size), dtype=torch.uint8)
 
 
 class Stream:

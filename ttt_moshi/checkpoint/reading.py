@@ -1,7 +1,7 @@
 """Reading tensors back and checking every byte on the way: any rows from any shards, into the memory that wants them.
 
 Several streams run at once: while some wait for the disk, others hash and copy. Files are read past the page cache
-where the file system allows it.
+where the file system allows it. Checking alone needs no torch.
 """
 
 from __future__ import annotations
@@ -12,52 +12,43 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
-import torch
 from blake3 import blake3
-from torch import Tensor
 
 from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint
 from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct
 from ttt_moshi.checkpoint.manifest import Record, digest, read_manifest
-from ttt_moshi.checkpoint.output import aligned
-from ttt_moshi.checkpoint.rows import as_bytes, byte_view, local_shape, row_count
-from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes
+from ttt_moshi.checkpoint.memory import aligned_memory
+from ttt_moshi.checkpoint.tensorfile import local_shape, nbytes, row_count
+from ttt_moshi.checkpoint.trouble import ABSENT, confirmed, missing, patiently, read_start
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIECE = 2 << 20  # bytes of one read
 STREAMS = 8  # tensors that are read and hashed at once, so many that disk and processors rarely wait for one another
 
 
-def read_exactly(files: Files, fd: int, buffer: memoryview, offset: int, where: str, needed: int | None = None) -> None:
-    """Fill `buffer`, of which `needed` bytes (None: all) must be there.
-
-    Raises CorruptCheckpoint where the file ends too early or the disk cannot read it.
-    """
-    done = 0
-    while done < (len(buffer) if needed is None else needed):
-        try:
-            count = files.read_into(fd, buffer[done:], offset + done)
-        except OSError as error:
-            if error.errno in REFUSED:
-                raise
-            raise CorruptCheckpoint(f"{where}: the disk cannot read byte {offset + done} ({error.strerror})") from error
-        if count == 0:
-            raise CorruptCheckpoint(f"{where}: the file ends at byte {offset + done}")
-        done += count
-
-
 def checked_document(files: Files, folder: Path, file: str, record: Record) -> bytes:
-    """A small file, checked against its size and digest in the manifest."""
-    try:
-        data = files.read(folder / file)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise CorruptCheckpoint(f"{file}: the file is missing") from error
-    if len(data) != record["size"]:
-        raise CorruptCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
-    if digest(data) != record["blake3"]:
-        raise CorruptCheckpoint(f"{file}: the content does not match its digest")
-    return data
+    """A small file, checked against its size and digest in the manifest.
+
+    Raises CorruptCheckpoint or UnreadableCheckpoint.
+    """
+
+    def check(fresh: bool) -> bytes:
+        try:
+            data = read_start(files, folder / file, fresh=fresh)
+        except OSError as error:
+            raise missing(files, folder / file, error, file) from error
+        if len(data) != record["size"]:
+            raise CorruptCheckpoint(f"{file}: {len(data)} bytes instead of {record['size']}")
+        if digest(data) != record["blake3"]:
+            raise CorruptCheckpoint(f"{file}: the content does not match its digest")
+        return data
+
+    return confirmed(check)
 
 
 @dataclass
@@ -68,7 +59,8 @@ class Reading:
     `fresh` makes a CPU tensor for them when its turn comes. With neither, the tensor is only checked. Every part that
     is touched is read and checked whole, because its digest covers it whole.
 
-    Afterwards `damage` says what is wrong. `digest` is that of the whole tensor if it was only checked and is sound.
+    Afterwards `corruption` says what is wrong. `digest` is that of the whole tensor if it was only checked and nothing
+    is wrong.
     """
 
     name: str
@@ -78,7 +70,7 @@ class Reading:
     stop: int | None = None
     fresh: bool = False
     digest: str = ""
-    damage: CorruptCheckpoint | None = None
+    corruption: CorruptCheckpoint | None = None
 
     def parts(self) -> list[Record]:
         """The manifest's records of the parts that are touched, in order of rows."""
@@ -90,10 +82,10 @@ class Reading:
         """Bytes that will be read."""
         return sum(part["bytes"][1] - part["bytes"][0] for part in self.parts())
 
-    def sound(self) -> Tensor:
-        """What was read. Raises the damage if there is any."""
-        if self.damage is not None:
-            raise self.damage
+    def verified(self) -> Tensor:
+        """What was read. Raises CorruptCheckpoint if it is not what was saved."""
+        if self.corruption is not None:
+            raise self.corruption
         assert self.out is not None
         return self.out
 
@@ -101,7 +93,10 @@ class Reading:
 def read_all(
     files: Files, folder: Path, readings: Sequence[Reading], done: Callable[[Reading], None] = lambda reading: None
 ) -> None:
-    """Do all readings, several at once. `done` is called with each that is finished, from the thread that did it."""
+    """Do all readings, several at once. `done` is called with each that is finished, from the thread that did it.
+
+    Corruption is left in the readings. Raises UnreadableCheckpoint, soon after the first file that cannot be read.
+    """
     sizes = [reading.size() for reading in readings]
     count = max(1, min(STREAMS, -(-sum(sizes) // PIECE)))
     shares: list[list[Reading]] = [[] for _ in range(count)]
@@ -110,17 +105,24 @@ def read_all(
         lightest = loads.index(min(loads))
         shares[lightest].append(readings[number])
         loads[lightest] += sizes[number]
+    given_up = Event()
 
     def work(share: list[Reading]) -> None:
-        for reading in stream(files, folder, share):
-            done(reading)
+        try:
+            for reading in stream(files, folder, share):
+                done(reading)
+                if given_up.is_set():
+                    return
+        except BaseException:
+            given_up.set()
+            raise
 
     with ThreadPoolExecutor(count, thread_name_prefix="checkpoint-hash") as pool:
         list(pool.map(work, shares))
 
 
 def stream(files: Files, folder: Path, readings: Sequence[Reading]) -> Iterator[Reading]:
-    """Do readings one after the other, each given back when it is finished."""
+    """Do readings one after the other, each given back when it is finished. Raises UnreadableCheckpoint."""
     with closing(_Pieces(files, folder)) as pieces:
         for reading in readings:
             _take(reading, pieces)
@@ -142,7 +144,7 @@ def iter_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     selects some. Raises CheckpointError if the file or a name is not there, CorruptCheckpoint for wrong bytes.
     """
     for reading in stream(Files(), path, _readings(path, file, names)):
-        tensor, reading.out = reading.sound(), None
+        tensor, reading.out = reading.verified(), None
         yield reading.name, tensor
 
 
@@ -150,7 +152,23 @@ def read_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     """`iter_tensors` as a dictionary, read several at once."""
     readings = _readings(path, file, names)
     read_all(Files(), path, readings)
-    return {reading.name: reading.sound() for reading in readings}
+    return {reading.name: reading.verified() for reading in readings}
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+    """The bytes of one whole tensor of the resumable state, row-major, checked; needs no torch.
+
+    Raises as `iter_tensors`.
+    """
+    entry = read_manifest(path)["tensors"].get(name)
+    if entry is None:
+        raise CheckpointError(f"{path} has no tensor {name!r} in its resumable state")
+    reading, found = Reading(name, entry), bytearray()
+    with closing(_Pieces(Files(), path)) as pieces:
+        _take(reading, pieces, found)
+    if reading.corruption is not None:
+        raise reading.corruption
+    return bytes(found)
 
 
 def _readings(path: Path, file: str, names: Collection[str] | None) -> list[Reading]:
@@ -166,34 +184,62 @@ def _readings(path: Path, file: str, names: Collection[str] | None) -> list[Read
     return [Reading(name, tables[file][name], fresh=True) for name in chosen]
 
 
-def _take(reading: Reading, pieces: _Pieces) -> None:
-    """Read the parts of one reading, check them, and put what is wanted where it is wanted."""
-    if reading.fresh:
-        reading.out = torch.empty(reading.entry["shape"], dtype=DTYPES[reading.entry["dtype"]])
-    target = None if reading.out is None else byte_view(reading.out)
-    row_bytes = nbytes(reading.entry["dtype"], local_shape(reading.entry["shape"], 0, 1))
+def _take(reading: Reading, pieces: _Pieces, copy: bytearray | None = None) -> None:
+    """Read the parts of one reading, check them, and put what is wanted where it is wanted; all of it into `copy`."""
+    put = _putter(reading)
     parts, whole = reading.parts(), blake3()
     for part in parts:
-        where, hasher = f"{part['file']}: tensor {reading.name!r}", blake3()
-        begin, end = part["bytes"]
-        origin = begin - (part["rows"][0] - reading.start) * row_bytes  # of the target, counted in this file
-        try:
+        where, before, kept = f"{part['file']}: tensor {reading.name!r}", whole, len(copy or b"")
+
+        def check(fresh: bool) -> blake3:
+            hasher, running = blake3(), before.copy()  # noqa: B023 - called within this turn
+            if copy is not None:
+                del copy[kept:]  # noqa: B023
+            begin, end = part["bytes"]  # noqa: B023
             for page in range(begin // PAGE * PAGE, end, PIECE):
                 low, high = max(page, begin), min(page + PIECE, end)
-                piece = pieces.read(part["file"], low, high, where)
+                piece = pieces.read(part["file"], low, high, where, fresh and low == begin)  # noqa: B023
                 hasher.update(piece)
-                if target is None and len(parts) > 1:
-                    whole.update(piece)
-                if target is not None:
-                    first, last = max(low, origin), min(high, origin + len(target))
-                    if first < last:
-                        wanted = torch.frombuffer(piece[first - low : last - low], dtype=torch.uint8)
-                        target[first - origin : last - origin].copy_(wanted)
-            if hasher.hexdigest() != part["blake3"]:
-                raise CorruptCheckpoint(f"{where} does not match its digest")
+                if len(parts) > 1 and put is None:
+                    running.update(piece)
+                if put is not None:
+                    put(part, low, piece)  # noqa: B023
+                if copy is not None:
+                    copy.extend(piece)
+            if hasher.hexdigest() != part["blake3"]:  # noqa: B023
+                raise CorruptCheckpoint(f"{where} does not match its digest")  # noqa: B023
+            return running
+
+        try:
+            whole = confirmed(check)
         except CorruptCheckpoint as error:
-            reading.damage = reading.damage or error
+            reading.corruption = reading.corruption or error
     reading.digest = parts[0]["blake3"] if len(parts) == 1 else whole.hexdigest()
+
+
+def _putter(reading: Reading) -> Callable[[Record, int, memoryview], None] | None:
+    """What puts a piece of a part, from byte `low` of its file on, into the reading's tensor; None if nothing does."""
+    if reading.out is None and not reading.fresh:
+        return None
+    import torch
+
+    from ttt_moshi.checkpoint.dtypes import DTYPES
+    from ttt_moshi.checkpoint.rows import byte_view
+
+    if reading.fresh:
+        reading.out = torch.empty(reading.entry["shape"], dtype=DTYPES[reading.entry["dtype"]])
+    assert reading.out is not None
+    target = byte_view(reading.out)
+    row_bytes = nbytes(reading.entry["dtype"], local_shape(reading.entry["shape"], 0, 1))
+
+    def put(part: Record, low: int, piece: memoryview) -> None:
+        origin = part["bytes"][0] - (part["rows"][0] - reading.start) * row_bytes  # of the target, in this file
+        first, last = max(low, origin), min(low + len(piece), origin + len(target))
+        if first < last:
+            wanted = torch.frombuffer(piece[first - low : last - low], dtype=torch.uint8)
+            target[first - origin : last - origin].copy_(wanted)
+
+    return put
 
 
 class _Pieces:
@@ -201,34 +247,57 @@ class _Pieces:
 
     def __init__(self, files: Files, folder: Path):
         self._files, self._folder = files, folder
-        self._memory = as_bytes(aligned(PIECE))
+        self._memory = patiently(folder, lambda: aligned_memory(PIECE))
         self._file, self._direct, self._fd = "", True, -1  # what is open, whether past the page cache, descriptor
+        self._refused = False  # whether this file system takes no direct reads
 
-    def read(self, file: str, begin: int, end: int, where: str) -> memoryview:
+    def read(self, file: str, begin: int, end: int, where: str, fresh: bool = False) -> memoryview:
         """Bytes `begin` to `end` of a file, PIECE at most from the page of `begin` on; good until the next call.
 
-        Raises CorruptCheckpoint.
+        `fresh` drops the file from the page cache first. Raises CorruptCheckpoint if the file is missing or ends before
+        `end`, UnreadableCheckpoint if it cannot be read.
         """
         page = begin // PAGE * PAGE
         memory = self._memory[: -(-(end - page) // PAGE) * PAGE]  # whole pages; the file may end in the last
-        if self._file != file:
-            self._open(file, direct=True)
-        try:
-            read_exactly(self._files, self._fd, memory, page, where, end - page)
-        except OSError as error:
-            if not self._direct or error.errno not in REFUSED:
+        if fresh:
+            self.close()
+
+        def attempt() -> int:
+            try:
+                if self._file != file:
+                    self._open(file, fresh)
+                return self._fill(memory, page, end - page)
+            except OSError:
+                self.close()  # the next try opens it anew: a stale handle stays stale
                 raise
-            self._open(file, direct=False)
-            read_exactly(self._files, self._fd, memory, page, where, end - page)
+
+        try:
+            count = patiently(self._folder / file, attempt, () if self._refused else REFUSED)
+        except OSError as error:
+            if error.errno in ABSENT:
+                raise missing(self._files, self._folder / file, error, file) from error
+            self._refused = True
+            count = patiently(self._folder / file, attempt)
+        if count < end - page:
+            raise CorruptCheckpoint(f"{where}: the file ends at byte {page + count}")
         return memory[begin - page : end - page]
 
-    def _open(self, file: str, direct: bool) -> None:
+    def _fill(self, memory: memoryview, offset: int, needed: int) -> int:
+        """Read until `needed` bytes are there or the file ends; how many there are."""
+        done = 0
+        while done < needed:
+            count = self._files.read_into(self._fd, memory[done:], offset + done)
+            done += count
+            if count == 0 or (self._direct and count % PAGE):  # a direct read is short only where the file ends
+                break
+        return done
+
+    def _open(self, file: str, fresh: bool) -> None:
         self.close()
-        try:
-            self._fd, self._direct = open_direct(self._files.open, self._folder / file, direct)
-        except FileNotFoundError as error:
-            raise CorruptCheckpoint(f"{file}: the file is missing") from error
+        self._fd, self._direct = open_direct(self._files.open, self._folder / file, not self._refused)
         self._file = file
+        if fresh:
+            self._files.forget(self._fd)
 
     def close(self) -> None:
         """Close what is open."""

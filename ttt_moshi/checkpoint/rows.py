@@ -6,7 +6,6 @@ dimension of its mesh, unevenly and down to no rows at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ttt_moshi.checkpoint.errors import CheckpointError
+from ttt_moshi.checkpoint.tensorfile import local_shape, row_count
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,7 @@ class Rows:
     shape: tuple[int, ...]
     start: int
     stop: int
-    mine: bool  # whether this rank is the one that writes them
-
-
-def row_count(shape: Sequence[int]) -> int:
-    """Rows of a tensor of this shape."""
-    return shape[0] if len(shape) else 1
-
-
-def local_shape(shape: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
-    """Shape of rows `start` to `stop`."""
-    return (stop - start, *shape[1:]) if len(shape) else ()
+    is_writer: bool  # whether this rank is the one that writes them
 
 
 def rows_of(name: str, tensor: Tensor, rank: int) -> Rows:
@@ -42,14 +32,14 @@ def rows_of(name: str, tensor: Tensor, rank: int) -> Rows:
     shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
         return Rows(tensor.detach(), shape, 0, row_count(shape), rank == 0)
-    start, stop, mine = 0, row_count(shape), True
+    start, stop, is_writer = 0, row_count(shape), True
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise CheckpointError(f"tensor {name!r} lives on ranks that do not include rank {rank}")
     for dimension, placement in enumerate(tensor.placements):
         if isinstance(placement, Replicate):
-            mine = mine and coordinate[dimension] == 0
+            is_writer = is_writer and coordinate[dimension] == 0
         elif type(placement) is Shard and placement.dim == 0:
             chunk = -(-(stop - start) // mesh.size(dimension))  # as torch.chunk cuts: the last ranks may get nothing
             begin = min(start + coordinate[dimension] * chunk, stop)
@@ -59,7 +49,7 @@ def rows_of(name: str, tensor: Tensor, rank: int) -> Rows:
     local = tensor.to_local().detach()
     if tuple(local.shape) != local_shape(shape, start, stop):
         raise CheckpointError(f"tensor {name!r}: rank {rank} holds {tuple(local.shape)}, not rows {start} to {stop}")
-    return Rows(local, shape, start, stop, mine)
+    return Rows(local, shape, start, stop, is_writer)
 
 
 def byte_view(tensor: Tensor) -> Tensor:

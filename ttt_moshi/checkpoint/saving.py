@@ -21,22 +21,24 @@ from blake3 import blake3
 from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.commit import commit, discard
 from ttt_moshi.checkpoint.coordination import Coordinator
+from ttt_moshi.checkpoint.dtypes import DTYPE_NAMES
 from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.export import ExportFile, merge_export, write_export
-from ttt_moshi.checkpoint.files import Files, remove_tree, replace_file, write_file
+from ttt_moshi.checkpoint.files import Files, write_file
 from ttt_moshi.checkpoint.image import Image
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import Record, canonical, digest, render, state_id, tensor_record, versions
 from ttt_moshi.checkpoint.output import PIECE, Output
 from ttt_moshi.checkpoint.reading import Reading, read_all, stream
 from ttt_moshi.checkpoint.rows import Rows, as_bytes
-from ttt_moshi.checkpoint.tensorfile import DTYPE_NAMES
 
 # Bytes that are hashed and then checked for NaN while they are in the processor's cache. Much smaller pieces would ask
 # for the interpreter's lock so often that the training thread felt it.
 CACHED = 4 << 20
-HASHERS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))  # threads that do so; the other processors are training's
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+HASHERS = max(1, min(4, PROCESSORS // 2))  # threads that do so; the other processors are training's
 STRETCH = 64 << 20  # bytes of one write of the image, so many that a busy processor does not leave the disk idle
 Outcome = tuple[str, str, int, bool]  # of a commit: folder name, state id, bytes, whether all is finite
 
@@ -82,17 +84,17 @@ class Saver:
 
     def run(self, job: Job, number: int) -> Saved:
         """Write, exchange, commit. Raises on every rank if any rank failed; then nothing was committed."""
-        talk, folder = self._coordinator, self._root / f".saving_{job.step:06d}"
-        with talk.telling(number):
+        coordinator, folder = self._coordinator, self._root / f".saving_{job.step:06d}"
+        with coordinator.broadcast_errors(number):
             if self._rank == 0:
                 self._prepare(folder, job)
-            talk.share(number, "folder ready", True)
+            coordinator.share(number, "folder ready", True)
             await_visible(lambda: folder.name in self._files.names(self._root), folder)
 
             begin = time.perf_counter()
-            mine = self._write_shard(folder, job)
+            written = self._write_shard(folder, job)
             job.seconds["shards"] = time.perf_counter() - begin
-            shards = talk.share(number, "all shards", talk.gather(number, "shard", mine))
+            shards = coordinator.share(number, "all shards", coordinator.gather(number, "shard", written))
 
             begin = time.perf_counter()
             for shard in shards:
@@ -101,10 +103,10 @@ class Saver:
             exported = self._write_exports(folder, job, tensors)
             whole = self._whole_digests(folder, tensors)
             job.seconds["exports"] = time.perf_counter() - begin
-            results = talk.gather(number, "exports", {"exported": exported, "whole": whole})
+            results = coordinator.gather(number, "exports", {"exported": exported, "whole": whole})
 
             outcome = None if results is None else self._commit(folder, job, shards, tensors, results)
-            name, identity, size, healthy = talk.share(number, "committed", outcome)
+            name, identity, size, healthy = coordinator.share(number, "committed", outcome)
             job.seconds["durable"] = time.perf_counter() - job.begun
             return Saved(job.step, self._root / name, identity, size, healthy, dict(job.seconds))
 
@@ -146,7 +148,7 @@ class Saver:
         def read(name: str) -> Tensor:
             if name in views and views[name].shape == job.rows[name].shape:
                 return views[name]
-            return next(stream(self._files, folder, [Reading(name, tensors[name], fresh=True)])).sound()
+            return next(stream(self._files, folder, [Reading(name, tensors[name], fresh=True)])).verified()
 
         return [write_export(self._files, folder, file, views, read, self._rank, direct) for file in job.exports]
 
@@ -156,8 +158,8 @@ class Saver:
         readings = [Reading(name, tensors[name]) for name in split[self._rank :: self._world]]
         read_all(self._files, folder, readings)
         for reading in readings:
-            if reading.damage is not None:
-                raise reading.damage
+            if reading.corruption is not None:
+                raise reading.corruption
         return {reading.name: reading.digest for reading in readings}
 
     def _commit(self, folder: Path, job: Job, shards: list[Record], tensors: Record, results: list[Record]) -> Outcome:
@@ -231,37 +233,6 @@ def merge_tensors(rows: Mapping[str, Rows], shards: list[Record]) -> Record:
         if len(parts) <= 1:
             tensors[name]["blake3"] = parts[0]["blake3"] if parts else digest(b"")
     return tensors
-
-
-def commit(files: Files, root: Path, folder: Path, name: str, manifest: bytes) -> None:
-    """Make a complete staging folder a checkpoint: manifest, folders durable, one rename, root durable.
-
-    An older folder of that name steps aside first and is put back by the next opening if the rename never came.
-    """
-    replace_file(files, folder / layout.MANIFEST, manifest)
-    for inside in ("resume", "consolidated"):
-        files.sync_folder(folder / inside)
-    files.sync_folder(folder)
-    replaced = None
-    if name in files.names(root):
-        replaced = layout.free_name(files, root, name.replace("checkpoint", ".replaced", 1))
-        files.rename(root / name, replaced)
-    files.rename(folder, root / name)
-    files.sync_folder(root)
-    if replaced is not None:
-        discard(files, root, replaced.name)
-
-
-def discard(files: Files, root: Path, name: str) -> None:
-    """Delete a folder so that no half-deleted state carries a telling name: rename to trash, make durable, unlink."""
-    if name not in files.names(root):
-        return
-    trash = root / name
-    if not name.startswith(".trash"):
-        trash = layout.free_name(files, root, ".trash_" + name.lstrip("."))
-        files.rename(root / name, trash)
-        files.sync_folder(root)
-    remove_tree(files, trash)
 
 
 def inspect(image: Image, name: str) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.commit import clear, leave_branch, log_event, set_aside, sweep
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, LostLock, NoCheckpoint, SaveFailed
+from ttt_moshi.checkpoint.errors import CheckpointError, LostLock, NoCheckpoint, SaveFailed
 from ttt_moshi.checkpoint.export import Export, plan_exports
 from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.image import Image, shard_plan
+from ttt_moshi.checkpoint.listing import newest_valid
 from ttt_moshi.checkpoint.lock import WriterLock
-from ttt_moshi.checkpoint.manifest import canonical
+from ttt_moshi.checkpoint.manifest import canonical, read_committed
 from ttt_moshi.checkpoint.mirror import Mirror
-from ttt_moshi.checkpoint.recovery import clear, leave_branch, note, set_unhealthy, sweep
 from ttt_moshi.checkpoint.restore import Loaded, Loader
-from ttt_moshi.checkpoint.retention import Retention, prune, read_measured, read_pins, write_measured, write_pins
+from ttt_moshi.checkpoint.retention import Retention, prune
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
-from ttt_moshi.checkpoint.verify import check_quickly
+from ttt_moshi.checkpoint.sidecars import read_measured, read_pins, write_measured, write_pins
 
 KINDS = ("adapters", "full")
 _log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class CheckpointStore:
     ):
         self.root, self.rank, self.world_size = Path(root).absolute(), rank, world_size
         self._files, self._log, self._retention = files or Files(), log, retention or Retention()
-        self._talk = Coordinator(coordinator, rank, world_size, str(self.root), timeout)
+        self._coordinator = Coordinator(coordinator, rank, world_size, str(self.root), timeout)
         self._claimed = False
         self._lock: WriterLock | None = None  # on rank 0, while claimed
         self._saver: Saver | None = None
@@ -81,16 +83,11 @@ class CheckpointStore:
         return self.root / layout.checkpoint_name(step)
 
     def newest_valid(self, before: int | None = None) -> int | None:
-        """The newest step (below `before`) whose manifest, sizes, headers and small files are sound, or None."""
-        for step in reversed(self.steps()):
-            if before is not None and step >= before:
-                continue
-            try:
-                check_quickly(self.path(step), self._files)
-                return step
-            except CorruptCheckpoint as error:
-                self._log(f"passing over step {step}: {error}")
-        return None
+        """The newest step (below `before`) whose manifest, sizes, headers and small files are as saved, or None.
+
+        What is corrupt or foreign is passed over, with a line in the log. Raises UnreadableCheckpoint.
+        """
+        return newest_valid(self.root, self._log, self._files, before)
 
     # Writing
 
@@ -102,22 +99,22 @@ class CheckpointStore:
         """
         if self._claimed:
             return
-        number = self._talk.next_round()
-        with self._talk.telling(number):
+        number = self._coordinator.next_round()
+        with self._coordinator.broadcast_errors(number):
             if self.rank == 0:
                 self._lock = WriterLock(self._files, self.root)
-            self._talk.share(number, "claimed", True)
+            self._coordinator.share(number, "claimed", True)
         self._claimed = True
 
     def clear(self) -> None:
         """Delete everything in the folder but the lock: a run that replaces another calls it after `claim`."""
         self.claim()
-        number = self._talk.next_round()
-        with self._talk.telling(number):
+        number = self._next_round()
+        with self._coordinator.broadcast_errors(number):
             if self._lock is not None:
                 self._lock.check()
                 clear(self._files, self.root)
-            self._talk.share(number, "cleared", True)
+            self._coordinator.share(number, "cleared", True)
 
     def open(self) -> list[str]:
         """Claim the folder and sweep what a crash left, ready to save. What was swept, in words.
@@ -127,11 +124,11 @@ class CheckpointStore:
         if self._saver is not None:
             return []
         self.claim()
-        number = self._talk.next_round()
-        with self._talk.telling(number):
+        number = self._coordinator.next_round()
+        with self._coordinator.broadcast_errors(number):
             swept = [] if self._lock is None else sweep(self._files, self.root)
-            swept = self._talk.share(number, "open", swept)
-        self._saver = Saver(self._files, self.root, self._talk, self._lock)
+            swept = self._coordinator.share(number, "open", swept)
+        self._saver = Saver(self._files, self.root, self._coordinator, self._lock)
         # One thread: saves of one rank never overlap. Leaving the interpreter waits for it.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-save")
         return swept
@@ -154,7 +151,7 @@ class CheckpointStore:
         return size
 
     def _staging(self, rows: Mapping[str, Rows]) -> Image:
-        key = tuple(sorted((n, str(r.local.dtype), r.shape, r.start, r.stop, r.mine) for n, r in rows.items()))
+        key = tuple(sorted((n, str(r.local.dtype), r.shape, r.start, r.stop, r.is_writer) for n, r in rows.items()))
         if self._image is None or self._image[0] != key:
             self._image = None
             self._image = (key, Image(shard_plan(rows), any(r.local.is_cuda for r in rows.values())))
@@ -216,7 +213,7 @@ class CheckpointStore:
             parent=self._parent,
             begun=begin,
         )
-        number = self._talk.next_round()
+        number = self._coordinator.next_round()
         staging = time.perf_counter()
 
         def copied() -> None:
@@ -241,14 +238,15 @@ class CheckpointStore:
         assert self._lock is not None
         try:
             self._lock.check()
-            replace_file(self._files, self.root / layout.LATEST, f"{saved.path.name}\n".encode())
-            note(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id)
+            if saved.healthy:
+                self._point_to_newest()
+            log_event(self._files, self.root, "saved", step=saved.step, state_id=saved.state_id, healthy=saved.healthy)
             if self._mirror is not None:
                 self._mirror.submit(saved.path)
             if saved.healthy:
                 for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
                     if not item.keep:
-                        note(self._files, self.root, "deleted", step=item.step, reason=item.reason)
+                        log_event(self._files, self.root, "deleted", step=item.step, reason=item.reason)
         except (OSError, CheckpointError) as error:
             self._log(f"step {saved.step} is saved, but tidying up after it failed: {error}")
 
@@ -292,6 +290,12 @@ class CheckpointStore:
             self._lock = self._saver = self._background = None
             self._claimed = False
 
+    def _next_round(self) -> int:
+        """Begin an exchange between ranks. Those of a save in the background come first: rounds never overlap."""
+        running: list[Future[Any]] = [future for future in (self._pending, self._tidied) if future is not None]
+        wait_for(running)
+        return self._coordinator.next_round()
+
     def __enter__(self) -> CheckpointStore:
         self.open()
         return self
@@ -302,34 +306,53 @@ class CheckpointStore:
     def leave_branch(self, step: int) -> list[Path]:
         """Move checkpoints later than `step` aside before the run goes on from it; where they are now (rank 0)."""
         self.open()
-        number = self._talk.next_round()
-        with self._talk.telling(number):
+        number = self._next_round()
+        with self._coordinator.broadcast_errors(number):
             moved = leave_branch(self._files, self.root, step) if self.rank == 0 else []
             if moved:
                 write_measured(self._files, self.root, read_measured(self._files, self.root))
-            self._talk.share(number, "branch", None)
+            self._coordinator.share(number, "branch", None)
         return moved
 
     def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record what was measured of a committed step, for retention and for people. Rank 0 calls it."""
+        """Record what was measured of a committed step, for retention and for people. Rank 0 calls it.
+
+        The values go into a file beside the checkpoints, so that a checkpoint stays what was saved.
+        """
+        state = read_committed(self.root, step, self._files)["state_id"]
         measured = read_measured(self._files, self.root)
-        measured[step] = {**measured.get(step, {}), **{n: float(v) for n, v in metrics.items() if math.isfinite(v)}}
+        before, known = measured.get(step, (state, {}))
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        measured[step] = (state, {**(known if before == state else {}), **finite})
         write_measured(self._files, self.root, measured)
 
     def set_unhealthy(self, step: int, reason: str) -> None:
-        """Take a committed step for one with NaN or infinity, which nothing resumes from. All ranks call it."""
+        """Take a committed step for one that nothing resumes from: its state is finite, what it computes is not.
+
+        All ranks call it.
+        """
         self.open()
         self.wait()
-        number = self._talk.next_round()
-        with self._talk.telling(number):
+        number = self._next_round()
+        with self._coordinator.broadcast_errors(number):
             if self._lock is not None:
                 self._lock.check()
-                set_unhealthy(self._files, self.root, step, reason)
-            self._talk.share(number, "unhealthy", True)
+                set_aside(self._files, self.root, layout.checkpoint_name(step), "unhealthy", reason)
+                self._point_to_newest()
+            self._coordinator.share(number, "unhealthy", True)
+
+    def _point_to_newest(self) -> None:
+        """Let LATEST, which people read, name the newest committed checkpoint; none, no LATEST."""
+        steps = layout.committed_steps(self._files, self.root)
+        if steps:
+            name = layout.checkpoint_name(steps[-1])
+            replace_file(self._files, self.root / layout.LATEST, f"{name}\n".encode())
+        elif layout.LATEST in self._files.names(self.root):
+            self._files.remove(self.root / layout.LATEST)
 
     def log_event(self, event: str, **details: Any) -> None:
         """Add a line to the folder's journal. Rank 0 calls it, as the writer."""
-        note(self._files, self.root, event, **details)
+        log_event(self._files, self.root, event, **details)
 
     def set_pinned(self, step: int, pinned: bool = True) -> None:
         """Keep a step from retention for good, or no longer."""
@@ -341,15 +364,16 @@ class CheckpointStore:
     # Reading
 
     def load(self, step: int = -1, *, tensors: Mapping[str, Tensor], strict: bool = True) -> Loaded:
-        """Fill `tensors` in place from `step`, or from the newest sound checkpoint for -1. All ranks call it.
+        """Fill `tensors` in place from `step`, or from the newest checkpoint that verifies for -1. All ranks call it.
 
-        Digests are checked while reading. A damaged newest checkpoint is said aloud, moved to quarantine if this store
-        is open for writing, and the next older one is taken; a named step never gives way to another
-        (CorruptCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch, which moves nothing). Raises
-        NoCheckpoint if there is nothing to load.
+        Digests are checked while reading. If the newest checkpoint is corrupt, that is said aloud, and the next older
+        one is taken; a store that has claimed the folder then sets the corrupt one aside, and gives up, with nothing
+        moved, if a second one is corrupt. What is foreign is passed over and left alone. A named step never gives way
+        to another (CorruptCheckpoint, ForeignCheckpoint). `strict` demands equal names, shapes and dtypes (Mismatch).
+        Raises UnreadableCheckpoint, with nothing moved, and NoCheckpoint if there is nothing to load.
         """
         self.wait()
-        loader = Loader(self._files, self.root, self._talk, self._lock is not None, self._log)
+        loader = Loader(self._files, self.root, self._coordinator, self._claimed, self._log)
         loaded = loader.run(step, tensors, strict)
         self._parent = {"step": loaded.step, "state_id": loaded.state_id}
         self._resumed_from.add(loaded.step)

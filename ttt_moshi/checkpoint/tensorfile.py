@@ -12,25 +12,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ttt_moshi.checkpoint.files import PAGE
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+ITEM_BYTES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # the safetensors library refuses longer headers
 
 
@@ -55,7 +42,17 @@ class Plan:
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes of a contiguous tensor."""
-    return math.prod(shape) * DTYPES[dtype].itemsize
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def row_count(shape: Sequence[int]) -> int:
+    """Rows of a tensor of this shape; a scalar counts as one."""
+    return shape[0] if len(shape) else 1
+
+
+def local_shape(shape: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
+    """Shape of rows `start` to `stop`."""
+    return (stop - start, *shape[1:]) if len(shape) else ()
 
 
 def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Plan:
@@ -63,7 +60,7 @@ def plan(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[s
 
     Wider dtypes come first, so that every tensor is aligned to its element without gaps; names break ties.
     """
-    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]].itemsize, name))
+    order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name][0]], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offsets, position = {}, 0
     for name in order:

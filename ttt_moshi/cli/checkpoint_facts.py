@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint, iter_tensors
+from ttt_moshi.checkpoint import NoCheckpoint, iter_tensors, newest_valid
 from ttt_moshi.errors import UserError
 
 # How the folders in a checkpoints folder begin, whether or not they can be read.
-_BEGINNINGS = ("checkpoint_", "unhealthy_", ".quarantine_", ".saving_", ".trash_", ".replaced_")
+_BEGINNINGS = (
+    *("checkpoint_", "unhealthy_", "corrupt_", "left_", "foreign_"),
+    *(".quarantine_", ".left_", ".saving_", ".trash_", ".replaced_"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def find(path: Path) -> Place:
         raise UserError(f"no folder at {path}")
     if path.absolute().name == "consolidated" and (path.absolute().parent / "manifest.json").exists():
         path = path.absolute().parent
-    # A checkpoint that has lost its manifest is still one: a damaged one.
+    # A checkpoint that has lost its manifest is still meant as one.
     if (path / "manifest.json").exists() or path.absolute().name.startswith(_BEGINNINGS):
         return Place(path.absolute().parent, path)
     if (path / "checkpoints").is_dir():
@@ -59,17 +63,19 @@ def find(path: Path) -> Place:
 def find_one(path: Path) -> Path:
     """The checkpoint that is meant: the one named, or the newest valid one of a run.
 
+    What is corrupt or foreign is passed over, with a line on the error stream.
+
     Raises:
         NoCheckpoint: the run has no valid one.
+        UnreadableCheckpoint: the newest one, or the folder, cannot be read now.
     """
     place = find(path)
     if place.chosen is not None:
         return place.chosen
-    store = CheckpointStore(place.root)
-    newest = store.newest_valid()
+    newest = newest_valid(place.root, lambda line: print(line, file=sys.stderr))
     if newest is None:
         raise NoCheckpoint(f"no valid checkpoint in {place.root}")
-    return store.path(newest)
+    return place.root / f"checkpoint_{newest:06d}"
 
 
 def trained_counts(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:

@@ -16,12 +16,26 @@ from rich.console import Console
 from rich.table import Table
 
 import ttt_moshi
-from ttt_moshi.checkpoint import CheckpointStore, Retention, prune, read_manifest, repair, verify
+from ttt_moshi.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    ForeignCheckpoint,
+    Retention,
+    UnreadableCheckpoint,
+    VerifyReport,
+    committed_steps,
+    diff,
+    export_weights,
+    list_folder,
+    prune,
+    put_back,
+    read_manifest,
+    repair,
+    verify,
+)
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
-from ttt_moshi.cli.ckpt_export import export_weights
-from ttt_moshi.cli.ckpt_inspection import diff, list_folder
 from ttt_moshi.errors import UserError
 
 WHERE = "a run, its checkpoints folder, or one checkpoint"
@@ -37,13 +51,15 @@ usage: ttt-moshi ckpt COMMAND [options]
   export PATH FOLDER   the weights in a folder of their own, checked on the way
   prune PATH           delete what no rule keeps
   pin PATH             keep one checkpoint whatever the rules say
-  repair PATH          sweep what a crash left, set damaged checkpoints aside
+  repair PATH          sweep what a crash left, set corrupt checkpoints aside
+  put-back PATH        give a checkpoint that was set aside its place again, verified first
   bench                measure saving and loading beside the bare disk
 
 Every command takes --json and prints one JSON document then; `ttt-moshi ckpt COMMAND --help` explains one.
 
 exit status: 0  done, nothing wrong        1  problems or differences were found (repair: and put in order)
-             2  could not run: wrong arguments, nothing there, contents damaged where sound ones are needed
+             2  could not run: wrong arguments, nothing there, something that cannot be read now, or contents
+                that are corrupt or not ours where verified ones are needed
 """
 
 
@@ -58,6 +74,7 @@ def main(argv: list[str]) -> int:
         "prune": _prune,
         "pin": _pin,
         "repair": _repair,
+        "put-back": _put_back,
         "bench": _bench,
     }
     if not argv or argv[0] in ("-h", "--help"):
@@ -81,17 +98,19 @@ def _print_json(value: Any) -> None:
 
 
 def _ls(argv: list[str], console: Console) -> int:
-    parser = _parser("ls", "List checkpoints. Status 1 if one of them is damaged.")
+    what = "List everything in a checkpoints folder. Status 1 if something is corrupt, 2 if something cannot be read."
+    parser = _parser("ls", what)
     parser.add_argument("path", type=Path, help=WHERE)
     options = parser.parse_args(argv)
     place = find(options.path)
     records = list_folder(place.root)
     if place.chosen is not None:
         records = [record for record in records if record["name"] == place.chosen.absolute().name]
-    damaged = any(record["status"] == "damaged" for record in records)
+    statuses = {record["status"] for record in records}
+    status = 2 if "unreadable" in statuses else int("corrupt" in statuses)
     if options.json:
         _print_json(records)
-        return int(damaged)
+        return status
     if not records:
         console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
         return 0
@@ -110,12 +129,24 @@ def _ls(argv: list[str], console: Console) -> int:
             record.get("state_id", "")[:12],
         )
     console.print(table)
+    console.print(_totals(records))
     for record in records:
         if record["problem"]:
             console.print(f"{record['name']}: {record['problem']}", soft_wrap=True, markup=False)
-    if any(record["status"] in ("leftover", "damaged") for record in records):
+    if statuses & {"leftover", "corrupt"}:
         console.print(f"`ttt-moshi ckpt repair {place.root}` puts this in order", soft_wrap=True)
-    return int(damaged)
+    if "set aside" in statuses:
+        console.print(f"`ttt-moshi ckpt put-back {place.root}/NAME` verifies one and gives it its place again")
+    return status
+
+
+def _totals(records: list[dict[str, Any]]) -> str:
+    """How many folders of each status there are, and what they take on the disk."""
+    words = []
+    for status in sorted({record["status"] for record in records}):
+        sizes = [record.get("bytes", 0) for record in records if record["status"] == status]
+        words.append(f"{len(sizes)} {status} {size_text(sum(sizes))}")
+    return f"{', '.join(words)}; in all {size_text(sum(record.get('bytes', 0) for record in records))}"
 
 
 def _show(argv: list[str], console: Console) -> int:
@@ -133,39 +164,55 @@ def _show(argv: list[str], console: Console) -> int:
 
 
 def _verify(argv: list[str], console: Console) -> int:
-    parser = _parser("verify", "Check checkpoints against their manifests. Status 1 if anything is wrong.")
+    what = "Check checkpoints against their manifests. Status 1 if anything is wrong, 2 if one cannot be read."
+    parser = _parser("verify", what)
     parser.add_argument("path", type=Path, help=WHERE)
     parser.add_argument(
         "--quick", action="store_true", help="manifest, sizes, headers and small files only; no tensor data"
     )
     options = parser.parse_args(argv)
     place = find(options.path)
-    store = CheckpointStore(place.root)
-    paths = [place.chosen] if place.chosen is not None else [store.path(step) for step in store.steps()]
+    if place.chosen is not None:
+        paths = [place.chosen]
+    else:
+        paths = [place.root / f"checkpoint_{step:06d}" for step in committed_steps(place.root)]
     if not paths:
         raise UserError(f"no checkpoint in {place.root}")
-    reports = []
+    records, statuses = [], {0}
     for path in paths:
-        with progress_bar(f"verifying {path.name}") as advance:
-            reports.append(verify(path, deep=not options.quick, progress=advance))
+        try:
+            with progress_bar(f"verifying {path.name}") as advance:
+                report = verify(path, deep=not options.quick, progress=advance)
+        except (ForeignCheckpoint, UnreadableCheckpoint) as error:
+            # One of a run that is not ours is no problem of the run; one that was named is not what was meant.
+            if isinstance(error, UnreadableCheckpoint) or place.chosen is not None:
+                statuses.add(2)
+            word = "foreign" if isinstance(error, ForeignCheckpoint) else "unreadable"
+            records.append({"path": str(path), "ok": False, "status": word, "problems": [{"what": str(error)}]})
+            text = f"{path}: {word}: {error}"
+        else:
+            statuses.add(0 if report.ok else 1)
+            records.append(_verified(report))
+            text = report.text()
         if not options.json:
-            console.print(reports[-1].text(), soft_wrap=True, markup=False)
+            console.print(text, soft_wrap=True, markup=False)
     if options.json:
-        _print_json(
-            [
-                {
-                    "path": str(report.path),
-                    "ok": report.ok,
-                    "step": report.step,
-                    "state_id": report.state_id,
-                    "bytes": report.bytes,
-                    "seconds": report.seconds,
-                    "problems": [vars(problem) for problem in report.problems],
-                }
-                for report in reports
-            ]
-        )
-    return 0 if all(report.ok for report in reports) else 1
+        _print_json(records)
+    return max(statuses)
+
+
+def _verified(report: VerifyReport) -> dict[str, Any]:
+    status = "verified" if report.ok else "corrupt" if report.corrupt else "irregular"
+    return {
+        "path": str(report.path),
+        "ok": report.ok,
+        "status": status,
+        "step": report.step,
+        "state_id": report.state_id,
+        "bytes": report.bytes,
+        "seconds": report.seconds,
+        "problems": [vars(problem) for problem in report.problems],
+    }
 
 
 def _diff(argv: list[str], console: Console) -> int:
@@ -210,7 +257,7 @@ def _export(argv: list[str], console: Console) -> int:
 
 
 def _prune(argv: list[str], console: Console) -> int:
-    parser = _parser("prune", "Delete the sound checkpoints that no rule keeps. Damaged ones are never touched.")
+    parser = _parser("prune", "Delete the checkpoints that no rule keeps. Corrupt and foreign ones are not touched.")
     parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
     parser.add_argument("--last", type=int, required=True, metavar="N", help="keep the newest N")
     parser.add_argument("--every", type=int, metavar="K", help="keep every step divisible by K")
@@ -259,7 +306,7 @@ def _pin(argv: list[str], console: Console) -> int:
 def _repair(argv: list[str], console: Console) -> int:
     parser = _parser("repair", "Put a folder in order that no run writes to. Status 1 if there was something to do.")
     parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
-    parser.add_argument("--quick", action="store_true", help="do not read tensor data to find damage")
+    parser.add_argument("--quick", action="store_true", help="do not read tensor data to find corruption")
     options = parser.parse_args(argv)
     root = _folder(options.path)
     with progress_bar(f"verifying {root}") as advance:
@@ -270,6 +317,20 @@ def _repair(argv: list[str], console: Console) -> int:
         for line in done or ["everything is in order"]:
             console.print(line, soft_wrap=True, markup=False)
     return 1 if done else 0
+
+
+def _put_back(argv: list[str], console: Console) -> int:
+    parser = _parser("put-back", "Give a checkpoint that was set aside its place again, if every byte of it verifies.")
+    parser.add_argument("path", type=Path, help="one checkpoint that `ls` shows as set aside")
+    options = parser.parse_args(argv)
+    if not options.path.is_dir():
+        raise CheckpointError(f"no folder at {options.path}")
+    place = put_back(options.path)
+    if options.json:
+        _print_json({"path": str(place)})
+    else:
+        console.print(f"{options.path.name} is verified and is {place} again", soft_wrap=True)
+    return 0
 
 
 def _bench(argv: list[str], console: Console) -> int:

@@ -16,7 +16,7 @@ UPDATE_COUNTS = "resume/state.json: state.update_counts"
 
 
 def show_diff(seen: dict[str, Any], first: Path, second: Path, console: Console) -> None:
-    """Prints what `ckpt_inspection.diff` found, where None stands for numbers that are not finite."""
+    """Prints what `ttt_moshi.checkpoint.diff` found, where None stands for numbers that are not finite."""
     console.print(f"first   {first}\nsecond  {second}", soft_wrap=True)
     verdict = "the same training state, bit for bit" if seen["same_state"] else "two different training states"
     console.print(verdict)

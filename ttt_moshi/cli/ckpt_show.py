@@ -9,10 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ttt_moshi.checkpoint import read_manifest
-from ttt_moshi.checkpoint.layout import step_of
+from ttt_moshi.checkpoint import describe, read_manifest, step_of
 from ttt_moshi.cli.checkpoint_facts import gate_openings, size_text, trained_counts
-from ttt_moshi.cli.ckpt_inspection import describe
 from ttt_moshi.config import OptimArgs
 
 TRAINING_CONFIG = "consolidated/training_config.json"

@@ -128,14 +128,13 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
 
 
 def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
-    step = str(int(folder.name.rsplit("_", 1)[-1]))
-    with progress_bar(f"verifying {folder.name}") as advance:
-        report = verify(folder, deep=full, progress=advance)
     try:
+        with progress_bar(f"verifying {folder.name}") as advance:
+            report = verify(folder, deep=full, progress=advance)
         manifest = read_manifest(folder)
         gates = gate_openings(folder, manifest)
     except CheckpointError as error:
-        return [step, "", "", "", "", "", "", f"[red]{escape(str(error))}[/]"], False
+        return [folder.name, "", "", "", "", "", "", f"[red]{escape(str(error))}[/]"], False
     parameters = [entry for name, entry in manifest["tensors"].items() if name.startswith("param/")]
     elements = sum(math.prod(entry["shape"]) for entry in parameters)
     loss = manifest["metrics"].get("loss")
@@ -143,7 +142,7 @@ def _row(folder: Path, full: bool) -> tuple[list[str], bool]:
         ("every byte verified" if full else "complete") if report.ok else f"[red]{escape(report.problems[0].what)}[/]"
     )
     cells = [
-        step,
+        str(manifest["step"]),
         manifest["kind"],
         size_text(sum(file["size"] for file in manifest["files"].values())),
         "" if loss is None else f"{loss:.4f}",

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, LostLock
-from ttt_moshi.checkpoint.saving import Saved
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, LostLock, Saved
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.errors import UserError
 from ttt_moshi.training import checkpoints

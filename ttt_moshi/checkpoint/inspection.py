@@ -7,53 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ttt_moshi.checkpoint import CorruptCheckpoint, iter_tensors, layout, read_document, read_manifest
-from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.retention import read_pins
-from ttt_moshi.checkpoint.verify import check_quickly
-
-
-def list_folder(root: Path) -> list[dict[str, Any]]:
-    """One record for everything in a checkpoints folder that is, was or was to be a checkpoint, sorted by name.
-
-    `status` is "valid" (quick check), "damaged", "unhealthy", "quarantined" or "leftover"; `problem` says why.
-    """
-    files, result = Files(), []
-    pins = read_pins(files, root)
-    for name in files.names(root):
-        record: dict[str, Any] = {"name": name, "step": layout.step_of(name), "problem": ""}
-        if name.startswith((".saving_", ".trash_", ".replaced_")):
-            record["status"] = "leftover"
-        elif name.startswith(".quarantine_"):
-            reason = root / name / layout.REASON
-            record |= {"status": "quarantined", "problem": reason.read_text().strip() if reason.exists() else ""}
-        elif record["step"] is not None or name.startswith("unhealthy_"):
-            record["status"] = "valid" if record["step"] is not None else "unhealthy"
-            try:
-                manifest = check_quickly(root / name, files)
-                keys = ("step", "kind", "state_id", "metrics", "world_size")
-                record |= {key: manifest[key] for key in keys} | {"bytes": total_bytes(manifest)}
-                record["pinned"] = manifest["step"] in pins or bool(manifest["info"].get("pinned"))
-            except CorruptCheckpoint as error:
-                record |= {"status": "damaged", "problem": str(error)}
-        else:
-            continue
-        result.append(record)
-    return result
-
-
-def total_bytes(manifest: dict[str, Any]) -> int:
-    """Bytes of all files that a manifest lists."""
-    return sum(record["size"] for record in manifest["files"].values())
+from ttt_moshi.checkpoint import layout
+from ttt_moshi.checkpoint.listing import total_bytes
+from ttt_moshi.checkpoint.manifest import read_manifest
+from ttt_moshi.checkpoint.reading import iter_tensors, read_document
 
 
 def describe(path: Path) -> dict[str, Any]:
     """All that a checkpoint says about itself: its manifest without the long tables, counts, state and documents.
 
     `groups` counts tensors and elements by the first part of their names ("param", "exp_avg", "stream", ...), `exports`
-    by exported file. Raises CorruptCheckpoint if manifest or documents are damaged.
+    by exported file. Raises CorruptCheckpoint if manifest or documents are.
     """
     manifest = read_manifest(path)
     groups: dict[str, dict[str, int]] = {}
@@ -100,7 +64,7 @@ def diff(first: Path, second: Path, progress: Callable[[int, int], None] | None 
     moved = [name for name in fits if one[name]["blake3"] != two[name]["blake3"]]
     changed, done, total = {}, 0, sum(math.prod(one[name]["shape"]) for name in moved)
     for (name, a), (_, b) in zip(iter_tensors(first, names=moved), iter_tensors(second, names=moved), strict=True):
-        a, b = a.to(torch.float64), b.to(torch.float64)
+        a, b = a.double(), b.double()
         relative = float((b - a).norm() / a.norm()) if float(a.norm()) > 0 else math.inf
         changed[name] = {"max_abs": float((b - a).abs().max()), "relative": relative}
         done += a.numel()

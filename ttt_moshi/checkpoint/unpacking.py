@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.checkpoint import CheckpointError, iter_tensors, read_document, read_manifest
+from ttt_moshi.checkpoint.dtypes import DTYPES
+from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.files import Files, make_folders, write_file
+from ttt_moshi.checkpoint.manifest import read_manifest
 from ttt_moshi.checkpoint.output import Output, Stream
-from ttt_moshi.checkpoint.tensorfile import DTYPES, nbytes, plan
+from ttt_moshi.checkpoint.reading import iter_tensors, read_document
+from ttt_moshi.checkpoint.tensorfile import nbytes, plan
 
 
 def export_weights(
