@@ -85,6 +85,7 @@ def test_what_benchmarks_need_is_known_before_training(bench, tmp_path):
         ({"data_root": str(tmp_path / "gone")}, "`swuggy`: no sLM21 data set below .*gone.*`ssc`: .*sSC"),
         ({"data_root": None}, "names no folder"),
         ({"tasks": "swugy"}, "did you mean `swuggy`"),
+        ({"tasks": "ssc,ppl,inner"}, "perplexity, inner cannot be measured in training"),
     ):
         with pytest.raises(EvaluationError, match=message):
             check_paper_metrics(arguments(bench, **changes))

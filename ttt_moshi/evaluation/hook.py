@@ -58,12 +58,20 @@ def paper_metrics(
 
 
 def _tasks(args: PaperMetricsArgs) -> list[str]:
-    """The named tasks; `all` is every one on benchmarks, since `do_eval` measures on recordings."""
+    """The named tasks; `all` is every one that can be measured in training.
+
+    Raises `EvaluationError` for tasks on recordings, which `do_eval` measures, and for `inner`, which needs whole
+    weights where training has shards of them.
+    """
     names = parse_tasks(args.tasks)
+    elsewhere = (*ON_RECORDINGS, "inner")
     if args.tasks.strip() == "all":
-        return [name for name in names if name not in ON_RECORDINGS]
-    if given := [name for name in names if name in ON_RECORDINGS]:
-        raise EvaluationError(f"`paper_metrics.tasks` are tasks on benchmarks; `do_eval` measures {', '.join(given)}")
+        return [name for name in names if name not in elsewhere]
+    if named := [name for name in names if name in elsewhere]:
+        raise EvaluationError(
+            f"`paper_metrics.tasks`: {', '.join(named)} cannot be measured in training; `do_eval` measures perplexity, "
+            "and `ttt-moshi eval` everything else from a checkpoint"
+        )
     return names
 
 

@@ -1,0 +1,70 @@
+"""Tasks of other packages: found by their entry points, run and recorded like our own."""
+
+import json
+
+import pytest
+
+from ttt_moshi.cli.main import main
+from ttt_moshi.evaluation.tasks.registry import known_tasks
+
+MODULE = """
+from dataclasses import dataclass
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.tasks.registry import TaskSpec
+
+@dataclass
+class Sevens:
+    name: str = "sevens"
+    def run(self, engine):
+        entry = {"status": "ok", "metric": "sevens", "better": "higher", "value": 7.0, "ci95": [7.0, 7.0], "n": 1,
+                 "unit_of_n": "items"}
+        return Outcome(entry, [{"id": "a", "score": 7.0}], data_digest="d")
+
+SPEC = TaskSpec(lambda benchmarks: Sevens(), "nothing", version=3,
+                cannot_apply=lambda c: "`--ttt off` is no seven" if c.ttt == "off" else None)
+OTHER = 5
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a package with these entry points beside ours."""
+
+    def put(**points: str) -> None:
+        (tmp_path / "extra_sevens.py").write_text(MODULE)
+        info = tmp_path / "extra_sevens-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-sevens\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in points.items()]
+        (info / "entry_points.txt").write_text("[ttt_moshi.tasks]\n" + "\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        known_tasks.cache_clear()
+
+    yield put
+    known_tasks.cache_clear()
+
+
+def test_a_task_of_another_package_runs_like_our_own(install, tiny_material, tmp_path, capsys):
+    install(sevens="extra_sevens:SPEC")
+    assert main(["eval", "--tasks", "list"]) == 0
+    assert "sevens" in capsys.readouterr().out
+    base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tiny_material.base_model), "--tasks", "sevens"]
+    assert main([*base, "--out", str(tmp_path / "out")]) == 0
+    task = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["sevens"]
+    assert task["value"] == 7.0 and task["version"] == 3 and task["options"]["ttt"] == "on"
+    capsys.readouterr()
+    assert main([*base, "--out", str(tmp_path / "no"), "--ttt", "off"]) == 2
+    assert "`--ttt off` is no seven" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("points", "message"), [
+    ({"sevens": "extra_sevens:GONE"}, "the task `sevens` (extra_sevens:GONE) cannot be loaded"),
+    ({"sevens": "nowhere:SPEC"}, "the task `sevens` (nowhere:SPEC) cannot be loaded"),
+    ({"sevens": "extra_sevens:OTHER"}, "is no TaskSpec"),
+    ({"ssc": "extra_sevens:SPEC"}, "the task `ssc` of extra_sevens:SPEC is there already"),
+])  # fmt: skip
+def test_a_task_that_cannot_be_had_is_named(install, capsys, points, message):
+    install(**points)
+    assert main(["eval", "--tasks", "list"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
