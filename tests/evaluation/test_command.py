@@ -174,8 +174,8 @@ def test_the_tasks_that_are_named_run_and_no_other(bench, tiny_material, tmp_pat
 def test_streams_of_every_task_are_recorded_as_they_were(bench, tiny_material, tmp_path, evaluated):
     out, _ = evaluated
     usual = {name: task["options"] for name, task in results(out)["tasks"].items()}
-    assert usual["perplexity"] == {"ttt": "on", "text": "given", "user": "natural", "chunk_frames": 1500}
-    assert usual["ssc"] == {"ttt": "on", "text": "absent", "user": "silence", "chunk_frames": 1500}
+    assert usual["perplexity"] == {"ttt": "on", "text": "given", "user": "natural", "chunk_frames": 1500, "sink": 0}
+    assert usual["ssc"] == {"ttt": "on", "text": "absent", "user": "silence", "chunk_frames": 1500, "sink": 0}
     words = ("--tasks", "ppl,ssc", "--text", "pad", "--user", "absent", "--data_root", bench)
     assert run(tiny_material, tmp_path, *words, "--cache_dir", out / "cache") == 0
     for name, task in results(tmp_path)["tasks"].items():

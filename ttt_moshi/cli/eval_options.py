@@ -71,6 +71,13 @@ def parser() -> Parser:
         "swapped:FRAMES (then becomes that of another recording); default: on",
     )
     add(
+        "--sink",
+        type=positive,
+        default=0,
+        help="so many first frames of a recording stay in the attention window beside the newest (StreamingLLM), "
+        "within the same size: a baseline for a memory",
+    )
+    add(
         "--chunk_frames",
         type=positive,
         default=1500,
@@ -126,7 +133,13 @@ class Request:
         overrides = _overrides(options.config)
         section = overrides.get("paper_metrics", {})
         controls = Controls(
-            options.ttt, options.text, options.user, options.chunk_frames, options.sampled_texts, options.seed
+            options.ttt,
+            options.text,
+            options.user,
+            options.chunk_frames,
+            options.sampled_texts,
+            options.seed,
+            options.sink,
         )
         names, refused = _tasks(options, section, controls)
         if options.data is not None:
@@ -163,6 +176,7 @@ class Request:
             "text": options.text,
             "user": options.user,
             "ttt": options.ttt,
+            "sink": options.sink,
             "chunk_frames": options.chunk_frames,
             "max_frames": self.max_frames,
             "batch_size": options.batch_size,

@@ -22,6 +22,7 @@ class Controls:
         chunk_frames: longer recordings are read in such chunks; bounds memory and changes no number.
         sampled_texts: texts drawn per recording where `text` is `sampled`.
         seed: of the drawn texts.
+        sink: so many first positions of a recording stay in the attention window (StreamingLLM); 0 keeps none.
 
     Raises:
         EvaluationError: a value that means nothing, or two that exclude one another.
@@ -33,6 +34,7 @@ class Controls:
     chunk_frames: int = 1500
     sampled_texts: int = 8
     seed: int = 0
+    sink: int = 0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"on|off|no_writes|(reset|swapped):0*[1-9]\d*", self.ttt):
@@ -43,6 +45,10 @@ class Controls:
             raise EvaluationError(
                 f"`--text sampled` reads one frame at a time, which `--ttt {self.ttt}` cannot do: choose another text"
             )
+
+        if self.sink and (self.text == "sampled" or self.ttt.startswith("swapped")):
+            other = "--text sampled" if self.text == "sampled" else f"--ttt {self.ttt}"
+            raise EvaluationError(f"`--sink` cannot be applied together with `{other}`: choose one of them")
 
     @property
     def scoring(self) -> ScoringOptions:
@@ -56,6 +62,7 @@ class Controls:
             swap_every=int(frames) if kind == "swapped" else None,
             sampled_texts=self.sampled_texts if self.text == "sampled" else 0,
             seed=self.seed,
+            sink=self.sink,
         )
 
     def applied(self, text: TextMode, user: UserMode) -> dict[str, Any]:
@@ -65,4 +72,5 @@ class Controls:
             "text": self.text or text,
             "user": self.user or user,
             "chunk_frames": self.chunk_frames,
+            "sink": self.sink,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
 from ttt_moshi.evaluation.scoring.score import Scores, score
 from ttt_moshi.moshi import TTTMoshi, ablate
+from ttt_moshi.moshi.sink import attention_sink
 
 
 class Scorer(Protocol):
@@ -62,6 +63,8 @@ class ScoringOptions:
     """texts drawn per recording in the text mode `sampled`; 1 takes the likeliest token instead of drawing"""
     seed: int = 0
     """seed of the drawn texts"""
+    sink: int = 0
+    """first positions of a recording that stay in the attention window (control)"""
 
 
 class ModelScorer:
@@ -85,6 +88,8 @@ class ModelScorer:
         }
         if (self._ablations or self.swaps) and not (isinstance(model, TTTMoshi) and model.ttt_layers):
             raise EvaluationError("the model has no TTT layers, so `--ttt` can only be `on`")
+        if self.options.sink >= self.window > 0:
+            raise EvaluationError(f"`--sink {self.options.sink}` does not fit into a window of {self.window} frames")
         dtype = str(model.dtype).removeprefix("torch.")
         facts = {"state": state_id, "dtype": dtype, "window": self.window, **asdict(self.options)}
         self.identity = json.dumps(facts, sort_keys=True)
@@ -117,11 +122,12 @@ class ModelScorer:
 
     @contextmanager
     def as_asked(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode and works as `gate`, `inner_lr` and `reset_every` say."""
-        with undisturbed(self.model):
-            if not self._ablations:
-                yield
-                return
-            assert isinstance(self.model, TTTMoshi)
-            with ablate(self.model, **self._ablations):  # type: ignore[arg-type]
-                yield
+        """Inside, the model is in evaluation mode and works as `gate`, `inner_lr`, `reset_every` and `sink` say."""
+        with ExitStack() as stack:
+            stack.enter_context(undisturbed(self.model))
+            if self._ablations:
+                assert isinstance(self.model, TTTMoshi)
+                stack.enter_context(ablate(self.model, **self._ablations))  # type: ignore[arg-type]
+            if self.options.sink:
+                stack.enter_context(attention_sink(self.model, self.options.sink))
+            yield
