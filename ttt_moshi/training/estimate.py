@@ -45,8 +45,11 @@ class Row:
     source: str
 
 
-def meta_model(args: TrainArgs) -> TTTMoshi:
-    """The configured model without memory: the local base model's geometry, or that of Moshi 7B for one on the hub.
+def meta_model(args: TrainArgs, info: CheckpointInfo | None = None) -> TTTMoshi:
+    """The configured model without memory.
+
+    Args:
+        info: the base model; None takes the configured one where it is local, and Moshi 7B for one on the hub.
 
     Raises:
         UserError: the configuration does not fit the base model, or a local file is missing.
@@ -54,7 +57,7 @@ def meta_model(args: TrainArgs) -> TTTMoshi:
     paths = args.moshi_paths
     local = paths.config_path is not None or (paths.hf_repo_id is not None and Path(paths.hf_repo_id).is_dir())
     # Without a configuration of its own, this is Moshi 7B.
-    info = resolve_model(paths) if local else CheckpointInfo(Path(), Path(), Path())
+    info = info or (resolve_model(paths) if local else CheckpointInfo(Path(), Path(), Path()))
     model = build_model(
         info,
         args.ttt,

@@ -129,7 +129,7 @@ def check_room(counts: TensorCounts, folder: Path, raw_bytes: int) -> None:
     # Masters and two moments, once as training has them and once as they are staged.
     memory = BASE_DTYPE.itemsize * base + 2 * 3 * 4 * trained + OVERHEAD_BYTES
     disk = BASE_DTYPE.itemsize * base + (4 + 3 * 4) * trained + raw_bytes
-    available = _available_memory()
+    available = available_memory()
     if available < memory:
         raise UserError(
             f"this needs {memory / 1e9:.1f} GB of free memory, and {available / 1e9:.1f} GB are free: stop other "
@@ -263,7 +263,7 @@ def _elements(shape: list[int]) -> int:
     return torch.Size(shape).numel()
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that programs may still take, page cache included."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -38,10 +38,12 @@ class Command:
     Args:
         words: what follows `python -m`.
         log: file that receives what it prints.
+        threads: compute threads. Commands side by side have one each; equal runs need equal numbers.
     """
 
     words: tuple[str, ...]
     log: Path
+    threads: int = 1
 
     def __str__(self) -> str:
         module, *rest = self.words
@@ -112,8 +114,8 @@ class Jobs:
         if self._stopped:
             raise DemoError("stopped")
         command.log.parent.mkdir(parents=True, exist_ok=True)
-        # One compute thread each: two commands run side by side, and equal runs need equal numbers of threads.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+        threads = {"OMP_NUM_THREADS": str(command.threads)}
+        environment = {**os.environ, **threads, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
         task = self._bars.add_task(label, total=None)
         began = time.monotonic()
         with command.log.open("wb") as log:
