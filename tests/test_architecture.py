@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ttt_moshi"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 # Small modules that every package may import.
-BASE = {"__init__", "errors", "extras", "files", "frames"}
+BASE = {"__init__", "errors", "extras", "files", "frames", "signals"}
 # Package -> the others that it may import (docs/architecture.md). `cli` may import everything.
 MAY_IMPORT = {
     "ttt": set[str](),

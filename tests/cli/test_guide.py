@@ -75,7 +75,7 @@ def test_every_command_does_what_the_guide_says(
     printed += caplog.text
     for claim in (
         "the same training state, bit for bit",
-        "the run continues, but not as it would have",
+        "harmless: goes on, trained differently from here",
         "verified: step 6",
         "checkpoint_000007",
         ".saving_000099",

@@ -120,20 +120,24 @@ def export_documents(
     return documents
 
 
-def describe_base(paths: ModelPaths, info: CheckpointInfo) -> dict[str, Any]:
-    """What identifies the base model's files: where they were, their sizes and BLAKE3 digests. Reads them once."""
-    local = {key: _absolute(value) for key, value in asdict(paths).items()}
-    files = {"moshi": info.moshi_weights, "mimi": info.mimi_weights, "tokenizer": info.tokenizer}
-    return {"moshi_paths": local, "files": {role: _describe_file(Path(path)) for role, path in files.items()}}
-
-
 def digest_of(path: Path) -> str:
     """BLAKE3 of a file's content, in hexadecimal."""
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "blake3": digest_of(path)}
+def describe_base(paths: ModelPaths, info: CheckpointInfo, digest: Callable[[Path], str] = digest_of) -> dict[str, Any]:
+    """What identifies the base model's files: where they were, their sizes and BLAKE3 digests.
+
+    Args:
+        digest: of a file; by default it is read, once.
+    """
+    local = {key: _absolute(value) for key, value in asdict(paths).items()}
+    files = {"moshi": info.moshi_weights, "mimi": info.mimi_weights, "tokenizer": info.tokenizer}
+    return {"moshi_paths": local, "files": {role: _describe_file(Path(path), digest) for role, path in files.items()}}
+
+
+def _describe_file(path: Path, digest: Callable[[Path], str]) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "blake3": digest(path)}
 
 
 def _absolute(path: str | None) -> str | None:

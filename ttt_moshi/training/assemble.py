@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
+from ttt_moshi.data.cache import DEFAULT_FOLDER
+from ttt_moshi.data.digests import Digests
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
@@ -38,6 +40,7 @@ from ttt_moshi.moshi import (
 )
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
+from ttt_moshi.moshi.naming import export_name
 from ttt_moshi.training.distributed import Turns, World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
 from ttt_moshi.training.optimizer import build_optimizer
@@ -59,7 +62,7 @@ class Parts:
         layout: which of them this rank reads.
         feed: how they are put to the model, with whatever is carried between steps.
         eval_set: evaluation clips, or None.
-        codec: makes codes of sound; None if nothing is sound.
+        codec: makes codes of audio; None if all recordings are pre-tokenized.
         documents: JSON files of every checkpoint, by path inside of it.
         exports: makes the export table of `CheckpointStore.save`.
     """
@@ -104,7 +107,7 @@ def assemble(args: TrainArgs, world: World) -> Parts:
     for number, part in enumerate((data.train[0], data.evaluation)):
         if part is not None:
             _encode(part, world, f"encoding {number}")
-    base = world.from_main(lambda: describe_base(args.moshi_paths, data.info))
+    base = world.from_main(lambda: describe_base(args.moshi_paths, data.info, _digests(args, data).of))
     model = world.together(lambda: _build(args, data.info, world.device))
     dtype = getattr(torch, args.param_dtype)
     shard(model, world.mesh, dtype)
@@ -175,6 +178,12 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     return _Data(info, codec, lengths, train, evaluation)
 
 
+def _digests(args: TrainArgs, data: _Data) -> Digests:
+    """Where digests are remembered, so that a start does not read again what has not changed."""
+    folder = args.data.code_cache_dir or data.train[0].recordings[0].folder / DEFAULT_FOLDER
+    return Digests(Path(folder))
+
+
 def _encode(corpus: Corpus, world: World, name: str) -> None:
     """Makes the codes that the cache lacks, so that no step waits for the codec."""
     turns = Turns(world, name)
@@ -235,6 +244,7 @@ def _load_start(model: TTTMoshi, folder: Path) -> None:
     else:
         logger.warning("%s has no manifest (it was not made here): its content cannot be verified", consolidated.parent)
         tensors = load_file(found[0])
+    _refuse_another_base(model, tensors, found[0])
     loaded = load_initial_weights(model, tensors)
     logger.info(
         "starting from %s: %d tensors loaded, %d keep their start values",
@@ -242,6 +252,17 @@ def _load_start(model: TTTMoshi, folder: Path) -> None:
         len(loaded.loaded),
         len(loaded.kept),
     )
+
+
+def _refuse_another_base(model: TTTMoshi, tensors: dict[str, Tensor], path: Path) -> None:
+    """What is frozen is not saved, so neither a resumed run nor an evaluation would find it again."""
+    for name, parameter in model.named_parameters():
+        given = None if parameter.requires_grad else tensors.get(export_name(name))
+        if given is not None and not torch.equal(given.to(parameter.device, parameter.dtype), parameter):
+            raise ConfigError(
+                f"`checkpoint.init_state_dir`: {path} holds other base weights ({name}), which this run does not train "
+                "and so does not save: name that file as `moshi_paths.moshi_path` instead"
+            )
 
 
 def _export_table(model: TTTMoshi, kind: Kind, dtype: torch.dtype) -> dict[str, Export]:

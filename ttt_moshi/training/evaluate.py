@@ -9,19 +9,31 @@ from typing import Any
 
 from torch.distributed.fsdp import FSDPModule
 
-from ttt_moshi.config import TrainArgs
+from ttt_moshi.config import ConfigError, TrainArgs
 from ttt_moshi.data import Batch, EvalSet
 from ttt_moshi.evaluation import evaluate_perplexity
 from ttt_moshi.evaluation.hook import check_paper_metrics, paper_metrics
+from ttt_moshi.evaluation.tasks.perplexity import component_names
 from ttt_moshi.training.assemble import Parts
 from ttt_moshi.training.distributed import World
 
 
-def check_evaluation(args: TrainArgs) -> None:
-    """Refuses, before the first step, benchmarks that could not run hours later. The evaluation data is checked where
-    all recordings are."""
+def check_evaluation(args: TrainArgs, dep_q: int) -> None:
+    """Refuses, before the first step, benchmarks that could not run hours later, and a metric that will never be known.
+    The evaluation data is checked where all recordings are.
+
+    Raises:
+        EvaluationError: a benchmark without its data.
+        ConfigError: `checkpoint.keep_metric` names what is not measured.
+    """
     if args.paper_metrics.enable:
         check_paper_metrics(args.paper_metrics)
+    measured = ["loss", *(f"eval.{name}" for name in component_names(dep_q) if args.do_eval)]
+    if args.checkpoint.keep_best and args.checkpoint.keep_metric not in measured:
+        raise ConfigError(
+            f"`checkpoint.keep_metric`: this run does not measure {args.checkpoint.keep_metric!r}; there "
+            f"{'are' if args.do_eval else 'is (more with do_eval)'} {', '.join(measured)}"
+        )
 
 
 def due(args: TrainArgs, step: int) -> tuple[bool, bool]:

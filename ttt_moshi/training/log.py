@@ -27,7 +27,7 @@ class Log:
         self._saves: list[dict[str, float]] = []
 
     def train(self, record: dict[str, Any]) -> None:
-        """One step. Saves that were committed since the last one are told with its timing."""
+        """One step. Saves that were committed since the last one stand beside its timing."""
         if self._metrics is not None:
             if self._saves:
                 record["timing"]["saves"] = self._saves

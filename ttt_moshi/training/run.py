@@ -13,24 +13,18 @@ from ttt_moshi.checkpoint import CheckpointStore, Retention
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.errors import UserError
 from ttt_moshi.signals import Requests, requests
-from ttt_moshi.training import checkpoints, evaluate, identity, random_state
-from ttt_moshi.training.assemble import Parts, assemble
+from ttt_moshi.training import random_state
+from ttt_moshi.training.assemble import assemble
+from ttt_moshi.training.checkpoints import Progress
 from ttt_moshi.training.distributed import World, join_world
+from ttt_moshi.training.evaluate import due
 from ttt_moshi.training.log import Log, Report
 from ttt_moshi.training.loop import train
 from ttt_moshi.training.nonfinite import NonFiniteLossError
-from ttt_moshi.training.run_dir import (
-    RunDir,
-    Start,
-    choose_start,
-    claim,
-    delete_earlier,
-    open_run_dir,
-    record_launch,
-    size_of,
-)
+from ttt_moshi.training.run_dir import RunDir, choose_start, open_run_dir
 from ttt_moshi.training.saves import Saves, SavingFailed
-from ttt_moshi.training.sinks import Metrics, check_wandb, has_step
+from ttt_moshi.training.sinks import Metrics, has_step
+from ttt_moshi.training.start import Place, check, take
 from ttt_moshi.training.step import loss_weights
 from ttt_moshi.training.under_way import Run
 
@@ -98,7 +92,10 @@ def run(args: TrainArgs, report: Report = lambda record: None, asked: Requests |
         parts = assemble(args, world)
         for stage in parts.stages:
             stack.callback(stage.loader.close)
-        run = _begin(args, world, run_dir, store, start, parts, report, asked, stack)
+        place = Place(args, world, run_dir, store, start, parts)
+        found = check(place)
+        progress, anew = take(place, found)
+        run = _under_way(place, progress, anew, asked, report, stack)
         asked.started()
         with _ended(run, store):
             train(run)
@@ -131,105 +128,28 @@ def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     )
 
 
-def _begin(
-    args: TrainArgs,
-    world: World,
-    run_dir: RunDir,
-    store: CheckpointStore,
-    start: Start,
-    parts: Parts,
-    report: Report,
-    asked: Requests,
-    stack: ExitStack,
-) -> Run:
-    """The rest of the preflight, then the first change of the run folder, then the run, ready for its first step."""
-    world.together(lambda: evaluate.check_evaluation(args))
-    world.together(lambda: check_wandb(args.wandb))
-    found: list[identity.Difference] = []
-    if start.resume:
-        found = world.together(lambda: _compare(args, world, store, parts))
-    if args.do_ckpt:
-        reclaimed = world.from_main(lambda: size_of(run_dir) if start.replace else 0)
-        checkpoints.reserve(store, parts, world, reclaimed)
-
-    progress, anew = checkpoints.Progress(), False
-    if start.resume:
-        anew = args.train.stateful and any(difference.changes_the_run for difference in found)
-        # Open for writing, so that a corrupt checkpoint is set aside rather than met again.
-        store.open()
-        progress, path = checkpoints.resume(store, parts, args, world, begin_recordings_anew=anew)
-        _say_resumed(args, store, world, found, anew, progress, path)
-    elif start.replace:
-        delete_earlier(run_dir, store, world.is_main)
-    lacks = False
-    if world.is_main:
-        if not start.resume:
-            claim(run_dir, args)
-        record_launch(run_dir, args, world.size, progress.step, progress.cursor)
+def _under_way(place: Place, progress: Progress, anew: bool, asked: Requests, report: Report, stack: ExitStack) -> Run:
+    """The run, ready for its first step."""
+    args, world, run_dir = place.args, place.world, place.run_dir
     metrics = world.together(lambda: Metrics(args, run_dir, progress.step) if world.is_main else None)
     if metrics is not None:
         stack.callback(metrics.close)
         for name, removed in metrics.removed.items():
             if removed:
                 logger.info("%s: removed %d lines after step %d", name, removed, progress.step)
-    if start.resume and any(evaluate.due(args, progress.step)):
+    lacks = place.start.resume and any(due(args, progress.step))
+    if lacks:
         lacks = world.from_main(lambda: not has_step(run_dir.eval_metrics, progress.step))
-    log = Log(metrics, report)
-    saves = None
+    log, saves = Log(metrics, report), None
     if args.do_ckpt:
-        store.open()
-        saves = Saves(store, parts, args, world, log.saved)
-        if start.resume:
+        place.store.open()
+        saves = Saves(place.store, place.parts, args, world, log.saved)
+        if place.start.resume:
             saves.begun = progress.step
     return Run(
-        args=args, world=world, parts=parts, run_dir=run_dir, log=log, saves=saves, asked=asked,
-        weights=loss_weights(parts.model, args), progress=progress, restart=anew, evaluation_lacks=lacks,
+        args=args, world=world, parts=place.parts, run_dir=run_dir, log=log, saves=saves, asked=asked,
+        weights=loss_weights(place.parts.model, args), progress=progress, restart=anew, evaluation_lacks=lacks,
     )  # fmt: skip
-
-
-def _compare(args: TrainArgs, world: World, store: CheckpointStore, parts: Parts) -> list[identity.Difference]:
-    """What is different from the checkpoint that will be resumed; printed as a table.
-
-    Raises:
-        ConfigError: it would be another run.
-    """
-    step = args.checkpoint.resume_step if args.checkpoint.resume_step != -1 else store.newest_valid()
-    if step is None:
-        return []
-    path = store.path(step)
-    before = identity.identity_of_checkpoint(path)
-    if before.data is None:
-        logger.warning("%s was saved by an earlier version, which did not tell data by content: not compared", path)
-    found = identity.differences(before, identity.identity_of_run(args, world.size, parts))
-    if found:
-        logger.info("different from %s:", path)
-        for line in identity.table(found):
-            logger.info("  %s", line)
-    identity.refuse(found, args.checkpoint.accept_changes, path)
-    return found
-
-
-def _say_resumed(
-    args: TrainArgs,
-    store: CheckpointStore,
-    world: World,
-    found: list[identity.Difference],
-    anew: bool,
-    progress: checkpoints.Progress,
-    path: Path,
-) -> None:
-    changes = [difference for difference in found if difference.changes_the_run]
-    if changes and world.is_main:
-        store.log_event(
-            "accepted changes",
-            step=progress.step,
-            changes=[{"key": d.key, "before": d.before, "now": d.now, "class": d.meaning} for d in changes],
-        )
-    if anew:
-        logger.warning("the recordings begin anew: what was carried from clip to clip belongs to the run before")
-    if progress.step >= args.max_steps:
-        beyond = "already done" if progress.step == args.max_steps else f"beyond --max_steps {args.max_steps}"
-        logger.warning("step %d of %s is %s: nothing to train; raise --max_steps to go on", progress.step, path, beyond)
 
 
 @contextmanager

@@ -158,9 +158,5 @@ def _size(count: int) -> str:
 
 
 def saved_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """What retention can rank checkpoints by, of an evaluation's record."""
-    found = {f"eval.{name}": value for name, value in record.get("nll", {}).items()}
-    for name, task in record.get("paper_metrics", {}).items():
-        if task.get("value") is not None:
-            found[f"eval.{name}"] = task["value"]
-    return found
+    """What retention can rank checkpoints by, of an evaluation's record: the smaller, the better."""
+    return {f"eval.{name}": value for name, value in record.get("nll", {}).items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ttt_moshi.config import TrainArgs, WandbArgs, to_dict
 from ttt_moshi.errors import UserError
+from ttt_moshi.extras import installed, need, remedy
 from ttt_moshi.files import write_atomically
 from ttt_moshi.training.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -32,11 +33,15 @@ class Metrics:
             self._lines = {"train": JsonLines(run.train_metrics), "eval": JsonLines(run.eval_metrics)}
             for lines in self._lines.values():
                 stack.callback(lines.close)
-            self._plots: list[TensorBoard | Wandb] = [TensorBoard(run.tensorboard, step)]
-            stack.callback(self._plots[0].close)
+            self._plots: list[TensorBoard | Wandb] = []
+            if installed("tensorboard"):
+                self._plots.append(TensorBoard(run.tensorboard, step))
+            else:
+                logger.warning("no curves for TensorBoard, which is not installed: %s", remedy("tensorboard"))
             if args.wandb.project:
                 self._plots.append(Wandb(args.wandb, run.path, to_dict(args)))
-                stack.callback(self._plots[1].close)
+            for plot in self._plots:
+                stack.callback(plot.close)
             self._open = stack.pop_all()
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
@@ -87,6 +92,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
@@ -111,9 +118,7 @@ class Wandb:
     """
 
     def __init__(self, args: WandbArgs, run_dir: Path, config: dict[str, Any]) -> None:
-        check_wandb(args)
-        import wandb
-
+        wandb = check_wandb(args)
         if args.key:
             os.environ["WANDB_API_KEY"] = args.key  # `wandb.login` would write it to a file
         known = run_dir / "wandb_id"
@@ -150,10 +155,9 @@ class Wandb:
         self._run.finish()
 
 
-def check_wandb(args: WandbArgs) -> None:
-    """Raises UserError where W&B is asked for and not installed."""
-    if args.project and importlib.util.find_spec("wandb") is None:
-        raise UserError("`wandb.project` is set but wandb is not installed: pip install 'ttt-moshi[wandb]'")
+def check_wandb(args: WandbArgs) -> Any:
+    """The package, if it is asked for. Raises UserError where it is not installed."""
+    return need("wandb", "`wandb.project`") if args.project else None
 
 
 def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
