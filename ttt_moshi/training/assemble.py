@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
-from ttt_moshi.data.cache import DEFAULT_FOLDER
-from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
