@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,15 +15,14 @@ import torch
 from ttt_moshi.config import DataArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
 from ttt_moshi.inference import Speaker
 from ttt_moshi.moshi import build_model, resolve_model
-from ttt_moshi.synthetic import make_tiny_material
 from ttt_moshi.training import run
 
 TTT = TTTArgs(enable=True, layers="all", mini_batch_size=4)
 
 
 @pytest.fixture(scope="session")
-def material(tmp_path_factory):
-    return make_tiny_material(tmp_path_factory.mktemp("talking") / "material")
+def material(tiny_material):
+    return tiny_material
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +77,49 @@ def trained(material, tmp_path_factory) -> Path:
 def recording(material) -> Path:
     """A dialogue: Moshi left, the user right."""
     return sorted(material.eval_data.parent.rglob("*.wav"))[0]
+
+
+class Server:
+    """A server of its own process, with a port of its own."""
+
+    def __init__(self, trained, folder, *options: str) -> None:
+        script = "import sys; from ttt_moshi.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", script, "serve", "--checkpoint_dir", str(trained), "--no_ttt_verify"]
+        command += ["--host", "127.0.0.1", *([] if "--port" in options else ["--port", "0"]), *options]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self.lines: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"listening on http://127.0.0.1:(\d+)", line):
+                self.port = int(found[1])
+                self.url = f"ws://127.0.0.1:{self.port}/api/chat?events=1&format=pcm"
+                return
+        raise AssertionError("".join(self.lines))
+
+    def stop(self, number: int) -> tuple[int, float]:
+        """Exit status, and how long it took."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.readlines()
+        return self.process.wait(120), time.monotonic() - began
+
+
+@pytest.fixture
+def serve(trained, tmp_path):
+    """Starts servers, and ends those that are left."""
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        servers.append(Server(trained, tmp_path, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()

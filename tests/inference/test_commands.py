@@ -34,12 +34,34 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
     [
         (["--temp", "0"], "--greedy"),
         (["--top_k", "-1"], "--top_k must be greater"),
+        (["--temp", "nan"], "--temp must be greater"),
+        (["--temp_text", "inf"], "--temp_text must be greater"),
+        (["--top_k_text", "0"], "--top_k_text must be greater"),
+        (["--temp", "warm"], "invalid float value: 'warm'"),
         (["--tempo", "1"], "did you mean `--temp`"),
+        (["--seed", "-1"], "--seed must be between"),
+        (["--seed", str(2**63)], "--seed must be between"),
+        (["--seed", "1.5"], "invalid int value"),
         (["--device", "cuda:7"], "GPU"),
+        *((["--device", name], "auto, cpu, cuda or cuda:N") for name in ("mps", "gpu", "", "CPU", "cuda:x", "cuda:-1")),
+        (["--dtype", "float16"], "invalid choice"),
+        (["--extra_seconds", "-1"], "--extra_seconds must be between"),
+        (["--extra_seconds", "nan"], "--extra_seconds must be between"),
+        (["--channel", "middle"], "invalid choice"),
+        (["--slots", "0"], "--slots must be at least 1"),
+        (["--resume_session", "missing"], "no saved conversation at missing"),
+        (["--out", "."], ".wav or .flac"),
+        (["--save_session", "."], "is a folder"),
         (["--out", "talk.mp3"], ".wav or .flac"),
         (["--out", "nowhere/talk.wav"], "make it first"),
         (["--save_session", "nowhere/session"], "make it first"),
-        (["--input", "missing.wav"], "no sound file at missing.wav"),
+        (["--input", "missing.wav"], "no recording at missing.wav"),
+        (["--input", ""], "names no recordings"),
+        (["--checkpoint_dir", "base"], "which model?"),
+        (["--checkpoint_dir", "base", "--hf_repo_id", "./missing"], "missing"),
+        (["--hf_repo_id", ""], "--hf_repo_id is empty"),
+        (["--prompt_text", ""], "--prompt_text is empty"),
+        (["--prompt_voice", "missing.wav"], "no recording at missing.wav"),
         (["--checkpoint_dir", "missing"], "no folder at missing"),
         (["--hf_repo_id", "./missing"], "missing"),
     ],
@@ -54,6 +76,156 @@ def test_what_cannot_work_is_refused_in_one_line(trained, recording, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def short(recording, tmp_path):
+    """Two seconds of a dialogue in which both speak."""
+    sound, rate = soundfile.read(recording)
+    begin = max(
+        range(0, len(sound) - 2 * rate, rate // 4), key=lambda at: abs(sound[at : at + 2 * rate]).min(axis=1).sum()
+    )
+    path = tmp_path / "short.wav"
+    soundfile.write(path, sound[begin : begin + 2 * rate], rate, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("existing", ["talk.wav", "talk.json", "session"])
+def test_nothing_is_replaced_unasked(trained, short, tmp_path, capsys, existing):
+    (tmp_path / existing).write_text("mine")
+    arguments = [trained, short, tmp_path / "talk.wav", "--save_session", str(tmp_path / "session")]
+    assert generate(*arguments) == 2
+    error = capsys.readouterr().err
+    assert existing in error and "--overwrite" in error
+    assert (tmp_path / existing).read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+    assert generate(*arguments, "--overwrite") == 0
+    assert (tmp_path / existing).read_bytes() != b"mine"
+
+
+def test_the_input_is_never_replaced(trained, short, capsys):
+    before = short.read_bytes()
+    assert generate(trained, short, short, "--overwrite") == 2
+    assert "is the input" in capsys.readouterr().err and short.read_bytes() == before
+
+
+def test_a_question_gets_time_for_its_answer(trained, short, tmp_path):
+    assert generate(trained, short, tmp_path / "plain.wav") == 0
+    assert generate(trained, short, tmp_path / "more.wav", "--extra_seconds", "1.5") == 0
+    plain, more = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("plain", "more"))
+    assert len(plain) == 48_000 and len(more) == 84_000
+    assert (more[:48_000] == plain).all() and not more[48_000:, 1].any()
+
+
+def test_a_voice_on_the_wrong_channel_is_noticed(trained, short, tmp_path, capsys):
+    sound, rate = soundfile.read(short)
+    swapped = sound[:, ::-1].copy()
+    swapped[:, 1] = 0.0
+    soundfile.write(tmp_path / "swapped.wav", swapped, rate, subtype="FLOAT")
+    assert generate(trained, tmp_path / "swapped.wav", tmp_path / "talk.wav") == 0
+    assert "the right channel is silent" in (said := capsys.readouterr().out) and "--channel left" in said
+    assert generate(trained, tmp_path / "swapped.wav", tmp_path / "left.wav", "--channel", "left") == 0
+    assert generate(trained, short, tmp_path / "right.wav") == 0
+    assert "silent" not in capsys.readouterr().out
+    assert (tmp_path / "left.wav").read_bytes() == (tmp_path / "right.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options", ["--seed 3", "--greedy", "--temp 3", "--top_k 1", "--temp_text 9", "--top_k_text 1"]
+)
+def test_every_option_of_the_draws_acts(trained, short, tmp_path, options):
+    common = ["--temp_text", "2", "--temp", "2"]  # the tiny model is sure of itself
+    assert generate(trained, short, tmp_path / "a.wav", *common) == 0
+    assert generate(trained, short, tmp_path / "b.wav", *common, *options.split()) == 0
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes() or (
+        (tmp_path / "a.json").read_text() != (tmp_path / "b.json").read_text()
+    )
+
+
+def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp_path, capsys):
+    """A conversation does not depend on the batch, a bad file does not stop the others, and a second run goes on."""
+    sound, rate = soundfile.read(short)
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for index, length in enumerate((1.0, 0.5, 1.5)):
+        soundfile.write(inputs / f"user{index}.wav", sound[: round(length * rate), 1], rate, subtype="FLOAT")
+    assert generate(trained, inputs, tmp_path / "one", "--slots", "1") == 0
+    (inputs / "bad.wav").write_text("no audio")
+    assert generate(trained, inputs, tmp_path / "all", "--slots", "3") == 1
+    assert "bad: " in capsys.readouterr().out
+    for index, samples in enumerate((24_000, 12_000, 36_000)):
+        together, alone = (tmp_path / run / f"user{index}" for run in ("all", "one"))
+        for name in ("input.wav", "output.wav"):
+            (a, a_rate), (b, _) = soundfile.read(together / name), soundfile.read(alone / name)
+            assert a_rate == 24_000 and len(a) == samples and abs(a - b).max() <= 2 / 2**15
+        assert (together / "output.json").read_text() == (alone / "output.json").read_text()
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["user0", "user1", "user2"]
+    (inputs / "bad.wav").unlink()
+    (tmp_path / "all" / "user1" / "output.json").unlink()
+    kept = (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns
+    lines = [json.dumps({"path": f"inputs/user{index}.wav", "duration": 1}) for index in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines) + "\n\n")
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all") == 0
+    assert "2 of 3 are there already" in capsys.readouterr().out
+    assert (tmp_path / "all" / "user1" / "output.json").exists()
+    assert (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "complaint"),
+    [
+        (["no json"], [], "line 1 is not an object"),
+        (['{"path": "short.wav"}', '{"file": 1}'], [], "line 2 is not an object"),
+        ([], [], "names no recordings"),
+        (['{"path": "gone.wav"}'], [], "no recording at"),
+        (['{"path": "short.wav"}', '{"path": "./short.wav"}'], [], "rename one of them"),
+        (['{"path": "short.wav"}'], ["--save_session", "session"], "is for one recording"),
+        (['{"path": "short.wav"}'], ["--out", "short.wav"], "--out is a folder"),
+    ],
+    ids=str,
+)
+def test_lists_that_cannot_work_are_refused(trained, short, tmp_path, monkeypatch, capsys, lines, options, complaint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    assert generate(trained, "list.jsonl", "out", *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_models_than_checkpoints_talk(trained, material, short, tmp_path, capsys):
+    """The base model as it is, and an exported folder; the latter says the same as the checkpoint it comes from."""
+    assert generate("base", short, tmp_path / "base.wav", "--hf_repo_id", str(material.base_model)) == 0
+    assert main(["ckpt", "export", str(trained), str(tmp_path / "exported")]) == 0
+    capsys.readouterr()
+    assert generate(tmp_path / "exported", short, tmp_path / "exported.wav", "--dtype", "float32") == 0
+    assert "cannot be verified" in capsys.readouterr().out
+    assert generate(trained, short, tmp_path / "trained.wav") == 0
+    assert (tmp_path / "exported.wav").read_bytes() == (tmp_path / "trained.wav").read_bytes()
+
+
+def test_a_prompt_acts(trained, short, tmp_path, capsys):
+    options = ["--temp_text", "2", "--temp", "2", "--overwrite"]
+    said = set()
+    for prompt in ([], ["--prompt_text", "yes"], ["--prompt_voice", str(short)], ["--prompt_text", "no"]):
+        assert generate(trained, short, tmp_path / "talk.wav", *options, *prompt) == 0
+        said.add((tmp_path / "talk.wav").read_bytes())
+    assert len(said) == 4
+    capsys.readouterr()
+    assert generate(trained, short, tmp_path / "talk.wav", *options, "--prompt_text", "word " * 40) == 2
+    assert "attention window" in capsys.readouterr().err
+    for session in (["--save_session"], ["--prompt_text", "no", "--resume_session"]):
+        status = generate(trained, short, tmp_path / "talk.wav", *options, *session, str(tmp_path / "session"))
+    assert status == 2 and "not both" in capsys.readouterr().err
+
+
+def test_another_tokenizer_than_the_model_s_is_refused(trained, material, short, tmp_path, capsys):
+    from ttt_moshi.synthetic.tokenizer import train_tokenizer
+
+    base = shutil.copytree(material.base_model, tmp_path / "base")
+    words = [f"w{a}{b}" for a in "abcdefghijkl" for b in "abcdefghijkl"]
+    train_tokenizer(words, base / json.loads((base / "config.json").read_text())["tokenizer_name"], 110)
+    assert generate(trained, short, tmp_path / "talk.wav", "--hf_repo_id", str(base)) == 2
+    assert "has 110 pieces and the model 160 text tokens" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_does_not_talk(trained, recording, tmp_path, capsys):
     copy = tmp_path / "checkpoint_000002"
     shutil.copytree(trained / "checkpoints" / "checkpoint_000002", copy)
@@ -63,18 +235,3 @@ def test_a_damaged_checkpoint_does_not_talk(trained, recording, tmp_path, capsys
     shard.write_bytes(data)
     assert generate(copy, recording, tmp_path / "talk.wav") == 2
     assert "damaged" in capsys.readouterr().err and not (tmp_path / "talk.wav").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--static", "missing"], "no index.html"),
-        (["--static", "none", "--ssl", "."], "no cert.pem"),
-        (["--static", "none", "--prot", "1"], "did you mean `--port`"),
-    ],
-    ids=str,
-)
-def test_serve_refuses_what_cannot_work(trained, tmp_path, monkeypatch, capsys, options, complaint):
-    monkeypatch.chdir(tmp_path)
-    assert main(["serve", "--checkpoint_dir", str(trained), *options]) == 2
-    assert complaint in capsys.readouterr().err

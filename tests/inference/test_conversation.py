@@ -11,8 +11,7 @@ def noise(frames: int, seed: int = 0) -> torch.Tensor:
 
 
 def talk(speaker, frames, sampling=None, seed=0) -> list[Reply]:
-    torch.manual_seed(seed)
-    with Conversation(speaker, sampling) as conversation:
+    with Conversation(speaker, sampling, seed) as conversation:
         return [conversation.hear(frame) for frame in frames]
 
 
@@ -24,20 +23,12 @@ def same(a: list[Reply], b: list[Reply]) -> bool:
 
 def test_it_says_what_the_trained_model_finds_likeliest(speaker):
     """Greedy tokens, put beside the user's codes in training order, are the argmax of one teacher-forced forward."""
-    model, heard, spoken = speaker.model, noise(30), []
+    model, heard = speaker.model, noise(30)
     with torch.no_grad():
         user = speaker.mimi.encode(heard.reshape(1, 1, -1))
     with Conversation(speaker, Sampling(greedy=True)) as conversation:
-        step = conversation.generator.step
-
-        def listening(codes):
-            tokens = step(codes)
-            spoken.append(tokens)
-            return tokens
-
-        conversation.generator.step = listening
         replies = [conversation.hear(frame) for frame in heard]
-    codes = torch.cat([torch.cat(spoken, dim=2), user], dim=1)
+    codes = torch.cat([torch.stack([reply.tokens for reply in replies], dim=1)[None], user], dim=1)
     with torch.no_grad():
         output = model(codes)
     dep_q = model.dep_q

@@ -1,57 +1,52 @@
 """The server speaks the protocol of moshi's clients, and what it says is what the conversation says."""
 
+from __future__ import annotations
+
 import asyncio
+import json
+from contextlib import asynccontextmanager
 
 import aiohttp
 import numpy as np
+import pytest
 import sphn
 import torch
 from aiohttp.test_utils import TestServer
 
-from ttt_moshi.inference import Conversation, Sampling
-from ttt_moshi.inference.server import make_app
+from ttt_moshi.inference import Conversation, InferenceError, Slots
+from ttt_moshi.inference.server import House, make_app
+from ttt_moshi.inference.sessions import Sessions
+from ttt_moshi.inference.settings import Settings
 
-SECONDS = 3
+PATIENT = Settings(max_lag=None, idle_seconds=600.0)
+"""the tests' machine may be slower than real time: nothing is dropped"""
+WAIT = 120.0
 
 
-def sent_by_a_client() -> list[bytes]:
-    """Opus messages of some noise."""
+def noise(frames: int, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal((frames, 1920))).astype(np.float32)
+
+
+def opus(sound: np.ndarray) -> list[bytes]:
+    """Opus messages of frames."""
     writer = sphn.OpusStreamWriter(24_000)
-    sound = 0.1 * np.random.default_rng(0).standard_normal((SECONDS * 25 // 2, 1920)).astype(np.float32)
-    return [message for frame in sound if (message := writer.append_pcm(frame))]
+    return [bytes(message) for frame in sound if (message := writer.append_pcm(frame))]
+
+
+def pcm(sound: np.ndarray) -> list[bytes]:
+    return [(frame * 2**15).round().astype("<i2").tobytes() for frame in sound]
 
 
 def expected(speaker, messages: list[bytes]) -> tuple[bytes, str]:
-    """Sound and text that a conversation answers with, without a server."""
+    """Opus and text that a conversation answers with, without a server."""
     reader, writer = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
     heard = np.concatenate([reader.append_bytes(message) for message in messages])
     frames = torch.from_numpy(heard[: len(heard) // 1920 * 1920]).split(1920)
-    with Conversation(speaker, Sampling(greedy=True)) as conversation:
-        replies = [conversation.hear(frame) for frame in frames]
+    with Conversation(speaker) as conversation:
+        replies = [reply for frame in frames if (reply := conversation.hear(frame)) is not None]
     assert len(replies) > 20 and sum(bool(reply.piece) for reply in replies) > 5
-    sound = b"".join(writer.append_pcm(reply.samples.numpy()) for reply in replies)
+    sound = b"".join(bytes(writer.append_pcm(reply.samples.numpy())) for reply in replies)
     return sound, "".join(reply.piece for reply in replies).replace("▁", " ")
-
-
-async def visit(server: TestServer, messages: list[bytes], sound_bytes: int) -> tuple[bytes, str]:
-    """A client that listens until it has got as much sound as it expects."""
-    sound, text = b"", ""
-    async with aiohttp.ClientSession() as session, session.ws_connect(server.make_url("/api/chat")) as socket:
-        assert (await socket.receive(timeout=60)).data == b"\x00"
-        async with session.get(server.make_url("/api/chat")) as second:
-            assert second.status == 503 and "talking" in await second.text()
-        await socket.send_str("not sound")
-        await socket.send_bytes(b"")
-        for message in messages:
-            await socket.send_bytes(b"\x01" + message)
-        while len(sound) < sound_bytes:
-            message = (await socket.receive(timeout=60)).data
-            if message[0] == 1:
-                sound += message[1:]
-            else:
-                assert message[0] == 2
-                text += message[1:].decode()
-    return sound, text
 
 
 def ogg_payload(data: bytes) -> bytes:
@@ -67,24 +62,497 @@ def ogg_payload(data: bytes) -> bytes:
     return payload
 
 
-def test_visitors_hear_what_the_conversation_says(speaker, make_speaker, tmp_path):
-    messages = sent_by_a_client()
-    sound, text = expected(make_speaker(), messages)
+class Client:
+    """A web socket that sorts what it receives."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.sound: list[bytes] = []
+        self.text = ""
+        self.events: list[dict] = []
+        self.ready = False
+
+    async def receive(self) -> bool:
+        """One more message; False when the connection has been closed."""
+        message = await self.socket.receive(timeout=WAIT)
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            return False
+        kind, content = message.data[0], message.data[1:]
+        if kind == 0:
+            self.ready = True
+        elif kind == 1:
+            self.sound.append(content)
+        elif kind == 2:
+            self.text += content.decode()
+        else:
+            assert kind == 4
+            self.events.append(json.loads(content))
+        return True
+
+    async def until(self, done) -> None:
+        while not done():
+            assert await self.receive(), f"closed: {self.socket.close_code} {self.events}"
+
+    async def closing(self) -> int:
+        """The code with which the server closes."""
+        while await self.receive():
+            pass
+        return self.socket.close_code
+
+    def last(self, kind: str) -> dict | None:
+        return next((event for event in reversed(self.events) if event["type"] == kind), None)
+
+    async def say(self, messages: list[bytes]) -> None:
+        for message in messages:
+            await self.socket.send_bytes(b"\x01" + message)
+
+
+class Scene:
+    """A server in this process, and clients."""
+
+    def __init__(self, server: TestServer, house: House, session: aiohttp.ClientSession) -> None:
+        self.server, self.house, self.session = server, house, session
+
+    @asynccontextmanager
+    async def client(self, query: str = "", greet: bool = True, **options):
+        url = f"{self.server.make_url('/api/chat')}{query}"
+        async with self.session.ws_connect(url, **options) as socket:
+            client = Client(socket)
+            if greet:
+                await client.until(lambda: client.ready)
+            yield client
+
+    async def get(self, path: str, **headers) -> tuple[int, str]:
+        async with self.session.get(self.server.make_url(path), headers=headers) as response:
+            return response.status, await response.text()
+
+
+@pytest.fixture(scope="module")
+def one_speaker(make_speaker):
+    return make_speaker()
+
+
+@pytest.fixture
+def play(one_speaker):
+    """Runs a scene against a server: `play(scene, slots=1, ...)`."""
+
+    def run(scene, slots=1, settings=PATIENT, seed=0, sessions=None, page=None):
+        async def whole() -> None:
+            house = House(Slots(one_speaker, slots), settings, sessions, seed)
+            async with TestServer(make_app(house, page)) as server, aiohttp.ClientSession() as session:
+                await scene(Scene(server, house, session))
+
+        asyncio.run(whole())
+
+    return run
+
+
+def solo(speaker, messages: list[bytes], seed: int = 0) -> list[np.ndarray]:
+    """What a conversation answers to frames of PCM, int16 each, without a server."""
+    heard = [torch.from_numpy(np.frombuffer(m, "<i2").astype(np.float32) / 2**15) for m in messages]
+    with Conversation(speaker, seed=seed) as conversation:
+        replies = [reply for frame in heard if (reply := conversation.hear(frame)) is not None]
+    return [np.rint(r.samples.clip(-1, 1).numpy() * (2**15 - 1)).astype("<i2") for r in replies]
+
+
+def assert_said(messages: list[bytes], wanted: list[np.ndarray]) -> None:
+    """To the last bit but one: a batch rounds otherwise than one alone."""
+    for message, expected in zip(messages, wanted, strict=True):
+        assert abs(np.frombuffer(message, "<i2").astype(int) - expected).max() <= 1
+
+
+def test_visitors_hear_what_the_conversation_says(one_speaker, play):
+    """In Opus, bit for bit; the second one finds no memory of the first."""
+    voices = [opus(noise(32, seed)) for seed in range(2)]
+    answers = [expected(one_speaker, voice) for voice in voices]
+
+    async def scene(scene: Scene) -> None:
+        async def visit(voice: list[bytes], sound: bytes, text: str) -> None:
+            async with scene.client() as client:
+                await client.say(voice)
+                await client.until(lambda: len(b"".join(client.sound)) >= len(sound))
+                assert ogg_payload(b"".join(client.sound)) == ogg_payload(sound)
+                assert text.startswith(client.text) and len(client.text) > 10  # the last piece may still be on its way
+
+        for voice, (sound, text) in zip(voices, answers, strict=True):
+            await visit(voice, sound, text)
+
+    play(scene)
+
+
+def test_visitors_talk_side_by_side(one_speaker, play):
+    """Each as if alone, and in PCM."""
+    voices = [pcm(noise(24, seed)) for seed in range(3)]
+    answers = [solo(one_speaker, voice) for voice in voices]
+
+    async def scene(scene: Scene) -> None:
+        async def visit(person: int) -> None:
+            async with scene.client("?format=pcm") as client:
+                await client.say(voices[person])
+                await client.until(lambda: len(client.sound) == len(answers[person]))
+                assert_said(client.sound, answers[person])
+
+        await asyncio.gather(visit(0), visit(1), visit(2))
+
+    play(scene, slots=2)
+
+
+def test_who_finds_no_place_waits_in_order(play):
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1") as first:
+            assert first.last("queue") is None
+            async with (
+                scene.client("?events=1", greet=False) as second,
+                scene.client("?events=1", greet=False) as third,
+            ):
+                await second.until(lambda: second.events)
+                await third.until(lambda: third.events)
+                assert second.events == [{"type": "queue", "place": 1}]
+                assert third.events == [{"type": "queue", "place": 2}]
+                status, text = await scene.get("/api/chat")
+                assert status == 503 and "try again later" in text
+                await second.say(opus(noise(2)))  # nobody hears that
+                await first.socket.close()
+                await second.until(lambda: second.ready)
+                await third.until(lambda: third.last("queue") == {"type": "queue", "place": 1})
+                assert second.last("welcome")["frames"] == 0
+                await second.socket.close()
+                await third.until(lambda: third.ready)
+        assert scene.house.lobby.queue == 0
+
+    play(scene, settings=Settings(max_lag=None, max_queue=2, idle_seconds=600.0))
+
+
+def test_who_gives_up_waiting_leaves_the_queue(play):
+    async def scene(scene: Scene) -> None:
+        async with scene.client() as first:
+            async with scene.client("?events=1", greet=False) as second:
+                await second.until(lambda: second.events)
+            async with scene.client("?events=1", greet=False) as third:
+                await third.until(lambda: third.last("queue") == {"type": "queue", "place": 1})
+                await first.socket.close()
+                await third.until(lambda: third.ready)
+
+    play(scene)
+
+
+BAD_MESSAGES = [
+    ("not binary", "", 1003),
+    (b"", "", 1003),
+    (b"\x63odd", "", 1003),
+    (b"\x01" + b"OggS\x65" + bytes(range(200)), "", 1007),
+    (b"\x01" + bytes(9000), "", 1007),
+    (b"\x01" + bytes(70_000), "", 1009),
+    (b"\x01" + bytes(3), "?format=pcm", 1007),
+    (b"\x04{", "?events=1", 1007),
+    (b"\x04[]", "?events=1", 1007),
+    (b"\x04" + b"\xff", "?events=1", 1007),
+    (b'\x04{"type": "dance"}', "?events=1", 1007),
+]
+
+
+def test_a_thousand_malformed_messages_end_their_own_connection_only(one_speaker, play):
+    """Each with the right code, while somebody else talks undisturbed."""
+    voice = pcm(noise(24))
+    answer = solo(one_speaker, voice)
+    rng = np.random.default_rng(0)
+    codes: dict[int, int] = {}
+
+    async def scene(scene: Scene) -> None:
+        async def bad(message: str | bytes, query: str) -> int:
+            async with scene.client(query, greet=False) as client:
+                if isinstance(message, str):
+                    await client.socket.send_str(message)
+                else:
+                    await client.socket.send_bytes(message)
+                code = await client.closing()
+                codes[code] = codes.get(code, 0) + 1
+                return code
+
+        async with scene.client("?format=pcm") as client:
+            for message, query, code in BAD_MESSAGES:
+                assert await bad(message, query) == code, message
+            count = sum(codes.values())
+            while count < 1000:
+                batch = [
+                    bytes([rng.choice([1, 1, 1, 9, 77])]) + b"x" + rng.bytes(int(rng.integers(1, 300)))
+                    for _ in range(25)
+                ]
+                await asyncio.gather(*(bad(message, "") for message in batch))
+                count += len(batch)
+            await client.say(voice)
+            await client.until(lambda: len(client.sound) == len(answer))
+            assert_said(client.sound, answer)
+        assert set(codes) == {1003, 1007, 1009} and sum(codes.values()) >= 1000
+        assert (await scene.get("/healthz"))[0] == 200
+
+    play(scene, slots=2, settings=Settings(max_lag=None, max_queue=100, idle_seconds=600.0))
+
+
+def test_floods_are_cut(play):
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1") as client:
+            for _ in range(2000):
+                await client.socket.send_bytes(b"\x06")
+            assert await client.closing() == 1008
+
+    play(scene)
+
+
+def test_late_audio_is_dropped_told_and_counted(play):
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(40)))
+            await client.until(lambda: client.last("lag") is not None)
+            dropped = client.last("lag")["dropped"]
+            assert 0 < dropped <= 40 - 3
+            metrics = (await scene.get("/metrics"))[1]
+            assert f"ttt_moshi_dropped_frames_total {float(dropped)}" in metrics
+
+    play(scene, settings=Settings(max_lag=0.24))
+
+
+def test_who_does_not_read_stalls_nobody(one_speaker, play):
+    """A client that only sends is let go; another one is served meanwhile."""
+    voice = pcm(noise(24))
+    answer = solo(one_speaker, voice)
+
+    async def scene(scene: Scene) -> None:
+        host, port = scene.server.host, scene.server.port
+        _reader, writer = await asyncio.open_connection(host, port, limit=1)
+        writer.write(
+            f"GET /api/chat?format=pcm HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        await asyncio.sleep(0.2)
+        (visit,) = scene.house._visits
+        transport = visit._transport
+        transport.set_write_buffer_limits(high=0)
+        transport.pause_reading()
+
+        for _ in range(200):  # as if the network took nothing: the outbox fills
+            visit._send(b"\x02x")
+        await asyncio.wait_for(visit.over.wait(), WAIT)
+        async with scene.client("?format=pcm") as client:
+            await client.say(voice)
+            await client.until(lambda: len(client.sound) == len(answer))
+            assert_said(client.sound, answer)
+        assert 'closed_connections_total{code="1008"} 1.0' in (await scene.get("/metrics"))[1]
+        writer.close()
+
+    play(scene, slots=2)
+
+
+def test_who_says_nothing_is_let_go(play):
+    async def scene(scene: Scene) -> None:
+        async with scene.client() as client:
+            assert await client.closing() == 1008
+        async with scene.client():
+            pass
+
+    play(scene, settings=Settings(max_lag=None, idle_seconds=0.5))
+
+
+def test_pages_of_other_sites_and_strangers_stay_outside(play):
+    settings = Settings(
+        max_lag=None,
+        token="sesame",
+        hosts=frozenset({"127.0.0.1"}),
+        origins=frozenset({"https://friend.example"}),
+    )
+
+    async def scene(scene: Scene) -> None:
+        own = f"http://{scene.server.host}:{scene.server.port}"
+
+        async def status(path: str = "/api/hello?token=sesame", **headers) -> int:
+            return (await scene.get(path, **headers))[0]
+
+        assert await status() == 200
+        assert await status(Origin=own) == 200
+        assert await status(Origin="https://friend.example") == 200
+        assert await status("/api/hello", Authorization="Bearer sesame") == 200
+        for origin in ("https://evil.example", "null", own.replace("127.0.0.1", "localhost"), f"{own}.evil.example"):
+            assert await status(Origin=origin) == 403
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                async with scene.client("?token=sesame", headers={"Origin": origin}):
+                    pass
+            assert refused.value.status == 403
+        assert await status(Host="evil.example:80", Origin="http://evil.example:80") == 403
+        for path in ("/api/hello", "/api/hello?token=", "/api/hello?token=sesame2", "/metrics", "/api/sessions/x"):
+            assert await status(path) == 401
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with scene.client():
+                pass
+        assert refused.value.status == 401
+        async with scene.client("?token=sesame"):
+            pass
+        assert await status("/api/chat?token=sesame&format=mp3") == 400
+
+    play(scene, settings=settings)
+
+
+def test_a_conversation_is_kept_and_goes_on(one_speaker, play, tmp_path):
+    """With draws, in another slot of another server, as if it had never stopped; fork and forget."""
+    sessions = Sessions(tmp_path / "sessions")
+    voice = pcm(noise(40))
+    said = solo(one_speaker, voice, seed=5)
+    names = []
+
+    async def begin(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(voice[:20])
+            await client.until(lambda: len(client.sound) == len(said) - 20)
+            assert_said(client.sound, said[:-20])
+            names.append(client.last("welcome")["session"])
+            await client.socket.send_bytes(b'\x04{"type": "save"}')
+            await client.until(lambda: client.last("saved") is not None)
+            assert client.last("saved")["frames"] == 20
+            async with scene.session.get(scene.server.make_url(f"/api/sessions/{names[0]}")) as response:
+                assert await response.read() == sessions.path(names[0]).read_bytes()
+            assert (await scene.get("/api/sessions/guessed"))[0] == 404
+
+    play(begin, seed=5, sessions=sessions)
+    assert [one.name for one in sessions.listed()] == names and sessions.listed()[0].info.frames == 20
+    sessions.fork(names[0], "fork")
+
+    async def go_on(scene: Scene) -> None:
+        async with scene.client(), scene.client(f"?events=1&format=pcm&resume={names[0]}") as client:
+            assert client.last("welcome") == {"type": "welcome", "session": names[0], "resumed": True, "frames": 20}
+            await client.say(voice[20:])
+            await client.until(lambda: len(client.sound) == 20)
+            assert_said(client.sound, said[-20:])
+            await client.socket.send_bytes(b'\x04{"type": "forget"}')
+            await client.until(lambda: len([e for e in client.events if e["type"] == "welcome"]) == 2)
+            assert client.last("welcome")["session"] != names[0] and not client.last("welcome")["resumed"]
+
+    play(go_on, slots=2, seed=6, sessions=sessions)
+    assert [one.name for one in sessions.listed()] == ["fork"]
+
+    async def refuse(scene: Scene) -> None:
+        for name in (names[0], "..%2Fsecret", "x" * 65, ""):
+            async with scene.client(f"?events=1&resume={name}", greet=False) as client:
+                assert await client.closing() == 4004
+                assert client.last("error") is not None and client.last("welcome") is None
+
+    play(refuse, sessions=sessions)
+
+
+def test_a_conversation_moves_to_the_connection_that_asks_for_it(play, tmp_path):
+    """The network was cut and nobody has noticed: whoever holds the id takes the place over, before all who wait."""
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as old, scene.client(greet=False) as waiting:
+            await old.say(pcm(noise(6)))
+            await old.until(lambda: len(old.sound) == 6)
+            name = old.last("welcome")["session"]
+            async with scene.client(f"?events=1&resume={name}") as new:
+                assert await old.closing() == 4001
+                assert new.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 6}
+                assert not waiting.ready
+            await waiting.until(lambda: waiting.ready)
+
+    play(scene, sessions=Sessions(tmp_path))
+
+
+def test_conversations_are_saved_meanwhile(play, tmp_path):
+    sessions = Sessions(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(3)))
+            await client.until(lambda: client.last("saved") is not None)
+            assert sessions.listed()[0].info.frames == client.last("saved")["frames"] > 0
+
+    play(scene, settings=Settings(max_lag=None, save_seconds=0.5), sessions=sessions)
+
+
+def test_a_failed_save_is_told_and_the_conversation_goes_on(play, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(4)))
+            await client.until(lambda: len(client.sound) == 4)
+            await client.socket.send_bytes(b'\x04{"type": "save"}')
+            await client.until(lambda: client.last("error") is not None)
+            assert client.last("error")["text"].startswith("not saved: ")
+            heard = len(client.sound)
+            await client.say(pcm(noise(4)))
+            await client.until(lambda: len(client.sound) >= heard + 4)
+        assert "failed_saves_total 1.0" in (await scene.get("/metrics"))[1]
+
+    play(scene, sessions=Sessions(tmp_path / "file"))
+
+
+def test_a_memory_that_is_not_finite_ends_its_conversation_and_spares_what_was_saved(play, one_speaker, tmp_path):
+    sessions = Sessions(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(4)))
+            await client.until(lambda: len(client.sound) == 4)
+            await client.socket.send_bytes(b'\x04{"type": "save"}')
+            await client.until(lambda: client.last("saved") is not None)
+            memory = one_speaker.model.layers[0]._streaming_state.memory
+            await scene.house.call(lambda slots: memory.W1[0].fill_(torch.nan))
+            await client.say(pcm(noise(2)))
+            assert await client.closing() == 1011
+        assert sessions.listed()[0].info.frames == 4
+
+    play(scene, sessions=sessions)
+
+
+def test_the_model_s_failure_ends_all_and_is_told(play, one_speaker, monkeypatch):
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?format=pcm") as client:
+            monkeypatch.setattr(type(one_speaker.mimi), "encode", lambda self, x: 1 / 0)
+            await client.say(pcm(noise(1)))
+            assert await client.closing() == 1011
+        assert (await scene.get("/healthz"))[0] == 503
+        assert (await scene.get("/api/chat"))[0] == 503
+        assert isinstance(scene.house.failure, ZeroDivisionError) and scene.house.stopped.is_set()
+        with pytest.raises(InferenceError, match="the model has stopped"):
+            await scene.house.call(lambda slots: None)
+
+    play(scene)
+    monkeypatch.undo()
+
+
+def test_files_of_the_page_and_no_others(play, tmp_path):
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("<p>hello</p>")
     (tmp_path / "secret").write_text("secret")
 
-    async def scenario() -> None:
-        with Conversation(speaker, Sampling(greedy=True)) as conversation:
-            async with TestServer(make_app(conversation, tmp_path / "page")) as server:
-                for _ in range(2):  # the second visitor finds no memory of the first
-                    got, words = await visit(server, messages, len(sound))
-                    assert ogg_payload(got) == ogg_payload(sound)
-                    assert text.startswith(words) and len(words) > 10  # the last piece may still be on its way
-                async with aiohttp.ClientSession() as session:
-                    async with session.get(server.make_url("/")) as page:
-                        assert "hello" in await page.text()
-                    async with session.get(f"{server.make_url('/')}..%2Fsecret") as page:
-                        assert page.status in (403, 404)
+    async def scene(scene: Scene) -> None:
+        assert "hello" in (await scene.get("/"))[1]
+        async with scene.session.get(f"{scene.server.make_url('/')}..%2Fsecret") as response:
+            assert response.status in (403, 404)
+        async with scene.session.get(scene.server.make_url("/")) as response:
+            assert response.headers["X-Frame-Options"] == "DENY"
 
-    asyncio.run(scenario())
+    play(scene, page=tmp_path / "page")
+
+
+def test_a_stop_saves_everything(one_speaker, tmp_path):
+    """With three who talk and one who waits."""
+    sessions = Sessions(tmp_path)
+
+    async def whole() -> None:
+        house = House(Slots(one_speaker, 3), PATIENT, sessions, 0)
+        server = TestServer(make_app(house, None))
+        await server.start_server()
+        async with aiohttp.ClientSession() as session:
+            clients = []
+            for _ in range(4):
+                socket = await session.ws_connect(server.make_url("/api/chat?events=1&format=pcm"))
+                clients.append(Client(socket))
+            for client in clients[:3]:
+                await client.until(lambda client=client: client.ready)
+                await client.say(pcm(noise(4)))
+                await client.until(lambda client=client: len(client.sound) == 4)
+            _, *codes = await asyncio.gather(server.close(), *(client.closing() for client in clients))
+            assert codes == [1001] * 4
+
+    asyncio.run(whole())
+    assert [one.info.frames for one in sessions.listed()] == [4, 4, 4]
+    assert not any(getattr(m, "_streaming_state", None) for m in one_speaker.model.modules())

@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ttt_moshi.inference import Conversation, InferenceError, load_session, save_session
+from ttt_moshi.inference import (
+    Conversation,
+    InferenceError,
+    SessionInfo,
+    Slots,
+    load_session,
+    save_session,
+    session_info,
+)
 
 
 def noise(frames: int) -> torch.Tensor:
@@ -17,45 +25,46 @@ def noise(frames: int) -> torch.Tensor:
 
 
 def test_a_conversation_goes_on_where_it_was_saved(speaker, make_speaker, tmp_path):
-    """Beyond attention's window, in the middle of a mini-batch, with draws: as if nothing had happened in between."""
+    """Beyond attention's window, in the middle of a mini-batch, with draws, in a batch too."""
     frames, cut = noise(70), 47
-    torch.manual_seed(1)
-    with Conversation(speaker) as conversation:
+    with Conversation(speaker, seed=1) as conversation:
         whole = []
         for i, frame in enumerate(frames):
             if i == cut:
-                save_session(conversation, tmp_path / "session")
+                save_session(conversation.snapshot(), speaker.state_id, tmp_path / "session")
             whole.append(conversation.hear(frame))
-    torch.manual_seed(77)
-    with Conversation(make_speaker()) as conversation:
+    other = make_speaker()
+    with Conversation(other, seed=77) as conversation:
         for frame in noise(5):  # another conversation was going on
             conversation.hear(frame)
-        load_session(conversation, tmp_path / "session")
+        conversation.restore(load_session(tmp_path / "session", other.state_id))
         assert conversation.frames == cut
         rest = [conversation.hear(frame) for frame in frames[cut:]]
     for a, b in zip(whole[cut:], rest, strict=True):
         assert torch.equal(a.samples, b.samples) and a.piece == b.piece
+    with Slots(other, 3) as slots:
+        slots.restore(2, load_session(tmp_path / "session", other.state_id))
+        for expected, frame in zip(whole[cut:], frames[cut:], strict=True):
+            reply = slots.tick({2: frame})[2]
+            assert torch.equal(reply.tokens, expected.tokens)
+            assert float((reply.samples - expected.samples).abs().max()) <= 1e-5
 
 
-def test_every_tensor_of_the_session_matters_or_is_constant(speaker, tmp_path):
-    """What is saved is the whole streaming state: attention, memory, codec and generator."""
+def test_a_session_is_the_whole_streaming_state_and_no_more(speaker, tmp_path):
+    """Attention, memory, codec and generator; of the attention window only what was heard."""
     with Conversation(speaker) as conversation:
         for frame in noise(6):
             conversation.hear(frame)
-        save_session(conversation, tmp_path / "session")
-    names = load_file(tmp_path / "session").keys()
-    for part in (
-        "memory/W1",
-        "memory/W2",
-        "memory/k",
-        "memory/phase",
-        "kv_cache/cache",
-        "generator//cache",
-        "random/cpu",
-    ):
-        assert any(part in name for name in names), part
-    assert any(name.startswith("mimi/") and name.endswith("/partial") for name in names)
-    assert any(name.startswith("mimi/") and name.endswith("/previous") for name in names)
+        save_session(conversation.snapshot(), speaker.state_id, tmp_path / "session")
+    tensors = load_file(tmp_path / "session")
+    for part in ("memory/W1", "memory/W2", "memory/k", "memory/phase", "kv_cache/cache", "generator//cache"):
+        assert any(part in name for name in tensors), part
+    assert any(name.startswith("mimi/") and name.endswith("/partial") for name in tensors)
+    assert any(name.startswith("mimi/") and name.endswith("/previous") for name in tensors)
+    keys = next(t for n, t in tensors.items() if n.startswith("model/transformer") and n.endswith("kv_cache/cache"))
+    assert keys.shape[2] == 7  # the initial tokens and six frames
+    assert (tmp_path / "session").stat().st_mode & 0o777 == 0o600
+    assert session_info(tmp_path / "session") == SessionInfo(speaker.state_id, 6, 0)
 
 
 @pytest.fixture
@@ -63,7 +72,7 @@ def saved(speaker, tmp_path):
     with Conversation(speaker) as conversation:
         for frame in noise(3):
             conversation.hear(frame)
-        save_session(conversation, tmp_path / "session")
+        save_session(conversation.snapshot(), speaker.state_id, tmp_path / "session")
     return tmp_path / "session"
 
 
@@ -71,11 +80,10 @@ def refused(speaker, path, complaint):
     """Loading is refused, and the conversation goes on as if nobody had tried."""
     replies = []
     for tried in (False, True):
-        torch.manual_seed(2)
-        with Conversation(speaker) as conversation:
+        with Conversation(speaker, seed=2) as conversation:
             if tried:
                 with pytest.raises(InferenceError, match=complaint):
-                    load_session(conversation, path)
+                    conversation.restore(load_session(path, speaker.state_id))
             replies.append([conversation.hear(frame).samples for frame in noise(4)])
     assert all(torch.equal(a, b) for a, b in zip(*replies, strict=True))
 
@@ -87,11 +95,11 @@ def test_damage_is_noticed(speaker, saved):
         flipped = bytearray(data)
         flipped[place] ^= 1
         saved.write_bytes(flipped)
-        refused(speaker, saved, "damaged")
+        refused(speaker, saved, "corrupt")
     saved.write_bytes(data[: len(data) // 2])
-    refused(speaker, saved, "damaged")
+    refused(speaker, saved, "corrupt")
     saved.write_bytes(b"")
-    refused(speaker, saved, "damaged")
+    refused(speaker, saved, "corrupt")
     saved.unlink()
     refused(speaker, saved, "no saved conversation")
 
@@ -110,12 +118,12 @@ def test_an_older_session_survives_a_failed_save(speaker, saved):
         try:
             # No file may grow beyond a quarter of a session: what a full disk does, the kernel does here.
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 4, hard))
-            with pytest.raises(OSError):
-                save_session(conversation, saved)
+            with pytest.raises(OSError, match=str(saved)):
+                save_session(conversation.snapshot(), speaker.state_id, saved)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             signal.signal(signal.SIGXFSZ, handler)
-    assert saved.read_bytes() == before
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
 
 
 def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path):

@@ -1,9 +1,12 @@
-"""Let a checkpoint answer a recording."""
+"""Let a checkpoint answer recordings."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,101 +14,254 @@ from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import progress_bar
-from ttt_moshi.cli.talking import add_options, check_options, open_speaker
+from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
-    from ttt_moshi.inference import Word
+    from ttt_moshi.inference import Answer, Question
+
+MAX_EXTRA_SECONDS = 3600.0
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi generate --checkpoint_dir D --input user.wav --out talk.wav`."""
+    """`ttt-moshi generate --checkpoint_dir D --input user.wav --out talk.wav`; 1 if a conversation of many failed."""
     parser = Parser(
         prog="ttt-moshi generate",
-        description="Plays a recording of the user to Moshi, frame by frame, and writes the conversation: a stereo "
-        "file with Moshi on the left and the user on the right, and beside it (.json) Moshi's words with their times, "
-        "both in the format of training data.",
+        description="Plays recordings of the user to Moshi, frame by frame, and writes the conversations. For one "
+        "recording, --out is a stereo file with Moshi on the left and the user on the right, and beside it (.json) are "
+        "Moshi's words with their times, both in the format of training data. For many (a folder, or a jsonl file with "
+        'one {"path": ...} a line), --out is a folder that gets NAME/input.wav, NAME/output.wav and NAME/output.json '
+        "for each; started again, it goes on with those that are not there yet.",
     )
-    parser.add_argument(
-        "--input", type=Path, required=True, help="recording of the user: mono, or the right channel of a stereo file"
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="recording of the user, or a folder or jsonl file of recordings")
+    add("--out", type=Path, required=True, help="the conversation, a .wav or .flac file; or a folder, for many")
+    add("--overwrite", action="store_true", help="replace what is there already; without it nothing is ever replaced")
+    add(
+        "--channel", choices=("left", "right"), default="right", help="the user's in stereo files; default: %(default)s"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the conversation, a .wav or .flac file")
-    parser.add_argument(
-        "--resume_session", type=Path, help="go on with a saved conversation: it remembers what was said"
+    add("--extra_seconds", type=float, default=0.0, help="silence after the recording, for the answer; default: 0")
+    add("--slots", type=int, default=4, help="of many recordings, so many at once; default: %(default)s")
+    add(
+        "--resume_session", type=Path, help="go on with a saved conversation: it remembers what was said (and its seed)"
     )
-    parser.add_argument("--save_session", type=Path, help="save the conversation at the end, to go on another day")
+    add("--save_session", type=Path, help="save the conversation at the end, to go on another day")
     add_options(parser)
     options = parser.parse_args(argv)
     check_options(options)
-    _check_files(options)
-    # PyTorch is imported only now: a mistyped flag must not wait for it.
-    from ttt_moshi.data.audio import read_audio
-
-    user = read_audio(options.input)[-1]
-    if not user.size:
-        raise UserError(f"{options.input} holds no sound")
-    speaker, sampling = open_speaker(options)
+    many = options.input.is_dir() or options.input.suffix == ".jsonl"
+    _check(options, many)
     console = Console(highlight=False, soft_wrap=True)
+    return _answer_many(options, console) if many else _answer_one(options, console)
+
+
+def _check(options: Any, many: bool) -> None:
+    """Refuses what cannot work before anything is loaded."""
+    if not options.input.exists():
+        raise UserError(f"no recording at {options.input}")
+    if not 0.0 <= options.extra_seconds <= MAX_EXTRA_SECONDS:
+        raise UserError(f"--extra_seconds must be between 0 and {MAX_EXTRA_SECONDS:.0f}, not {options.extra_seconds}")
+    if options.slots < 1:
+        raise UserError(f"--slots must be at least 1, not {options.slots}")
+    if many:
+        for name in ("resume_session", "save_session"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} is for one recording, and {options.input} stands for many")
+        if options.out.exists() and not options.out.is_dir():
+            raise UserError(f"{options.input} stands for many recordings, so --out is a folder, not {options.out}")
+        return
+    if options.resume_session is not None and not (options.prompt_text is None and options.prompt_voice is None):
+        raise UserError("a conversation that goes on has begun already: --resume_session or a prompt, not both")
+    if options.out.suffix not in (".wav", ".flac"):
+        raise UserError(f"--out must end in .wav or .flac: {options.out}")
+    if options.resume_session is not None and not options.resume_session.is_file():
+        raise UserError(f"no saved conversation at {options.resume_session}")
+    written = [options.out, options.out.with_suffix(".json")]
+    written += [options.save_session] if options.save_session is not None else []
+    for path in written:
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"no folder at {path.absolute().parent}: make it first")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and a file is to be written there")
+        if path.exists() and path.resolve() == options.input.resolve():
+            raise UserError(f"{path} is the input, which would be replaced; choose another name")
+        if path.exists() and not options.overwrite:
+            raise UserError(f"{path} is there already; choose another name, or pass --overwrite to replace it")
+
+
+def _answer_one(options: Any, console: Console) -> int:
+    samples = _user(options.input, options, console)
+    # PyTorch is imported only now: a mistyped flag must not wait for it.
+    speaker, sampling = open_speaker(options, console)
+    from ttt_moshi.inference import Question, Slots, answer, load_session, save_session
+
+    start = open_prompt(options, speaker, sampling)
+    if options.resume_session is not None:
+        start = load_session(options.resume_session, speaker.state_id)
+        options.seed = start.seed
+    question = Question(options.input.name, samples, options.seed, start)
     begun = time.perf_counter()
-    moshi, said, sample_rate = _converse(speaker, sampling, user, options)
+    with Slots(speaker, 1, sampling) as slots, progress_bar("talking", "elements") as advance:
+        frames, done = math.ceil(len(samples) / slots.frame_size), 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(done, frames)
+
+        (found,) = answer(slots, [question], keep_end=options.save_session is not None, on_tick=tick)
+        rate = slots.sample_rate
+    if found.failure is not None:
+        raise UserError(found.failure)
+    _write_conversation(options.out, found, rate)
+    if found.end is not None:
+        save_session(found.end, speaker.state_id, options.save_session)
     seconds = time.perf_counter() - begun
-    _write(options.out, moshi, user, said, sample_rate)
-    text = " ".join(word.text for word in said) or "(Moshi said no word)"
-    console.print(f"{options.out}: {len(user) / sample_rate:.1f} s in {seconds:.1f} s (Moshi left, the user right)")
+    console.print(f"{options.out}: {len(samples) / rate:.1f} s in {seconds:.1f} s (Moshi left, the user right)")
+    text = " ".join(word.text for word in _words(found)) or "(Moshi said no word)"
     console.print(f"{options.out.with_suffix('.json')}: {text}", markup=False)
-    if options.save_session is not None:
+    if found.end is not None:
         console.print(f"conversation saved: go on with --resume_session {options.save_session}")
     return 0
 
 
-def _check_files(options: Any) -> None:
-    if not options.input.is_file():
-        raise UserError(f"no sound file at {options.input}")
-    if options.out.suffix not in (".wav", ".flac"):
-        raise UserError(f"--out must end in .wav or .flac: {options.out}")
-    for path in (options.out, options.save_session):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"no folder at {path.absolute().parent}: make it first")
-    if options.out.absolute() == options.input.absolute():
-        raise UserError("--out would replace the input; choose another name")
+def _answer_many(options: Any, console: Console) -> int:
+    recordings = _recordings(options.input)
+    ready = {name for name in recordings if (options.out / name / "output.json").exists()}
+    left = [name for name in recordings if options.overwrite or name not in ready]
+    if ready and not options.overwrite:
+        console.print(f"{len(ready)} of {len(recordings)} are there already in {options.out}", markup=False)
+    if not left:
+        return 0
+    speaker, sampling = open_speaker(options, console)
+    from ttt_moshi.inference import Question, Slots, answer
+
+    start = open_prompt(options, speaker, sampling)
+    failures = 0
+
+    def failed(name: str, why: str) -> None:
+        nonlocal failures
+        failures += 1
+        console.print(f"{name}: {why}", markup=False)
+
+    def questions() -> Iterator[Question]:
+        for name in left:
+            try:
+                yield Question(name, _user(recordings[name], options, console), _seed_of(options.seed, name), start)
+            except UserError as error:
+                failed(name, str(error))
+
+    with Slots(speaker, min(options.slots, len(left)), sampling) as slots, progress_bar("talking", "elements") as bar:
+        for done, found in enumerate(answer(slots, questions()), 1):
+            if found.failure is not None:
+                failed(found.question.name, found.failure)
+            else:
+                _write_pair(options.out / found.question.name, found, slots.sample_rate)
+            bar(done, len(left))
+    console.print(f"{options.out}: {len(left) - failures} conversations written, {failures} failed", markup=False)
+    return 1 if failures else 0
 
 
-def _converse(speaker: Any, sampling: Any, user: Any, options: Any) -> tuple[Any, list[Word], int]:
-    """Moshi's samples, as many as the user's; its words; samples per second."""
-    import numpy as np
+def _recordings(source: Path) -> dict[str, Path]:
+    """Names of conversations and the recordings they answer, sorted."""
+    from ttt_moshi.data.audio import AUDIO_SUFFIXES
+
+    if source.is_dir():
+        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    else:
+        paths = []
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                paths += [source.parent / json.loads(line)["path"]] if line.strip() else []
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f'{source} line {number} is not an object like {{"path": "user.wav"}}') from error
+    if not paths:
+        raise UserError(f"{source} names no recordings ({', '.join(AUDIO_SUFFIXES)})")
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"no recording at {path}, which {source} names")
+        if path.stem in found:
+            raise UserError(f"{found[path.stem]} and {path} would both be written to {path.stem}: rename one of them")
+        found[path.stem] = path
+    return found
+
+
+def _user(path: Path, options: Any, console: Console) -> Any:
+    """The user's samples with the silence after them, a tensor; says so when the other channel is the one with a voice.
+
+    Raises:
+        UserError: no audio.
+    """
     import torch
 
-    from ttt_moshi.inference import Conversation, load_session, save_session, words
+    from ttt_moshi.data.audio import SAMPLE_RATE, read_audio
 
-    with Conversation(speaker, sampling) as conversation:
-        if options.resume_session is not None:
-            load_session(conversation, options.resume_session)
-        size = conversation.frame_size
-        frames = torch.from_numpy(np.pad(user, (0, -len(user) % size))).split(size)
-        replies = []
-        with progress_bar("talking", "elements") as advance:
-            for done, frame in enumerate(frames, 1):
-                reply = conversation.hear(frame)
-                if reply is not None:
-                    replies.append(reply)
-                advance(done, len(frames))
-        if options.save_session is not None:
-            save_session(conversation, options.save_session)
-        late = size * (len(frames) - len(replies))  # what the model's delays hold back at the beginning
-        sound = torch.cat([torch.zeros(late), *(reply.samples for reply in replies)])
-        pieces = [""] * (len(frames) - len(replies)) + [reply.piece for reply in replies]
-        rate = conversation.sample_rate
-        return sound[: len(user)].numpy(), words(pieces, rate / size), rate
+    channels = read_audio(path)
+    if not channels.size:
+        raise UserError(f"{path} holds no audio")
+    index = 0 if options.channel == "left" else -1
+    user = channels[index]
+    if len(channels) == 2 and _silent(user) and not _silent(channels[-1 - index]):
+        other = "right" if options.channel == "left" else "left"
+        console.print(
+            f"warning: {path}: the {options.channel} channel is silent and the {other} one is not; if that is the "
+            f"user's voice, pass --channel {other}",
+            markup=False,
+        )
+    return torch.nn.functional.pad(torch.from_numpy(user), (0, round(options.extra_seconds * SAMPLE_RATE)))
 
 
-def _write(path: Path, moshi: Any, user: Any, said: list[Word], sample_rate: int) -> None:
-    import numpy as np
+def _silent(samples: Any) -> bool:
+    return bool(abs(samples).max() < 1e-3)  # -60 dB of full scale
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """Of the conversation about one of many recordings: its own, whatever else is in the batch."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _words(found: Answer) -> list[Any]:
+    from ttt_moshi.frames import FRAME_RATE
+    from ttt_moshi.inference import words
+
+    return words(found.pieces, FRAME_RATE)
+
+
+def _write_conversation(path: Path, found: Answer, sample_rate: int) -> None:
+    """The stereo file, and Moshi's words beside it."""
+    import torch
+
+    _write_audio(path, torch.stack([found.samples, found.question.samples], dim=1), sample_rate)
+    _write_words(path.with_suffix(".json"), found)
+
+
+def _write_pair(folder: Path, found: Answer, sample_rate: int) -> None:
+    """One file each of the user and of Moshi; the words last, since they say that the rest is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_audio(folder / "input.wav", found.question.samples, sample_rate)
+    _write_audio(folder / "output.wav", found.samples, sample_rate)
+    _write_words(folder / "output.json", found)
+
+
+def _write_audio(path: Path, samples: Any, sample_rate: int) -> None:
     import soundfile
 
-    try:
-        soundfile.write(path, np.stack([moshi, user], axis=1).clip(-1.0, 1.0), sample_rate)
-    except soundfile.SoundFileError as error:
-        path.unlink(missing_ok=True)  # half of a conversation helps nobody
-        raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
+    from ttt_moshi.files import replacing
+
+    with replacing(path, durable=False) as temporary:
+        try:
+            kind = path.suffix.lstrip(".").upper()
+            soundfile.write(temporary, samples.clip(-1.0, 1.0).numpy(), sample_rate, format=kind)
+        except soundfile.SoundFileError as error:
+            raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
+
+
+def _write_words(path: Path, found: Answer) -> None:
+    from ttt_moshi.files import write_atomically
+
+    said = _words(found)
     alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
-    path.with_suffix(".json").write_text(json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(path, text.encode(), durable=False)

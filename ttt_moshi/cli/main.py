@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint",
     "generate": "let a checkpoint answer a recording",
     "serve": "let people talk to a checkpoint",
+    "sessions": "list, show, delete and copy conversations that were kept",
     "status": "explain the environment, a run or a checkpoint",
     "verify": "prove a checkpoint, or the checkpoint system itself",
     "ckpt": "list, show, compare, export, prune and repair checkpoints",

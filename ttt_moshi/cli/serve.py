@@ -1,49 +1,183 @@
-"""Let people talk to a checkpoint, through moshi's web page or its command-line client."""
+"""Let people talk to a checkpoint, through a page of its own, moshi's page or its command-line client."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
+import math
+import signal
+import socket
 import ssl
 import tarfile
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.talking import add_options, check_options, open_speaker
+from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker, use_device
 from ttt_moshi.errors import UserError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ttt_moshi.inference.server import House
+    from ttt_moshi.inference.settings import Settings
+
+SHUTDOWN_SECONDS = 1.5
+MAX_SLOTS = 1024
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi serve --checkpoint_dir D`; runs until it is interrupted."""
+    """`ttt-moshi serve --checkpoint_dir D`; runs until it is interrupted, and returns 0 when all is saved then."""
     parser = Parser(
         prog="ttt-moshi serve",
-        description="Serves one conversation at a time to moshi's web page (at /) and to `python -m moshi.client`. The "
-        "memory of a conversation is its own: every visitor begins anew.",
+        description="Serves conversations to browsers (at /) and to `python -m moshi.client`. Every visitor has a "
+        "memory of their own, which is kept: whoever holds its id goes on with it. Stops at Ctrl-C or SIGTERM, with "
+        "everything saved.",
     )
-    parser.add_argument("--host", default="localhost", help="default: %(default)s; 0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=8998, help="default: %(default)s")
-    parser.add_argument("--static", help="folder of the web page, or none; default: the official page, from the hub")
-    parser.add_argument(
-        "--ssl", type=Path, help="folder with cert.pem and key.pem; browsers ask for it on other machines"
-    )
+    add = parser.add_argument
+    add("--host", default="localhost", help="default: %(default)s; 0.0.0.0 lets other machines in, and wants --token")
+    add("--port", type=int, default=8998, help="default: %(default)s; 0 takes a free one")
+    add("--slots", type=int, default=1, help="conversations at the same time; default: %(default)s")
+    add("--queue", type=int, default=16, help="visitors who may wait for a place; default: %(default)s")
+    add("--max_lag", type=float, default=0.5, help="seconds that a client may be behind; of more the oldest audio is "
+        "dropped; inf drops nothing and makes the client wait; default: %(default)s")  # fmt: skip
+    add("--idle_seconds", type=float, default=60.0, help="without audio, after which a visitor is let go; default: 60")
+    add("--sessions", default="sessions", help="folder in which conversations are kept, or none; default: %(default)s")
+    add("--save_seconds", type=float, default=30.0, help="between saves of a conversation that goes on; default: 30")
+    add("--token", help="what clients must know: pass it on as http://HOST:PORT/#token=TOKEN")
+    add("--allow_anyone", action="store_true", help="let other machines in without --token")
+    add("--origin", action="append", default=[], help="another page that may talk here, as https://example.org")
+    add("--static", default="own", help="page: own, official (moshi's, from the hub), none, or a folder; default: own")
+    add("--ssl", type=Path, help="folder with cert.pem and key.pem; browsers ask for it on other machines")
     add_options(parser)
+    parser.set_defaults(seed=None)
     options = parser.parse_args(argv)
     check_options(options)
+    settings = _settings(options)
     context = _ssl_context(options.ssl)
     page = _page(options.static)
-    # PyTorch is imported only now: a mistyped flag must not wait for it.
+    # The port is taken before minutes of loading, and PyTorch imported only after all that may be mistyped.
+    sockets = _listen(options)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        speaker, sampling = open_speaker(options, Console(stderr=True, highlight=False))
+        from ttt_moshi.inference import Slots
+        from ttt_moshi.inference.server import House, make_app
+        from ttt_moshi.inference.sessions import Sessions
+
+        sessions = None if options.sessions == "none" else Sessions(Path(options.sessions))
+        slots = Slots(speaker, options.slots, sampling)
+        start = open_prompt(options, speaker, sampling)
+        prepare = partial(use_device, str(speaker.model.device))
+
+        async def run() -> int:
+            house = House(slots, settings, sessions, options.seed, start, prepare)
+            return await _serve(house, make_app(house, page), sockets, context)
+
+        return asyncio.run(run())
+    finally:
+        for one in sockets:
+            one.close()
+
+
+async def _serve(
+    house: House, app: web.Application, sockets: list[socket.socket], context: ssl.SSLContext | None
+) -> int:
+    """Serves until a signal comes, or the model fails."""
     from aiohttp import web
 
-    from ttt_moshi.inference import Conversation
-    from ttt_moshi.inference.server import make_app
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, house.stopped.set)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        for one in sockets:
+            await web.SockSite(runner, one, ssl_context=context).start()
+        scheme = "http" if context is None else "https"
+        for one in sockets:
+            host, port = one.getsockname()[:2]
+            logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
+        await house.stopped.wait()
+        logger.info("stopping")
+    finally:
+        await runner.cleanup()
+    return 0 if house.failure is None else 1
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    speaker, sampling = open_speaker(options)
-    with Conversation(speaker, sampling) as conversation:
-        logging.info("loading is done; stop with Ctrl-C")
-        web.run_app(
-            make_app(conversation, page), host=options.host, port=options.port, ssl_context=context, access_log=None
+
+def _settings(options: Any) -> Settings:
+    """What was asked for, checked."""
+    for name, low, high in (("slots", 1, MAX_SLOTS), ("queue", 0, 100_000), ("port", 0, 65535)):
+        if not low <= getattr(options, name) <= high:
+            raise UserError(f"--{name} must be between {low} and {high}, not {getattr(options, name)}")
+    if not options.max_lag >= 0.08:
+        raise UserError(f"--max_lag must be at least 0.08 (one frame), not {options.max_lag}")
+    for name in ("idle_seconds", "save_seconds"):
+        if not getattr(options, name) > 0.0:
+            raise UserError(f"--{name} must be greater than 0, not {getattr(options, name)}")
+    for name in ("token", "sessions", "host"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name} is empty")
+    if options.sessions != "none" and Path(options.sessions).exists() and not Path(options.sessions).is_dir():
+        raise UserError(f"--sessions: {options.sessions} is a file, and conversations are kept in a folder")
+    for origin in options.origin:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+            raise UserError(f"--origin reads https://HOST or https://HOST:PORT, not {origin!r}")
+    loopback = all(ipaddress.ip_address(address).is_loopback for _, address in _addresses(options))
+    if not loopback and options.token is None and not options.allow_anyone:
+        raise UserError(
+            f"--host {options.host} lets other machines in: give them a --token to know, or pass --allow_anyone"
         )
-    return 0
+    from ttt_moshi.inference.settings import Settings
+
+    return Settings(
+        max_lag=None if math.isinf(options.max_lag) else options.max_lag,
+        max_queue=options.queue,
+        idle_seconds=options.idle_seconds,
+        save_seconds=options.save_seconds,
+        token=options.token,
+        # Another name that leads here is a trick of another page's, unless other machines are let in.
+        hosts=frozenset({"localhost", "127.0.0.1", "::1", options.host}) if loopback else None,
+        origins=frozenset(options.origin),
+    )
+
+
+def _addresses(options: Any) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        found = socket.getaddrinfo(options.host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {options.host}: no such host ({error})") from error
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+
+
+def _listen(options: Any) -> list[socket.socket]:
+    """A bound socket for every address of the host, all on one port."""
+    sockets: list[socket.socket] = []
+    port = options.port
+    try:
+        for family, address in _addresses(options):
+            one = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind((address, port))
+            port = one.getsockname()[1]
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        raise UserError(
+            f"port {port} of {options.host} cannot be taken: {error.strerror}; choose another --port"
+        ) from error
+    return sockets
 
 
 def _ssl_context(folder: Path | None) -> ssl.SSLContext | None:
@@ -53,19 +187,23 @@ def _ssl_context(folder: Path | None) -> ssl.SSLContext | None:
         if not (folder / name).is_file():
             raise UserError(f"--ssl: there is no {name} in {folder}")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    try:
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    except ssl.SSLError as error:
+        raise UserError(f"--ssl: cert.pem and key.pem in {folder} are no certificate and its key: {error}") from error
     return context
 
 
-def _page(static: str | None) -> Path | None:
-    """The folder of the web page, fetched from the hub if none is named."""
+def _page(static: str) -> Path | None:
+    """The folder of the web page."""
     if static == "none":
         return None
-    if static is None:
+    if static == "official":
         return _official_page()
-    if not (Path(static) / "index.html").is_file():
-        raise UserError(f"--static: there is no index.html in {static}")
-    return Path(static)
+    folder = Path(__file__).parents[1] / "inference" / "page" if static == "own" else Path(static)
+    if not (folder / "index.html").is_file():
+        raise UserError(f"--static: there is no index.html in {folder}")
+    return folder
 
 
 def _official_page() -> Path:
@@ -76,8 +214,8 @@ def _official_page() -> Path:
         archive = Path(hf_hub_download("kyutai/moshi-artifacts", "dist.tgz"))
     except LocalEntryNotFoundError as error:
         raise UserError(
-            "the official web page cannot be fetched from the hub: pass --static FOLDER with a copy of it, or "
-            "--static none to serve the command-line client alone"
+            "the official web page cannot be fetched from the hub: leave --static out for our own page, or pass "
+            "--static FOLDER with a copy of it"
         ) from error
     page = archive.parent / "dist"
     if not page.exists():

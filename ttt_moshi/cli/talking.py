@@ -1,9 +1,11 @@
-"""What the commands that talk share: their options, and a checkpoint opened with care."""
+"""What the commands that talk share: their options, and a model opened with care."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import find_one, progress_bar
@@ -11,18 +13,29 @@ from ttt_moshi.config import ModelPaths
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
-    from ttt_moshi.inference import Sampling, Speaker
+    from ttt_moshi.inference import Sampling, Snapshot, Speaker
+
+BASE = "base"
+MAX_SEED = 2**63 - 1
+MAX_TEMPERATURE = 100.0
 
 
 def add_options(parser: Parser) -> None:
     """Options of every command that talks."""
     add = parser.add_argument
-    add("--checkpoint_dir", "--checkpoint", type=Path, required=True, help="checkpoint, or a run: its newest valid one")
+    add(
+        "--checkpoint_dir",
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="checkpoint; or a run: its newest valid one; or a folder with exported weights, ours or moshi-finetune's; "
+        f"or `{BASE}`: the model named by --hf_repo_id as it is",
+    )
     add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
     add("--hf_repo_id", help="where the base model is now: hub id or folder")
-    add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`, else bfloat16")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-    add("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the draws: it repeats a conversation (default: %(default)s)")
     add("--greedy", action="store_true", help="always the likeliest token instead of a draw")
     for name, kind, what in (
         ("temp", float, "temperature of audio codes (default: the base model's, else 0.8)"),
@@ -31,39 +44,105 @@ def add_options(parser: Parser) -> None:
         ("top_k_text", int, "candidates of text tokens (default: the base model's, else 25)"),
     ):
         add(f"--{name}", type=kind, help=what)
+    add(
+        "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
+    )
+    add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
 
 
 def check_options(options: Any) -> None:
     """Refuses values that mean nothing, before anything is loaded."""
-    for name in ("temp", "top_k", "temp_text", "top_k_text"):
+    for name in ("temp", "temp_text"):
         value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and not 0 < value <= MAX_TEMPERATURE:
+            raise UserError(
+                f"--{name} must be greater than 0 and at most {MAX_TEMPERATURE:.0f}, not {value}; for the likeliest "
+                "token there is --greedy"
+            )
+    for name in ("top_k", "top_k_text"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
             raise UserError(f"--{name} must be greater than 0, not {value}; for the likeliest token there is --greedy")
+    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
+    if options.prompt_text == "":
+        raise UserError("--prompt_text is empty: leave it out, or say something")
+    if options.prompt_voice is not None and not options.prompt_voice.is_file():
+        raise UserError(f"--prompt_voice: no recording at {options.prompt_voice}")
+    if options.hf_repo_id == "":
+        raise UserError("--hf_repo_id is empty: leave it out, or name a repository or a folder")
+    if str(options.checkpoint_dir) == BASE and options.hf_repo_id is None:
+        raise UserError(f"--checkpoint_dir {BASE} needs --hf_repo_id: which model?")
 
 
-def open_speaker(options: Any) -> tuple[Speaker, Sampling]:
-    """Verifies and loads the checkpoint, seeds the draws.
+def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
+    """Verifies and loads the model.
 
     Raises:
-        UserError: a damaged or missing checkpoint, or a device that is not here.
+        UserError: a corrupt or missing checkpoint, or a device that is not here.
     """
+    from ttt_moshi.inference import Sampling
+    from ttt_moshi.moshi.device import choose_device
+
+    device = choose_device(options.device)
+    use_device(device)
+    speaker = _open(options, device, console)
+    names = ("temp", "top_k", "temp_text", "top_k_text")
+    greedy = {"greedy": True} if options.greedy else {}
+    return speaker, Sampling.of(speaker.generation, **greedy, **{name: getattr(options, name) for name in names})
+
+
+def open_prompt(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot | None:
+    """Where every conversation begins, None without a prompt.
+
+    Raises:
+        UserError: a voice that cannot be read, or more frames than the attention window holds.
+    """
+    if options.prompt_text is None and options.prompt_voice is None:
+        return None
     import torch
 
+    from ttt_moshi.data.audio import read_audio
+    from ttt_moshi.inference.prompt import begin_with, make_prompt
+
+    voice = None if options.prompt_voice is None else torch.from_numpy(read_audio(options.prompt_voice)[0])
+    return begin_with(speaker, *make_prompt(speaker, voice, options.prompt_text), sampling)
+
+
+def use_device(device: str) -> None:
+    """Makes a GPU this thread's own: what CUDA graphs record belongs to the current one. Ask in every thread."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+
+
+def _open(options: Any, device: str, console: Console) -> Speaker:
     from ttt_moshi.checkpoint import verify
     from ttt_moshi.evaluation.subject import training_config
-    from ttt_moshi.inference import Sampling, open_checkpoint
-    from ttt_moshi.moshi.device import choose_device, choose_dtype
+    from ttt_moshi.inference.speaker import open_base, open_checkpoint, open_exported
+    from ttt_moshi.moshi.device import choose_dtype
 
+    base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
+    unknown = choose_dtype(options.dtype, "bfloat16")
+    if str(options.checkpoint_dir) == BASE:
+        assert base is not None
+        return open_base(base, device, unknown)
+    if _is_exported(options.checkpoint_dir):
+        console.print(f"{options.checkpoint_dir} has no manifest: its bytes cannot be verified", markup=False)
+        return open_exported(options.checkpoint_dir, device, unknown, base)
     folder = find_one(options.checkpoint_dir)
     if not options.no_ttt_verify:
         with progress_bar(f"verifying {folder.name}") as advance:
             report = verify(folder, progress=advance)
         if not report.ok:
             raise UserError(f"the checkpoint is damaged and is not used:\n{report.text()}")
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, training_config(folder)["param_dtype"])
-    base = ModelPaths(hf_repo_id=options.hf_repo_id) if options.hf_repo_id else None
-    speaker = open_checkpoint(folder, device, dtype, base)
-    torch.manual_seed(options.seed)
-    names = ("greedy", "temp", "top_k", "temp_text", "top_k_text")
-    return speaker, Sampling(**{name: getattr(options, name) for name in names})
+    return open_checkpoint(folder, device, choose_dtype(options.dtype, training_config(folder)["param_dtype"]), base)
+
+
+def _is_exported(folder: Path) -> bool:
+    """Whether a folder holds exported weights that no manifest describes."""
+    given = (folder, folder.absolute().parent, folder / "consolidated")
+    if any((place / "manifest.json").exists() for place in given[:2]):
+        return False
+    return (folder / "config.json").is_file() or (given[2] / "config.json").is_file()

@@ -1,103 +1,114 @@
-"""Keeping a conversation: everything that its next frame depends on, in one file, for the same checkpoint only."""
+"""A conversation in a file, for the same checkpoint only: written whole or not at all, read only if it is intact."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+import os
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from blake3 import blake3
-from moshi.modules.streaming import StreamingModule
-from moshi.utils.compile import CUDAGraphed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
-from ttt_moshi.files import replacing
-from ttt_moshi.inference.conversation import Conversation
 from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.slots import Snapshot
 
-FORMAT = "ttt_moshi.session.1"
-# Attributes of streaming states that are no state: made anew from the model, or of the process.
-_RECREATED = (CUDAGraphed, ExitStack, nn.Module, torch.device, torch.dtype, type(None))
+FORMAT = "ttt_moshi.session.2"
 
 
-def save_session(conversation: Conversation, path: Path) -> None:
-    """Writes a conversation to `path`, whole or not at all.
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session file says of itself.
+
+    Args:
+        state_id: identity of the checkpoint that the conversation was held with.
+        frames: heard so far, 12.5 a second.
+        seed: of its draws.
+    """
+
+    state_id: str
+    frames: int
+    seed: int
+
+
+def save_session(snapshot: Snapshot, state_id: str, path: Path) -> None:
+    """Writes a conversation to `path`, whole or not at all, readable by its owner alone.
+
+    Args:
+        state_id: identity of the checkpoint (`Speaker.state_id`).
 
     Raises:
-        InferenceError: a part of the streaming state is of a kind that cannot be saved.
         OSError: the file cannot be written; an older one there is untouched.
     """
-    tensors, numbers = _read(conversation)
-    for name, tensor in _random_state(conversation).items():
-        tensors[f"random/{name}"] = tensor
-    tensors = {name: _copy(tensor) for name, tensor in tensors.items()}
-    about = {
-        "format": FORMAT,
-        "state_id": conversation.speaker.state_id,
-        "frames": str(conversation.frames),
-        "numbers": json.dumps(numbers, sort_keys=True),
-    }
+    about = {"format": FORMAT, "state_id": state_id, "frames": str(snapshot.frames), "seed": str(snapshot.seed)}
+    data = save(snapshot.tensors, {**about, "blake3": _digest(snapshot.tensors, about)})
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {**about, "blake3": _digest(tensors, about)})
-    except SafetensorError as error:
-        raise OSError(f"the conversation cannot be written to {path}: {error}") from error
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"the conversation cannot be written to {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def load_session(conversation: Conversation, path: Path) -> None:
-    """Puts `conversation`, which has been entered, where the saved one was; the next frame is the same, bit for bit.
-
-    The random generators are put back too. Nothing is changed if anything is wrong.
+def load_session(path: Path, state_id: str) -> Snapshot:
+    """Reads a conversation that was held with the checkpoint `state_id`.
 
     Raises:
-        InferenceError: no session file, a damaged one, or one of another checkpoint, version or device.
+        InferenceError: no session file, a corrupt one, or one of another checkpoint or version.
     """
     tensors, about = _open(path)
-    if about.get("format") != FORMAT:
-        raise InferenceError(f"{path} is not a saved conversation of this version ({FORMAT})")
     claimed = about.pop("blake3", None)
     if claimed != _digest(tensors, about):
-        raise InferenceError(f"{path} is damaged: its content does not match its digest")
-    if about["state_id"] != conversation.speaker.state_id:
+        raise InferenceError(f"{path} is corrupt: its content does not match its digest")
+    if about["state_id"] != state_id:
         raise InferenceError(
             f"{path} was saved with the checkpoint of state {about['state_id'][:12]}..., and this one is "
-            f"{conversation.speaker.state_id[:12]}...: a memory only means something to the weights that wrote it"
+            f"{state_id[:12]}...: a memory only means something to the weights that wrote it"
         )
-    random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random/")}
-    wanted, counts = _read(conversation)
-    numbers = json.loads(about["numbers"])
-    if {n: (t.shape, t.dtype) for n, t in tensors.items()} != {n: (t.shape, t.dtype) for n, t in wanted.items()}:
-        raise InferenceError(f"{path} has another form than this conversation: was it saved with another --dtype?")
-    if set(numbers) != set(counts) or set(random) != {f"random/{n}" for n in _random_state(conversation)}:
-        raise InferenceError(f"{path} was saved by another version of moshi, or on another kind of device")
-    for name, tensor in wanted.items():
-        tensor.copy_(tensors[name])  # in place: CUDA graphs replay on fixed addresses
-    for holder, attribute, name in _numbers(conversation):
-        setattr(holder, attribute, type(getattr(holder, attribute))(numbers[name]))
-    conversation.frames = int(about["frames"])
-    torch.set_rng_state(random["random/cpu"])
-    if "random/cuda" in random:
-        torch.cuda.set_rng_state(random["random/cuda"], conversation.speaker.model.device)
+    return Snapshot(tensors, int(about["seed"]), int(about["frames"]))
+
+
+def session_info(path: Path) -> SessionInfo:
+    """What a session file's header says, without reading (and without checking) the rest.
+
+    Raises:
+        InferenceError: it is no session file of this version.
+    """
+    with _reading(path) as file:
+        about = _about(path, file.metadata())
+    return SessionInfo(about["state_id"], int(about["frames"]), int(about["seed"]))
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _reading(path) as file:
+        about = _about(path, file.metadata())
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+
+
+def _reading(path: Path) -> safe_open:
     if not path.is_file():
         raise InferenceError(f"no saved conversation at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise InferenceError(f"{path} is damaged or not a saved conversation: {error}") from error
+        raise InferenceError(f"{path} is corrupt or not a saved conversation: {error}") from error
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """In memory of its own, which the file format asks for."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
+def _about(path: Path, metadata: dict[str, str] | None) -> dict[str, str]:
+    about = dict(metadata or {})
+    if about.get("format") != FORMAT or not {"state_id", "frames", "seed", "blake3"} <= about.keys():
+        raise InferenceError(f"{path} is not a saved conversation of this version ({FORMAT})")
+    return about
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
@@ -106,51 +117,3 @@ def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return hasher.hexdigest()
-
-
-def _random_state(conversation: Conversation) -> dict[str, Tensor]:
-    device = conversation.speaker.model.device
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _read(conversation: Conversation) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The live tensors of the streaming state, and its plain numbers, by name."""
-    tensors: dict[str, Tensor] = {}
-    for holder, attribute, name in _leaves(conversation):
-        value = getattr(holder, attribute)
-        if isinstance(value, Tensor):
-            tensors[name] = value
-    return tensors, {name: int(getattr(holder, attribute)) for holder, attribute, name in _numbers(conversation)}
-
-
-def _numbers(conversation: Conversation) -> list[tuple[Any, str, str]]:
-    leaves = _leaves(conversation)
-    return [leaf for leaf in leaves if isinstance(getattr(leaf[0], leaf[1]), int)]
-
-
-def _leaves(conversation: Conversation) -> Iterator[tuple[Any, str, str]]:
-    """(object, attribute, name) of every tensor and number in the streaming states of generator, model and codec."""
-    parts: list[tuple[str, StreamingModule]] = [
-        ("generator", conversation.generator),
-        ("model", conversation.speaker.model),
-        ("mimi", conversation.speaker.mimi),
-    ]
-    for part, module in parts:
-        for place, state in module.get_streaming_state().items():
-            yield from _inside(state, f"{part}/{place}")
-
-
-def _inside(holder: Any, name: str) -> Iterator[tuple[Any, str, str]]:
-    for attribute, value in vars(holder).items():
-        inner = f"{name}/{attribute}"
-        if isinstance(value, (Tensor, int)):
-            yield holder, attribute, inner
-        elif isinstance(value, _RECREATED) or callable(value):
-            continue
-        elif hasattr(value, "__dict__"):
-            yield from _inside(value, inner)
-        else:
-            raise InferenceError(f"the streaming state holds {inner} of type {type(value).__name__}, unknown here")

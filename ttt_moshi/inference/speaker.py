@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from moshi.models import MimiModel
+from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.checkpoint import read_manifest
-from ttt_moshi.config import ModelPaths
-from ttt_moshi.moshi import TTTMoshi, load_trained, trained_base
+from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
+from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.moshi import TTTMoshi, build_model, export_file_name, load_trained, resolve_model, trained_base
+from ttt_moshi.moshi.export import digest_of
+from ttt_moshi.moshi.trained import consolidated_folder
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Speaker:
     """What a conversation is made with.
 
     Args:
-        state_id: identity of the checkpoint.
+        state_id: identity of the weights; sessions belong to it.
         model: in `eval()` mode.
         mimi: codec, float32, with as many codebooks as Moshi speaks and hears.
         tokenizer: a sentencepiece processor.
@@ -46,14 +50,38 @@ def open_checkpoint(
         base: where the base model is now, if not where the checkpoint recorded it.
 
     Raises:
-        MoshiError: a file is missing or does not fit.
+        MoshiError: a file is missing or does not fit, or the model is of a kind that cannot talk.
+        InferenceError: the tokenizer is another model's.
     """
     info = trained_base(folder, base, "talk")
-    return Speaker(
-        state_id=read_manifest(folder)["state_id"],
-        model=load_trained(folder, device, dtype, base=base, purpose="talk"),
-        mimi=info.get_mimi(device),
-        tokenizer=info.get_text_tokenizer(),
-        model_type=info.model_type,
-        generation=info.lm_gen_config,
-    )
+    model = load_trained(folder, device, dtype, base=base, purpose="talk")
+    return _speaker(read_manifest(folder)["state_id"], model, info, device)
+
+
+def open_exported(
+    folder: Path, device: torch.device | str, dtype: torch.dtype, base: ModelPaths | None = None
+) -> Speaker:
+    """The same from a folder with exported weights, of ours or of moshi-finetune; nothing vouches for its bytes."""
+    info = trained_base(folder, base, "talk")
+    model = load_trained(folder, device, dtype, base=base, purpose="talk")
+    kinds = (export_file_name("full"), export_file_name("adapters"))
+    (weights,) = (path for name in kinds if (path := consolidated_folder(folder) / name).is_file())
+    return _speaker(f"export:{digest_of(weights)}", model, info, device)
+
+
+def open_base(paths: ModelPaths, device: torch.device | str, dtype: torch.dtype) -> Speaker:
+    """A model as published, before any training here."""
+    info = resolve_model(paths, "talk")
+    model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
+    return _speaker(f"base:{digest_of(Path(info.moshi_weights))}", model, info, device)
+
+
+def _speaker(state_id: str, model: TTTMoshi, info: CheckpointInfo, device: torch.device | str) -> Speaker:
+    tokenizer = info.get_text_tokenizer()
+    if tokenizer.vocab_size() != model.text_card:
+        raise InferenceError(
+            f"the tokenizer {info.tokenizer} has {tokenizer.vocab_size()} pieces and the model {model.text_card} text "
+            "tokens: it is another model's"
+        )
+    mimi = info.get_mimi(device)
+    return Speaker(state_id, model, mimi, tokenizer, info.model_type, info.lm_gen_config)

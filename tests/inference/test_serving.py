@@ -1,0 +1,196 @@
+"""`ttt-moshi serve` and `ttt-moshi sessions` as processes: what they refuse, and what is left however they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+
+import aiohttp
+import numpy as np
+import pytest
+import soundfile
+
+from ttt_moshi.cli.main import main
+
+WAIT = 120
+
+
+def frames(count: int, seed: int = 0) -> list[bytes]:
+    sound = 0.1 * np.random.default_rng(seed).standard_normal((count, 1920))
+    return [(frame * 2**15).round().astype("<i2").tobytes() for frame in sound]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_everything_saved(serve, tmp_path, number):
+    """An open connection that reads nothing any more does not hold it up."""
+    server = serve("--max_lag", "inf", "--slots", "2", "--seed", "4")
+    name = []
+
+    async def scenario() -> None:
+        http = aiohttp.ClientSession()
+        async with http, http.ws_connect(server.url) as socket, http.ws_connect(server.url):
+            while (message := await socket.receive(timeout=WAIT)).data[0] != 0:
+                if message.data[0] == 4:
+                    name.append(json.loads(message.data[1:])["session"])
+            for frame in frames(5):
+                await socket.send_bytes(b"\x01" + frame)
+            heard = 0
+            while heard < 4:
+                heard += (await socket.receive(timeout=WAIT)).data[0] == 1
+            status, seconds = await asyncio.get_running_loop().run_in_executor(None, server.stop, number)
+            assert status == 0, server.lines
+            assert seconds < 30  # under two on a machine that does nothing else
+
+    asyncio.run(scenario())
+    assert main(["sessions", "show", name[0], "--sessions", str(tmp_path / "sessions"), "--json"]) == 0
+    assert not [line for line in server.lines if "Traceback" in line]
+
+
+def test_generate_and_serve_read_each_other_s_sessions(serve, trained, tmp_path, capsys):
+    """One conversation of three parts, told to the server, to `generate` and to another server after a SIGKILL of the
+    first, equals one told to `generate` in one piece."""
+    sound = np.random.default_rng(0).standard_normal(36 * 1920) * 0.1
+    ints = (sound * 2**15).round().astype("<i2")
+    soundfile.write(tmp_path / "whole.wav", ints, 24_000, subtype="PCM_16")
+    soundfile.write(tmp_path / "middle.wav", ints[12 * 1920 : 24 * 1920], 24_000, subtype="PCM_16")
+    messages = [part.astype("<i2").tobytes() for part in ints.reshape(36, 1920)]
+
+    def generate(name: str, *options: str) -> np.ndarray:
+        command = ["generate", "--checkpoint_dir", str(trained), "--input", str(tmp_path / f"{name}.wav")]
+        assert main([*command, "--out", str(tmp_path / f"{name}.out.wav"), "--seed", "4", *options]) == 0
+        return soundfile.read(tmp_path / f"{name}.out.wav", dtype="int16")[0][:, 0].reshape(-1, 1920)
+
+    whole = generate("whole")
+    sessions = tmp_path / "sessions"
+
+    def listen(server, part: list[bytes], query: str, first: int) -> str:
+        async def scenario() -> str:
+            async with aiohttp.ClientSession() as http, http.ws_connect(server.url + query) as socket:
+                while (message := await socket.receive(timeout=WAIT)).data[0] != 0:
+                    if message.data[0] == 4 and (event := json.loads(message.data[1:]))["type"] == "welcome":
+                        session = event["session"]
+                said: list[np.ndarray] = []
+                for frame in part:
+                    await socket.send_bytes(b"\x01" + frame)
+                while len(said) < len(part):
+                    message = await socket.receive(timeout=WAIT)
+                    if message.data[0] == 1:
+                        said.append(np.frombuffer(message.data[1:], "<i2"))
+                for mine, wanted in zip(said, whole[first:], strict=False):
+                    assert abs(mine.astype(int) - wanted).max() <= 1
+                await socket.send_bytes(b'\x04{"type": "save"}')
+                while (message := await socket.receive(timeout=WAIT)).data[
+                    :1
+                ] != b"\x04" or b"saved" not in message.data:
+                    pass
+                # What is heard after the last save is what a killed server loses, and nothing else.
+                await socket.send_bytes(b"\x01" + part[0])
+                assert (await socket.receive(timeout=WAIT)).data[0] in (1, 2, 4)
+                server.process.kill()
+                server.process.wait()
+                return session
+
+        return asyncio.run(scenario())
+
+    options = ("--max_lag", "inf", "--seed", "4")
+    name = listen(serve(*options), messages[:12], "", 0)
+    session = str(sessions / f"{name}.session")
+    middle = generate("middle", "--resume_session", session, "--save_session", session, "--overwrite")
+    assert abs(middle.astype(int) - whole[12:24]).max() <= 1
+    assert listen(serve(*options), messages[24:], f"&resume={name}", 24) == name
+
+
+def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys):
+    sessions = tmp_path / "kept"
+    sessions.mkdir()
+    soundfile.write(tmp_path / "user.wav", np.zeros(4800), 24_000)
+    command = ["generate", "--checkpoint_dir", str(trained), "--input", str(tmp_path / "user.wav"), "--out"]
+    assert main([*command, str(tmp_path / "out.wav"), "--save_session", str(sessions / "mine.session")]) == 0
+    capsys.readouterr()
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["sessions", *arguments, "--sessions", str(sessions)])
+        out, error = capsys.readouterr()
+        return status, out, error
+
+    (one,) = json.loads(run("ls", "--json")[1])
+    assert (one["id"], one["frames"], one["seconds"]) == ("mine", 3, 0.24)
+    assert "mine" in run("ls")[1] and "0.2 s" in run("ls")[1]
+    assert run("fork", "mine", "yours")[0] == 0
+    assert (sessions / "yours.session").read_bytes() == (sessions / "mine.session").read_bytes()
+    assert (sessions / "yours.session").stat().st_mode & 0o777 == 0o600
+    assert json.loads(run("show", "yours", "--json")[1])["intact"] is True
+    data = bytearray((sessions / "yours.session").read_bytes())
+    data[-1] ^= 1
+    (sessions / "yours.session").write_bytes(data)
+    assert run("show", "yours")[0] == 1 and run("show", "mine")[0] == 0
+    for arguments, complaint in (
+        (("fork", "mine", "yours"), "already"),
+        (("fork", "gone", "new"), "no session gone"),
+        (("fork", "mine", "../out"), "is no session id"),
+        (("rm", "mine", "gone"), "no session gone"),
+        (("rm", "../../x"), "is no session id"),
+        (("rm",), "required"),
+        (("show", "gone"), "no session gone"),
+        (("forget", "mine"), "unknown command"),
+        (("ls", "--jsno"), "did you mean `--json`"),
+    ):
+        status = main(["sessions", *arguments, *(["--sessions", str(sessions)] if arguments[0] != "forget" else [])])
+        error = capsys.readouterr().err
+        assert status == 2 and error.count("\n") == 1 and complaint in error, error
+    assert run("rm", "mine", "yours")[0] == 0 and list(sessions.iterdir()) == []
+    assert "no conversations" in run("ls")[1]
+    assert main(["sessions", "ls", "--sessions", str(tmp_path / "nowhere")]) == 2
+
+
+BAD_VALUES = [
+    (["--static", "missing"], "no index.html"),
+    (["--ssl", "."], "no cert.pem"),
+    (["--ssl", "bad"], "no certificate and its key"),
+    (["--prot", "1"], "did you mean `--port`"),
+    (["--port", "70000"], "--port must be between"),
+    (["--port", "-1"], "--port must be between"),
+    (["--port", "http"], "invalid int"),
+    (["--slots", "0"], "--slots must be between"),
+    (["--slots", "100000"], "--slots must be between"),
+    (["--queue", "-1"], "--queue must be between"),
+    (["--max_lag", "0"], "--max_lag must be at least"),
+    (["--max_lag", "nan"], "--max_lag must be at least"),
+    (["--idle_seconds", "0"], "--idle_seconds must be greater"),
+    (["--save_seconds", "nan"], "--save_seconds must be greater"),
+    (["--token", ""], "--token is empty"),
+    (["--sessions", ""], "--sessions is empty"),
+    (["--sessions", "bad/cert.pem"], "is a file"),
+    (["--host", ""], "--host is empty"),
+    (["--host", "0.0.0.0"], "--token"),
+    (["--host", "::"], "--token"),
+    (["--host", "no.such.host.invalid"], "no such host"),
+    (["--origin", "example.org"], "--origin reads"),
+    (["--origin", "https://example.org/page"], "--origin reads"),
+    (["--seed", "-1"], "--seed must be between"),
+    (["--temp", "0"], "--temp must be greater"),
+    (["--device", "mps"], "auto, cpu, cuda"),
+    (["--checkpoint_dir", "missing"], "no folder at missing"),
+]
+
+
+@pytest.mark.parametrize(("options", "complaint"), BAD_VALUES, ids=str)
+def test_serve_refuses_what_cannot_work(trained, tmp_path, monkeypatch, capsys, options, complaint):
+    (tmp_path / "bad").mkdir()
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / "bad" / name).write_text("no certificate")
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--checkpoint_dir", str(trained), "--port", "0", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["serve", "--checkpoint_dir", "nowhere", "--host", "127.0.0.1", "--port", str(port)]
+        assert main(arguments) == 2
+    assert f"port {port} of 127.0.0.1 cannot be taken" in capsys.readouterr().err

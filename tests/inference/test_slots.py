@@ -1,0 +1,179 @@
+"""A conversation in a batch is what it would be alone, whoever comes, goes, waits or breaks beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moshi.models import LMGen
+from moshi.utils.compile import no_compile
+
+from ttt_moshi.inference import Conversation, InferenceError, Reply, Sampling, Slots
+
+SLOTS, PEOPLE, LENGTH = 3, 5, 40
+"""the window of the tiny model is 32 frames, so that the longest conversations go beyond it"""
+
+
+def voice(person: int, frames: int = LENGTH) -> torch.Tensor:
+    """What somebody says, [frames, 1920]."""
+    return 0.1 * torch.randn(frames, 1920, generator=torch.Generator().manual_seed(person))
+
+
+@pytest.fixture(scope="module")
+def company(make_speaker):
+    """A speaker, and what each person hears alone."""
+    speaker, alone = make_speaker(), []
+    for person in range(PEOPLE):
+        with Conversation(speaker, seed=person) as conversation:
+            alone.append([conversation.hear(frame) for frame in voice(person)])
+    assert len({tuple(reply.tokens.tolist()) for replies in alone for reply in replies}) > PEOPLE * LENGTH / 2
+    return speaker, alone
+
+
+def assert_same(reply: Reply | None, expected: Reply | None) -> None:
+    assert (reply is None) == (expected is None)
+    if reply is not None:
+        assert torch.equal(reply.tokens, expected.tokens) and reply.piece == expected.piece
+        assert float((reply.samples - expected.samples).abs().max()) <= 1e-5
+
+
+ACTIONS = st.sampled_from(["hear"] * 6 + ["wait", "wait", "next", "move", "again"])
+PROGRAMS = st.lists(st.tuples(*[ACTIONS] * SLOTS), min_size=1, max_size=45)
+
+
+@settings(max_examples=12)
+@given(program=PROGRAMS)
+def test_rows_equal_solo_runs(company, program):
+    """Under random joins, leaves, pauses, saves and resumes in other slots."""
+    speaker, alone = company
+    voices = [voice(person) for person in range(PEOPLE)]
+    with Slots(speaker, SLOTS) as slots:
+        people: list[int] = []
+        saved = {}
+        for slot in range(SLOTS):
+            slots.join(slot, seed=slot)
+            people.append(slot)
+        for actions in program:
+            frames = {}
+            for slot, action in enumerate(actions):
+                if action == "next":  # the person leaves and the next one comes
+                    people[slot] = (people[slot] + 1) % PEOPLE
+                    slots.join(slot, seed=people[slot])
+                elif action == "move":  # two people change places
+                    other = (slot + 1) % SLOTS
+                    here, there = slots.snapshot(slot), slots.snapshot(other)
+                    slots.restore(slot, there)
+                    slots.restore(other, here)
+                    people[slot], people[other] = people[other], people[slot]
+                    saved[people[slot]] = there
+                elif action == "again" and people[slot] in saved:  # a conversation goes on from an earlier place
+                    slots.restore(slot, saved[people[slot]])
+            for slot, action in enumerate(actions):
+                if action != "wait" and slots.frames[slot] < LENGTH:
+                    frames[slot] = voices[people[slot]][slots.frames[slot]]
+            before = list(slots.frames)
+            replies = slots.tick(frames)
+            for slot in frames:
+                assert_same(replies.get(slot), alone[people[slot]][before[slot]])
+            assert set(replies) <= set(frames)
+
+
+def test_greedy_rows_equal_the_official_generator(company):
+    """Three rows that start at different ticks, beside moshi's own generator and codec, one conversation at a time."""
+    speaker, _ = company
+    model, mimi = speaker.model, speaker.mimi
+    official = []
+    for person in range(SLOTS):
+        generator = LMGen(model, use_sampling=False)
+        heard = voice(person, 12)
+        with torch.no_grad(), no_compile(), mimi.streaming(1), generator.streaming(1):
+            codes = [mimi.encode(frame[None, None]) for frame in heard]
+            steps = [generator.step(frame) for frame in (codes[0], *codes)]  # the first one reads the initial tokens
+            said = [tokens for tokens in steps if tokens is not None]
+            sound = [mimi.decode(tokens[:, 1:]) for tokens in said]
+        official.append((torch.cat(said, dim=2)[0], torch.cat(sound, dim=2)[0, 0]))
+    replies = [[] for _ in range(SLOTS)]
+    with Slots(speaker, SLOTS, Sampling(greedy=True)) as slots:
+        for tick in range(12 + 2 * SLOTS):
+            frames = {}
+            for slot in range(SLOTS):
+                if tick == 2 * slot:
+                    slots.join(slot, seed=0)
+                if 2 * slot <= tick < 2 * slot + 12:
+                    frames[slot] = voice(slot, 12)[tick - 2 * slot]
+            for slot, reply in slots.tick(frames).items():
+                replies[slot].append(reply)
+    for (tokens, sound), said in zip(official, replies, strict=True):
+        assert torch.equal(torch.stack([reply.tokens for reply in said], dim=1), tokens)
+        assert float((torch.cat([reply.samples for reply in said]) - sound).abs().max()) <= 1e-5
+
+
+def poison(slots: Slots, slot: int) -> None:
+    """One value of one memory becomes NaN, as a fault of the hardware would have it."""
+    slots.speaker.model.layers[0]._streaming_state.memory.W1[slot, 0, 0, 0] = torch.nan
+
+
+def test_a_memory_that_is_not_finite_is_noticed_and_hurts_nobody_else(company):
+    speaker, alone = company
+    voices = [voice(person) for person in range(PEOPLE)]
+    with Slots(speaker, 2) as slots:
+        for slot in range(2):
+            slots.join(slot, seed=slot)
+        for t in range(20):
+            if t == 9:
+                poison(slots, 0)
+            replies = slots.tick({0: voices[0][t], 1: voices[1][t]})
+            assert_same(replies.get(1), alone[1][t])
+            assert (0 in replies) == (alone[0][t] is not None and t < 9)
+        assert slots.broken == {0} and slots.frames == [10, 20]
+        with pytest.raises(InferenceError, match=r"no longer finite.*memory/W1"):
+            slots.snapshot(0)
+        slots.join(0, seed=2)  # nothing of it is left for the next one
+        for t in range(12):
+            assert_same(slots.tick({0: voices[2][t]}).get(0), alone[2][t])
+        assert slots.broken == set()
+
+
+def test_a_conversation_stops_at_a_memory_that_is_not_finite(company):
+    speaker, _ = company
+    with Conversation(speaker) as conversation:
+        conversation.hear(voice(0)[0])
+        poison(conversation._slots, 0)
+        with pytest.raises(InferenceError, match=r"no longer finite \(frame 2\)"):
+            conversation.hear(voice(0)[1])
+        conversation.start_over()
+        conversation.hear(voice(0)[0])
+
+
+@pytest.mark.parametrize("part", ["generator", "model", "mimi"])
+def test_what_fails_at_the_beginning_leaves_nothing_streaming(company, monkeypatch, part):
+    speaker, alone = company
+    broken = {
+        "generator": LMGen,
+        "model": type(speaker.model.transformer.layers[-1]),
+        "mimi": type(speaker.mimi.encoder),
+    }[part]
+
+    def fail(self, batch_size):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "_init_streaming_state", fail)
+        with pytest.raises(RuntimeError, match="out of memory"), Conversation(speaker):
+            pass
+    assert not any(getattr(m, "_streaming_state", None) for m in (*speaker.model.modules(), *speaker.mimi.modules()))
+    with Conversation(speaker) as conversation:
+        assert_same(conversation.hear(voice(0)[0]), alone[0][0])
+
+
+def test_one_bad_frame_is_heard_by_nobody(company):
+    speaker, alone = company
+    with Slots(speaker, 2) as slots:
+        for slot in range(2):
+            slots.join(slot, seed=slot)
+        for bad in (torch.zeros(5), torch.full((1920,), torch.inf)):
+            with pytest.raises(InferenceError):
+                slots.tick({0: voice(0)[0], 1: bad})
+        assert slots.frames == [0, 0]
+        assert_same(slots.tick({0: voice(0)[0]}).get(0), alone[0][0])

@@ -1,0 +1,247 @@
+"""Several conversations in one batch: every tick hears one frame of each that has one, and says one back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from moshi.run_inference import get_condition_tensors
+from moshi.utils.compile import no_compile
+from torch import Tensor
+
+from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.generator import Generator
+from ttt_moshi.inference.rows import Parts, empty_rings, fits, read_row, write_row
+from ttt_moshi.inference.sampling import Sampling
+from ttt_moshi.inference.speaker import Speaker
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One frame of Moshi.
+
+    Args:
+        samples: float32 [frame_size], on the CPU; full scale is 1.0.
+        piece: sentencepiece piece of the text token ("▁" begins a word), "" where the token is padding.
+        tokens: int64 [1 + dep_q], text first, on the CPU.
+    """
+
+    samples: Tensor
+    piece: str
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that the next frame of a conversation depends on.
+
+    Args:
+        tensors: a row of the streaming states, on the CPU.
+        seed: of its draws.
+        frames: heard so far.
+    """
+
+    tensors: dict[str, Tensor]
+    seed: int
+    frames: int
+
+
+class Slots:
+    """Places for conversations that share a model, each as if it were alone. Use as a context manager.
+
+    The model and the codec of `speaker` are in streaming mode meanwhile, so a speaker has one batch of slots at a time.
+    A row equals its solo run: tokens and, to rounding, samples. Not safe to call from several threads at once.
+
+    Attributes:
+        speaker: who talks.
+        count: number of slots.
+        frame_size: samples of a frame, at `sample_rate`.
+        frames: heard so far by the conversation in each slot.
+        broken: slots whose memory is no longer finite; they say nothing until the next `join` or `restore`.
+    """
+
+    def __init__(self, speaker: Speaker, count: int, sampling: Sampling | None = None) -> None:
+        self.speaker = speaker
+        self.count = count
+        self.sample_rate = int(speaker.mimi.sample_rate)
+        self.frame_size = round(speaker.mimi.sample_rate / speaker.mimi.frame_rate)
+        self.frames = [0] * count
+        self.broken: set[int] = set()
+        self._seeds = [0] * count
+        model = speaker.model
+        self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
+        conditions = get_condition_tensors(speaker.model_type, model, batch_size=count, cfg_coef=1.0)
+        chosen = Sampling.of(speaker.generation) if sampling is None else sampling
+        self._generator = Generator(model, count, chosen, condition_tensors=conditions)
+        self._parts: Parts = [("generator", self._generator), ("model", model), ("mimi", speaker.mimi)]
+        self._streaming = ExitStack()
+
+    def __enter__(self) -> Slots:
+        try:
+            with self._eager():
+                self._streaming.enter_context(self.speaker.mimi.streaming(self.count))
+                self._streaming.enter_context(self._generator.streaming(self.count))
+        except BaseException:
+            # moshi leaves the modules in streaming mode that it had reached.
+            self._streaming.close()
+            for _, module in self._parts:
+                module._stop_streaming()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._streaming.close()
+
+    def join(self, slot: int, seed: int) -> None:
+        """A new conversation begins in `slot`, whatever was there; the other slots do not notice.
+
+        Args:
+            seed: of its draws, from 0 to 2**63 - 1.
+        """
+        mask = self._clear(slot, seed)
+        # The generator's first step reads the initial tokens whatever it is given; frames count from the second.
+        model = self.speaker.model
+        heard = model.num_codebooks - model.dep_q - 1
+        with torch.no_grad(), self._eager():
+            self._generator.set_exec_mask(mask)
+            self._generator.advance(torch.zeros(self.count, heard, 1, dtype=torch.long, device=model.device))
+
+    def read_given(self, codes: Tensor, user: Tensor) -> None:
+        """Begins a conversation with given frames; for one slot only (see `prompt.begin_with`).
+
+        Args:
+            codes: int64 [K, P], all streams.
+            user: float32 [P * frame_size], the user's audio.
+        """
+        assert self.count == 1, "a pass over several frames cannot leave other rows alone"
+        self._clear(0, 0)
+        mimi, device = self.speaker.mimi, self.speaker.model.device
+        codes = codes[None].to(device)
+        with torch.no_grad(), self._eager():
+            self._generator.read_given(codes)
+            for frame, heard in enumerate(user.to(device).split(self.frame_size)):
+                mimi.encode(heard[None, None])
+                mimi.decode(codes[:, 1 : 1 + self.speaker.model.dep_q, frame : frame + 1])
+        self.frames[0] = codes.shape[2]
+
+    def tick(self, frames: Mapping[int, Tensor]) -> dict[int, Reply]:
+        """The next frame of the users in some of the slots, and Moshi's frames of the same time.
+
+        Args:
+            frames: slot to float32 [frame_size], on the CPU.
+
+        Returns:
+            Replies by slot, without those that the model's delays hold back and those that are broken.
+
+        Raises:
+            InferenceError: another shape, or samples that are not finite; nothing was heard by anyone.
+        """
+        heard = self._together(frames)
+        going = sorted(set(frames) - self.broken)
+        mimi, model = self.speaker.mimi, self.speaker.model
+        with torch.no_grad(), self._eager():
+            mask = self._mask(going)
+            mimi.set_exec_mask(mask)
+            self._generator.set_exec_mask(mask)
+            tokens, hidden = self._generator.advance(mimi.encode(heard.to(model.device)))
+            for slot in going:
+                self.frames[slot] += 1
+            speaking = [slot for slot in going if self.frames[slot] >= self._generator.max_delay]
+            mimi.set_exec_mask(self._mask(speaking))
+            sound = mimi.decode(tokens[:, 1:].clamp(min=0))
+            # One copy brings everything to the host. What is not finite anywhere in a memory shows in the hidden state.
+            finite = hidden.isfinite().flatten(1).all(dim=1, keepdim=True)
+            found = torch.cat([finite.float(), tokens[:, :, 0].float(), sound[:, 0].float()], dim=1).cpu()
+        self.broken |= {slot for slot in going if not found[slot, 0]}
+        return {slot: self._reply(found[slot, 1:]) for slot in speaking if slot not in self.broken}
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """A copy of the conversation in `slot`.
+
+        Raises:
+            InferenceError: its memory is not finite, so nothing could go on from it.
+        """
+        tensors = read_row(self._parts, slot)
+        lost = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        if lost:
+            raise InferenceError(f"{why_broken(self.frames[slot])} (the first value that is not finite: {lost[0]})")
+        return Snapshot(tensors, self._seeds[slot], self.frames[slot])
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Puts a conversation into `slot`; its next frame is what it would have been, bit for bit on the same machine.
+
+        Raises:
+            InferenceError: it is of another model, type or version; nothing was changed.
+        """
+        if not fits(self._parts, snapshot.tensors):
+            raise InferenceError(
+                "the conversation has another form than this model's: was it saved with another --dtype?"
+            )
+        write_row(self._parts, slot, snapshot.tensors)
+        self._occupy(slot, snapshot.seed, snapshot.frames)
+
+    def written(self, slot: int) -> dict[int, float]:
+        """How far each TTT layer's memory of the conversation in `slot` is from where it began, by temporal layer.
+
+        The norm of the change of the first fast weights, as a share of the norm of their initial values.
+        """
+        found = {}
+        for layer in self.speaker.model.layers:
+            if layer.ttt is not None:
+                start = layer.ttt.inner.W1.detach()
+                now = layer._streaming_state.memory.W1[slot]  # type: ignore[union-attr]
+                found[layer.index] = float((now - start).norm() / start.norm())
+        return found
+
+    def _clear(self, slot: int, seed: int) -> Tensor:
+        """Nothing is left in `slot`; the mask of it."""
+        mask = self._mask([slot])
+        self.speaker.mimi.reset_streaming(mask)
+        self._generator.reset_streaming(mask)
+        empty_rings(self._parts, slot)
+        self._occupy(slot, seed, 0)
+        return mask
+
+    def _occupy(self, slot: int, seed: int, frames: int) -> None:
+        self.frames[slot], self._seeds[slot] = frames, seed
+        self._generator.seeds[slot] = seed
+        self.broken.discard(slot)
+
+    def _together(self, frames: Mapping[int, Tensor]) -> Tensor:
+        """All slots' frames, float32 [count, 1, frame_size]."""
+        heard = torch.zeros(self.count, 1, self.frame_size)
+        for slot, samples in frames.items():
+            if samples.shape != (self.frame_size,):
+                raise InferenceError(f"a frame is {self.frame_size} samples, not {list(samples.shape)}")
+            if not bool(samples.isfinite().all()):
+                raise InferenceError(f"frame {self.frames[slot]} holds samples that are not finite")
+            heard[slot, 0] = samples
+        return heard
+
+    def _mask(self, slots: list[int]) -> Tensor:
+        mask = torch.zeros(self.count, dtype=torch.bool)
+        mask[slots] = True
+        return mask.to(self.speaker.model.device)
+
+    def _reply(self, found: Tensor) -> Reply:
+        tokens = found[: 1 + self.speaker.model.dep_q].long()
+        text = int(tokens[0])
+        piece = "" if text in self._silent_tokens else self.speaker.tokenizer.id_to_piece(text)
+        return Reply(found[len(tokens) :].clone(), piece, tokens)
+
+    def _eager(self) -> AbstractContextManager[None]:
+        """moshi compiles its functions on first use, which on a CPU takes half a minute and saves nothing."""
+        return no_compile() if self.speaker.model.device.type == "cpu" else nullcontext()
+
+
+def why_broken(frames: int) -> str:
+    """What to say of a conversation whose memory is not finite."""
+    return (
+        f"the memory of this conversation is no longer finite (frame {frames}): it cannot go on and is not saved; "
+        "begin anew, or go on from an earlier session"
+    )

@@ -1,0 +1,323 @@
+"""One visitor, from the handshake to the end: what comes in, what goes out, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from ttt_moshi.errors import UserError
+from ttt_moshi.frames import frames_to_seconds
+from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
+from ttt_moshi.inference.transcript import WORD_START
+from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
+
+if TYPE_CHECKING:
+    from ttt_moshi.inference.server import House
+
+ELSEWHERE, UNKNOWN_SESSION = 4001, 4004
+"""close codes of our own: the conversation goes on in another connection; there is none of that id"""
+
+MAX_OUTBOX = 125
+"""messages that may wait for a client to read them: ten seconds of audio"""
+
+CLOSING_SECONDS = 1.0
+MEMORY_SECONDS = 5
+PATIENT_FRAMES = 25
+"""where no frame may be dropped, so many wait before the client has to"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client asked for in its address.
+
+    Args:
+        events: whether it understands JSON messages.
+        format: of audio, a key of `FORMATS`.
+        resume: the session to go on with.
+    """
+
+    events: bool = False
+    format: str = "opus"
+    resume: str | None = None
+
+
+class Allowance:
+    """So many units a second on average, and `burst` at once."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._at = burst, time.monotonic()
+
+    def spend(self, units: float) -> bool:
+        """Whether that was allowed."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - units
+        self._at = now
+        return self._left >= 0.0
+
+
+class Visit:
+    """A connection. `run` serves it to its end; `end` ends it from elsewhere.
+
+    Attributes:
+        over: set when nothing of it is left, and its conversation is saved.
+    """
+
+    def __init__(
+        self, house: House, socket: web.WebSocketResponse, transport: asyncio.Transport | None, wish: Wish
+    ) -> None:
+        self._house, self._socket, self._transport, self._wish = house, socket, transport, wish
+        self._audio = FORMATS[wish.format](house.sample_rate)
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(MAX_OUTBOX)
+        self._heard: np.ndarray = np.zeros(0, np.float32)
+        self._messages, self._bytes = Allowance(250.0, 500.0), Allowance(256e3, 1e6)
+        self._slot: int | None = None
+        self._session: str | None = None
+        self._worth_saving = True
+        self._before: Visit | None = None
+        self._closing: tuple[int, str] | None = None
+        self._ending = asyncio.Event()
+        self._last_audio = time.monotonic()
+        self._dropped = self._frames = self._kept_frames = 0
+        self._waited = 0.0
+        self.over = asyncio.Event()
+
+    def end(self, code: int, reason: str) -> None:
+        """Ends the visit; the first reason is the one that counts."""
+        if self._closing is None:
+            self._closing = (int(code), reason)
+            self._ending.set()
+
+    async def run(self) -> None:
+        """Serves the connection until it ends."""
+        # The conversation may still be going on in a connection whose end nobody has noticed.
+        self._before = self._house.live.get(self._wish.resume or "")
+        ticket = self._house.lobby.ask(self._on_place, first=self._before is not None)
+        if self._before is not None:
+            self._before.end(ELSEWHERE, "this conversation goes on in another connection")
+        tasks = [asyncio.create_task(work) for work in (self._read(), self._write(), self._talk(ticket.given))]
+        ending: asyncio.Task[Any] = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    logger.error("a visit failed", exc_info=error)
+                    self.end(WSCloseCode.INTERNAL_ERROR, "an error of the server")
+        finally:
+            for task in (*tasks, ending):
+                task.cancel()
+            await asyncio.gather(*tasks, ending, return_exceptions=True)
+            try:
+                await self._finish()
+            finally:
+                ticket.leave()
+                self._house.forget_visit(self, self._session)
+                self.over.set()
+        await self._close()
+
+    def deliver(self, reply: Reply | None, waited: float, broken: bool) -> None:
+        """What a tick brought, from the event loop."""
+        self._frames += 1
+        self._waited = max(self._waited, waited)
+        if broken:
+            self._worth_saving = False  # what was saved before is still good
+            self.end(WSCloseCode.INTERNAL_ERROR, why_broken(self._frames)[:100])
+        if reply is None:
+            return
+        sound = self._audio.encode(reply.samples.numpy())
+        if sound:
+            self._send(AUDIO + sound)
+        if reply.piece:
+            self._send(TEXT + reply.piece.replace(WORD_START, " ").encode())
+
+    def _on_place(self, place: int) -> None:
+        self._tell("queue", place=place)
+
+    def _tell(self, kind: str, **values: Any) -> None:
+        if self._wish.events:
+            self._send(event(kind, **values))
+
+    def _send(self, message: bytes) -> None:
+        """Puts a message where the writer takes it from; whoever does not read for ten seconds is let go."""
+        try:
+            self._outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.end(WSCloseCode.POLICY_VIOLATION, "replies are not read")
+
+    async def _talk(self, given: asyncio.Future[int]) -> None:
+        slot = await given
+        if self._before is not None:
+            await self._before.over.wait()
+        snapshot = None
+        if self._wish.resume is not None:
+            try:
+                snapshot = await self._house.load(self._wish.resume)
+            except (UserError, OSError) as error:
+                self._tell("error", text=str(error))
+                self.end(UNKNOWN_SESSION, "this conversation cannot go on here")
+                return
+        await self._begin(slot, snapshot)
+        self._send(READY)
+        await self._watch()
+
+    async def _begin(self, slot: int, snapshot: Snapshot | None) -> None:
+        house = self._house
+        seed = house.seed if house.seed is not None else secrets.randbits(62)
+        start = snapshot
+        if snapshot is None and house.start is not None:
+            start = replace(house.start, seed=seed)
+        if start is None:
+            await house.call(lambda slots: slots.join(slot, seed))
+        else:
+            await house.call(lambda slots: slots.restore(slot, start))
+        self._session = self._wish.resume or house.new_session()
+        house.live_visit(self, self._session, slot)
+        self._heard = self._heard[:0]
+        self._frames = 0 if start is None else start.frames
+        self._kept_frames = self._frames
+        self._last_audio = time.monotonic()
+        house.engine.attend(slot)
+        self._slot = slot
+        self._tell("welcome", session=self._session, resumed=snapshot is not None, frames=self._frames)
+
+    async def _watch(self) -> None:
+        """Once a second: how far behind, whether anybody is there, and whether it is time to save."""
+        house, settings, saved = self._house, self._house.settings, time.monotonic()
+        for seconds in count():
+            await asyncio.sleep(1.0)
+            slot = self._slot
+            if slot is None:  # between two conversations
+                continue
+            behind = frames_to_seconds(house.engine.waiting(slot)) + self._waited
+            self._waited = 0.0
+            if self._wish.events and seconds % MEMORY_SECONDS == 0:
+                self._tell("memory", written=await house.call(partial(Slots.written, slot=slot)))
+            self._tell("lag", seconds=round(behind, 3), dropped=self._dropped, tick=round(house.tick_seconds, 4))
+            if time.monotonic() - self._last_audio > settings.idle_seconds:
+                self.end(WSCloseCode.POLICY_VIOLATION, f"no audio for {settings.idle_seconds:.0f} s")
+                return
+            if time.monotonic() - saved > settings.save_seconds:
+                saved = time.monotonic()
+                await self._save()
+
+    async def _read(self) -> None:
+        async for message in self._socket:
+            if message.type is WSMsgType.ERROR:  # aiohttp has answered it with the right code
+                self.end(self._socket.close_code or WSCloseCode.PROTOCOL_ERROR, "a message that is broken or too large")
+                return
+            if not self._messages.spend(1) or not self._bytes.spend(len(message.data)):
+                self.end(WSCloseCode.POLICY_VIOLATION, "too many messages")
+                return
+            if message.type is not WSMsgType.BINARY:
+                self.end(WSCloseCode.UNSUPPORTED_DATA, "a message that is not binary")
+                return
+            try:
+                await self._understand(message.data)
+            except WireError as error:
+                self.end(WSCloseCode.INVALID_TEXT, str(error)[:100])
+                return
+        code = self._socket.close_code
+        self.end(code or WSCloseCode.OK, "" if code else "the connection is gone")
+
+    async def _understand(self, data: bytes) -> None:
+        kind, content = data[:1], data[1:]
+        if kind == AUDIO:
+            await self._hear(self._audio.decode(content))
+        elif kind == EVENT and self._wish.events:
+            await self._obey(parse_event(content))
+        elif kind not in (*IGNORED, EVENT):
+            self.end(WSCloseCode.UNSUPPORTED_DATA, f"a message of an unknown kind ({data[:1].hex() or 'empty'})")
+
+    async def _hear(self, samples: np.ndarray) -> None:
+        if self._slot is None:
+            return  # whoever waits is not heard
+        house, size = self._house, self._house.frame_size
+        self._last_audio = time.monotonic()
+        self._heard = np.concatenate([self._heard, samples])
+        while len(self._heard) >= size:
+            frame, self._heard = torch.from_numpy(self._heard[:size].copy()), self._heard[size:]
+            while house.settings.max_lag is None and house.engine.waiting(self._slot) >= PATIENT_FRAMES:
+                await asyncio.sleep(0.01)
+            dropped = house.engine.hear(self._slot, frame)
+            self._dropped += dropped
+            house.metrics.dropped.inc(dropped)
+
+    async def _obey(self, wish: dict[str, Any]) -> None:
+        """A JSON message of the page."""
+        if self._slot is None:
+            return
+        if wish["type"] == "save":
+            await self._save()
+        elif wish["type"] == "forget":
+            slot, old = self._slot, self._session
+            self._house.engine.leave(slot)
+            self._slot = None
+            self._house.forget_visit(self, old)
+            if old is not None:
+                await self._house.forget(old)
+            self._wish = Wish(self._wish.events, self._wish.format)
+            await self._begin(slot, None)
+        else:
+            raise WireError(f"an unknown wish: {wish['type'][:40]}")
+
+    async def _save(self) -> None:
+        """Keeps the conversation; a failure is told, and the conversation goes on."""
+        if self._slot is None or self._session is None or not self._worth_saving:
+            return
+        slot, house = self._slot, self._house
+        try:
+            snapshot = await house.call(lambda slots: slots.snapshot(slot))
+            new = snapshot.frames > self._kept_frames
+            if new:
+                await house.keep(self._session, snapshot)
+        except (UserError, OSError) as error:
+            house.metrics.save_failures.inc()
+            logger.error("a conversation was not saved: %s", error)
+            self._tell("error", text=f"not saved: {error}")
+        else:
+            self._kept_frames = snapshot.frames
+            house.metrics.saved.inc(new)
+            self._tell("saved", session=self._session, frames=snapshot.frames)
+
+    async def _finish(self) -> None:
+        """Saves the conversation and frees the slot."""
+        if self._slot is None:
+            return
+        await self._save()
+        self._house.engine.leave(self._slot)
+        with suppress(UserError):
+            await self._house.call(lambda slots: None)  # what the last ticks brought has come before this
+        kept = f", kept as {self._session}" if self._session is not None and self._worth_saving else ""
+        _, reason = self._closing or (0, "")
+        logger.info("a conversation ends after %.1f s%s %s", frames_to_seconds(self._frames), kept, reason)
+
+    async def _write(self) -> None:
+        while True:
+            await self._socket.send_bytes(await self._outbox.get())
+
+    async def _close(self) -> None:
+        code, reason = self._closing or (WSCloseCode.OK, "")
+        self._house.metrics.closed.labels(code).inc()
+        try:
+            await asyncio.wait_for(self._say_goodbye(code, reason), CLOSING_SECONDS)
+        except (asyncio.TimeoutError, OSError):
+            if self._transport is not None:
+                self._transport.abort()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        while not self._outbox.empty() and not self._socket.closed:
+            await self._socket.send_bytes(self._outbox.get_nowait())
+        await self._socket.close(code=code, message=reason.encode()[:120])
