@@ -7,7 +7,8 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt bench-gpu bench-memory rehearse-7b clean
+.PHONY: demo shell test test-browser test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt \
+	bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,12 @@ test-faults: $(READY)
 # Fifty SIGKILLs at random moments of training runs, each compared with a run that was never killed.
 test-kills: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/training/test_many_kills.py -m slow -s
+
+# The page in Debian's Chromium, with a wav file for a microphone; installs what it needs. About two minutes on idle cores.
+test-browser: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[browser]'
+	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
+	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
 
 # Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
 # processes on one folder; one tally at the end. About half an hour on two idle cores.

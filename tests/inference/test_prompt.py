@@ -37,7 +37,7 @@ def test_the_conversation_after_a_prompt_is_the_likeliest_of_the_forward_with_a_
     assert torch.equal(output.text_logits.argmax(-1)[output.text_mask], whole[:, :1][output.text_mask])
     assert torch.equal(output.logits.argmax(-1)[output.mask], whole[:, 1 : 1 + dep_q][output.mask])
     wrong = causal.logits.argmax(-1)[output.mask] != whole[:, 1 : 1 + dep_q][output.mask]
-    assert int(wrong.sum()) > 10, "without the backward pass it would be another conversation"
+    assert int(wrong.sum()) > 2, "without the backward pass it would be another conversation"
 
 
 def test_a_prompt_decides_what_is_said_and_serves_many_conversations(speaker):

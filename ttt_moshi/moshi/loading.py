@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.layer import keep_rows_together
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import is_fp32, tensor_group
+from ttt_moshi.moshi.supported import HIBIKI_CONDITIONS
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.ttt import TTTConfig
 
@@ -145,6 +147,8 @@ def empty_model(
             model = TTTMoshi(device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing, **arguments)
     except TypeError as error:
         raise MoshiError(f"config.json has a key that this version of moshi does not know: {error}") from error
+    if conditioners is not None and conditioners.keys() <= HIBIKI_CONDITIONS.keys():
+        model.usual_conditions = HIBIKI_CONDITIONS
     if lora is not None:
         # Before the TTT layers come in: adapters are for the base's linear layers only.
         replace_all_linear_with_lora(model, lora.rank, lora.scaling, device=device, dtype=torch.float32)
@@ -166,12 +170,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
-    """The tensors of the base model's file."""
+    """The tensors of the base model's file, without depth steps for the user's audio."""
     tensors = read_tensors(Path(info.moshi_weights))
+    if info.lm_config is not None:
+        tensors = own_depth_steps(tensors, info.lm_config["dep_q"], info.lm_config["n_q"])
     if info.model_type == "hibiki":
         # As the official loader does: an early end of sequence is padding, since the input goes on.
         tensors["text_emb.weight"][2] = tensors["text_emb.weight"][3]
     return tensors
+
+
+def own_depth_steps(tensors: Mapping[str, Tensor], dep_q: int, n_q: int) -> dict[str, Tensor]:
+    """The tensors without those of the second half of the depth steps, in a file that has twice `dep_q` of them.
+
+    Such a file predicts the user's audio as well as Moshi's (PersonaPlex).
+    """
+    if n_q != 2 * dep_q or f"linears.{2 * dep_q - 1}.weight" not in tensors:
+        return dict(tensors)
+    kept = {}
+    for name, tensor in tensors.items():
+        step = _DEPTH_STEP.match(name)
+        if step is not None:
+            # The last codebook is no input of the depth transformer, so there is one embedding less than steps.
+            if int(step["step"]) < dep_q - (step["part"] == "depformer_emb"):
+                kept[name] = tensor
+        elif _ALL_STEPS.match(name):
+            kept[name] = tensor[: len(tensor) // 2]
+        else:
+            kept[name] = tensor
+    return kept
+
+
+_DEPTH_STEP = re.compile(
+    r"(?P<part>linears|depformer_in|depformer_emb|depformer_norms"
+    r"|depformer\.layers\.\d+\.(?:gating|self_attn\.in_projs|self_attn\.out_projs))\.(?P<step>\d+)\."
+)
+# Older files keep the projections of all depth steps in one tensor, one after another.
+_ALL_STEPS = re.compile(r"depformer\.layers\.\d+\.self_attn\.(in_proj_weight|in_proj\.weight|out_proj\.weight)$")
 
 
 def load_base(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from moshi.conditioners import ConditionTensors
+from moshi.conditioners import ConditionAttributes, ConditionTensors
 from moshi.models.lm import LMModel, LMOutput
 from moshi.models.lm_utils import _undelay_sequence
 from torch import Tensor
@@ -51,6 +52,7 @@ class TTTMoshi(Plain, LMModel):
         ttt_layers: indices of the temporal layers with a TTT layer, ascending.
         ttt_config: their configuration, None if there are none.
         mode: what is trained: frozen, lora, ttt, lora+ttt or full.
+        usual_conditions: text conditions of a model that wants some (Hibiki), where a call gives none.
         compute_dtype: type of the forward pass where it is not that of the weights, in a sharded model.
     """
 
@@ -59,6 +61,7 @@ class TTTMoshi(Plain, LMModel):
         self.ttt_layers: list[int] = []
         self.ttt_config: TTTConfig | None = None
         self.mode: Mode = "frozen"
+        self.usual_conditions: Mapping[str, str] = {}
         self.compute_dtype: torch.dtype | None = None
         for index, layer in enumerate(self.layers):
             layer.index = index
@@ -227,6 +230,10 @@ class TTTMoshi(Plain, LMModel):
     ) -> tuple[Tensor, Tensor]:
         """Text logits [B, 1, T, text_card] and audio logits [B, dep_q, T, card] in the order of `targets`."""
         conditions: tuple[Tensor | None, Tensor | None] = (None, None)
+        if condition_tensors is None and self.usual_conditions:
+            assert self.condition_provider is not None
+            attributes = ConditionAttributes(text=dict(self.usual_conditions), tensor={})
+            condition_tensors = self.condition_provider.prepare_and_provide([attributes] * len(inputs))
         if condition_tensors is not None:
             assert self.fuser is not None, "this model takes no conditions"
             conditions = self.fuser.get_sum(condition_tensors), self.fuser.get_cross(condition_tensors)

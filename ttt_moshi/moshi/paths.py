@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -17,7 +18,7 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.moshi.errors import MoshiError
-from ttt_moshi.moshi.supported import Purpose, check_supported
+from ttt_moshi.moshi.supported import REPOSITORY_KEYS, Purpose, check_supported, without_user_steps
 
 
 def resolve_model(paths: ModelPaths, purpose: Purpose = "train") -> CheckpointInfo:
@@ -26,6 +27,8 @@ def resolve_model(paths: ModelPaths, purpose: Purpose = "train") -> CheckpointIn
     `hf_repo_id` names a hub repository or a local folder with the same files (`config.json` and the files it names);
     each explicit path replaces one of them. Nothing is fetched from the network when all files are local, and nothing
     but the configuration of a model that cannot serve the purpose.
+
+    Where a model predicts the user's audio too, the configuration returned is without that half (`without_user_steps`).
 
     Raises:
         MoshiError: a file is missing (the message names it and the place where it was expected), or the model is of a
@@ -41,7 +44,7 @@ def resolve_model(paths: ModelPaths, purpose: Purpose = "train") -> CheckpointIn
         config_path = _explicit_config(paths) or _hub_config(paths.hf_repo_id)
         if config_path is not None:
             check_supported(read_json(config_path), purpose, f"{paths.hf_repo_id} (config.json)")
-        return CheckpointInfo.from_hf_repo(
+        return _as_used(
             paths.hf_repo_id,
             moshi_weights=_explicit(paths.moshi_path, "moshi_path"),
             mimi_weights=_explicit(paths.mimi_path, "mimi_path"),
@@ -94,7 +97,7 @@ def _resolve_locally(paths: ModelPaths, folder: Path | None, purpose: Purpose) -
     for key, path in extras.items():
         if not path.is_file():
             raise MoshiError(f"{config_path} names {key} {config[key]!r}, and there is no file {path}")
-    return CheckpointInfo.from_hf_repo(
+    return _as_used(
         str(beside),
         moshi_weights=found["moshi_path"],
         mimi_weights=found["mimi_path"],
@@ -103,6 +106,15 @@ def _resolve_locally(paths: ModelPaths, folder: Path | None, purpose: Purpose) -
         mimi_config_path=extras.get("mimi_config_name"),
         lora_weights=extras.get("lora_name"),
     )
+
+
+def _as_used(*arguments: Any, **files: Any) -> CheckpointInfo:
+    """The official `CheckpointInfo`, with the configuration that is used here."""
+    info = CheckpointInfo.from_hf_repo(*arguments, **files)
+    info.raw_config = without_user_steps(info.raw_config)
+    if info.raw_config is not None:
+        info.lm_config = {key: value for key, value in info.raw_config.items() if key not in REPOSITORY_KEYS}
+    return info
 
 
 def _existing(explicit: str | None, key: str, folder: Path | None, name: str) -> Path:

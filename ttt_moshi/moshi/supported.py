@@ -1,11 +1,16 @@
-"""Which models of the family can be trained, evaluated and talked to, decided before any weight is read."""
+"""Which models of the family can be trained, evaluated and talked to, decided before any weight is read.
+
+`docs/models.md` has them in a table.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from moshi.models import loaders
 from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 
@@ -21,6 +26,8 @@ REPOSITORY_KEYS = (
 # Keys that older configurations have and that mean nothing today, or say how the weights are stored.
 OBSOLETE_KEYS = ("depformer_causal", "lora", "lora_rank", "lora_scaling", "demux_second_stream")
 _GEOMETRY = ("dim", "num_heads", "num_layers", "n_q", "dep_q", "card", "text_card", "delays")
+HIBIKI_CONDITIONS = {"description": "very_good"}
+"""how well Hibiki should speak; its generators ask for the best"""
 _IMAGE_KEYS = ("image", "vision", "xa_")
 
 
@@ -36,7 +43,7 @@ def check_supported(config: Mapping[str, Any] | None, purpose: Purpose, source: 
     """
     if config is None:
         return
-    for reason in _reasons(config, purpose):
+    for reason in _reasons(without_user_steps(config) or {}, purpose):
         raise MoshiError(f"{source}: {reason}")
 
 
@@ -49,8 +56,6 @@ def _reasons(config: Mapping[str, Any], purpose: Purpose) -> Iterator[str]:
         )
     if "vis" in model_type or any(key.startswith(_IMAGE_KEYS) for key in config):
         yield "this is MoshiVis, which looks at images: its image layers are not part of the moshi package"
-    if model_type == "personaplex" and "dep_q" not in config:
-        yield _DEAF.format(dep_q=16, n_q=16)
     missing = [key for key in _GEOMETRY if key not in config]
     if missing:
         yield (
@@ -67,16 +72,38 @@ def _reasons(config: Mapping[str, Any], purpose: Purpose) -> Iterator[str]:
     if dep_q == 0:
         yield "this model writes text and says nothing (`dep_q` 0, speech to text): take a Moshi"
     if dep_q >= n_q:
-        yield _DEAF.format(dep_q=dep_q, n_q=n_q)
-    if config.get("conditioners") or config.get("fuser"):
-        names = ", ".join(config.get("conditioners") or config["fuser"])
+        yield (
+            f"the model predicts {dep_q} of its {n_q} audio codebooks itself, so that it would not hear the user: take "
+            "a model whose `dep_q` is smaller than `n_q`"
+        )
+    conditions = set(config.get("conditioners") or ())
+    if conditions and not (model_type == "hibiki" and conditions == set(HIBIKI_CONDITIONS)):
+        names = ", ".join(sorted(conditions))
         yield f"this model wants conditions ({names}), which nothing here supplies: take a model without conditioners"
 
 
-_DEAF = (
-    "the model predicts {dep_q} of its {n_q} audio codebooks itself (PersonaPlex and TTS models do), so that it would "
-    "not hear the user: take a model whose `dep_q` is smaller than `n_q`"
-)
+def without_user_steps(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The configuration that is used here: where a model predicts the user's audio too, without that half.
+
+    PersonaPlex has as many depth steps as audio codebooks, 16: the first 8 say Moshi's frame, the others guess the
+    user's, who is there to be heard. Its config.json says no more than what it is; the geometry is Moshi's.
+    """
+    if config is None:
+        return None
+    changed = dict(config)
+    model_type = str(config.get("model_type", "moshi")).lower()
+    if model_type == "personaplex" and "dep_q" not in config:
+        own = {key: value for key, value in config.items() if key in REPOSITORY_KEYS}
+        return {**copy.deepcopy(loaders._lm_kwargs), **own}
+    dep_q = config.get("dep_q")
+    speaks = model_type in ("moshi", "personaplex") and not config.get("tts_config")
+    if speaks and isinstance(dep_q, int) and dep_q == config.get("n_q") and dep_q > 0 and dep_q % 2 == 0:
+        changed["dep_q"] = dep_q // 2
+        if changed.get("depformer_weights_per_step_schedule"):
+            changed["depformer_weights_per_step_schedule"] = changed["depformer_weights_per_step_schedule"][
+                : dep_q // 2
+            ]
+    return changed
 
 
 def known_keys() -> set[str]:

@@ -4,7 +4,8 @@ const READY = 0;
 const AUDIO = 1;
 const TEXT = 2;
 const EVENT = 4;
-const WAIT_SECONDS = [1, 2, 4, 8, 8, 8];
+/** Seconds between tries: five minutes in all. */
+const WAIT_SECONDS = [1, 2, 4, 8, ...Array(19).fill(15)];
 
 /** Codes after which trying again makes no sense, and what to tell. */
 const REASONS = {
