@@ -274,6 +274,13 @@ def test_generated_benchmarks_are_read_by_every_loader(tiny_material, tmp_path):
     assert len(find_books(tmp_path)) == made["librilight/small"] / 2  # two chapters each
 
 
+@pytest.mark.parametrize("name", ["salmon", "SALMon", "salmon_benchmark"])
+def test_salmon_is_found_as_its_archive_unpacks(tmp_path, toy, name):
+    for half in (0, 1):
+        toy(tmp_path / name / "speaker_consistency" / f"sample_0_{half}.wav", [1, 2])
+    assert [pair.item for pair in salmon_pairs(tmp_path)] == ["speaker_consistency/0"]
+
+
 def test_looking_for_books_takes_time_in_proportion_to_their_number(tmp_path):
     """Comparisons of paths are counted, not seconds: every file is looked at a bounded number of times."""
     counts = {}

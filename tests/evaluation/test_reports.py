@@ -119,3 +119,11 @@ def test_the_report_names_chance_counts_and_settings(tmp_path, toy, oracle):
     text = run_report(results)
     for words in ("`abc`", "step 7", "1 pairs", "chance 0.5", "1 items", "| text | absent |", "| user | silence |"):
         assert words in text
+
+
+def test_every_layer_is_drawn():
+    curves = {"start": [1.0, 1.0], "before": [0.9, 0.8], "after": [0.5, 0.4]}
+    figure = figure_for("inner", {"layers": {str(i): curves for i in range(9)}, "smoothing": 10}, None)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [f"layer {i}" for i in range(9)]
+    assert all(len(axes.lines) == 3 for axes in shown)

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -136,9 +137,9 @@ def rewrite(root, rows, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.pop(), "has only its"),
+        (lambda rows: rows.pop(), r"has \d correct rows and \d incorrect ones"),
         (lambda rows: rows.append(rows[0]), "listed twice"),
-        (lambda rows: rows.append(rows[0] | {"filename": "other"}), "a second"),
+        (lambda rows: rows.append(rows[0] | {"filename": "other"}), "has 2 correct rows and 1 incorrect ones"),
         (lambda rows: rows[0].update(filename="gone"), "there is no"),
         (lambda rows: rows[0].update(frequency="many"), "frequency holds 'many'"),
         (lambda rows: rows.clear(), "lists no recordings"),
@@ -148,6 +149,30 @@ def test_incomplete_or_ambiguous_gold_files_are_errors(lexical, change, message)
     root, rows = lexical
     rewrite(root, sorted(rows, key=lambda r: -r["correct"]), change)
     with pytest.raises(EvaluationError, match=message):
+        lexical_pairs(root, "dev")
+
+
+def test_a_byte_order_mark_and_several_pairs_of_one_voice(lexical):
+    """The official toolkit pairs the k-th right row of a voice with its k-th wrong one."""
+    root, rows = lexical
+    folder = root / "sLM21-dataset" / "lexical" / "dev"
+    item, voice = rows[0]["id"], rows[0]["voice"]
+    again = [dict(row) for row in rows if (row["id"], row["voice"]) == (item, voice)]
+    for row in again:
+        copy = f"again_{row['filename']}"
+        shutil.copy(folder / f"{row['filename']}.wav", folder / f"{copy}.wav")
+        row["filename"] = copy
+    rewrite(root, [*rows, *again], lambda rows: None)
+    gold = folder / "gold.csv"
+    gold.write_bytes(b"\xef\xbb\xbf" + gold.read_bytes())
+    pairs = lexical_pairs(root, "dev")
+    assert len(pairs) == len(rows) // 2 + 1 and len({pair.id for pair in pairs}) == len(pairs)
+    (second,) = [pair for pair in pairs if pair.voice == f"{voice}+2"]
+    assert (
+        second.item == str(item) and second.correct.id.startswith("again_") and second.incorrect.id.startswith("again_")
+    )
+    gold.write_bytes(b"filename,id\xff\n")
+    with pytest.raises(EvaluationError, match=r"gold\.csv"):
         lexical_pairs(root, "dev")
 
 

@@ -111,7 +111,8 @@ class _Run:
         if options.reference:
             add_reference(found.tasks, options.reference)
         for name, outcome in found.outcomes.items():
-            found.tasks[name]["options"] = request.controls.applied(known[name].text, known[name].user)
+            spec = known[name]
+            found.tasks[name]["options"] = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes

@@ -71,6 +71,8 @@ def _details(task: dict[str, Any]) -> list[str]:
             parts.append(_curve(task[key], label))
     if task.get("speakers"):
         parts.append(_curve([{"label": name, **groups} for name, groups in task["speakers"].items()], "who speaks"))
+    if "minutes" in task:
+        parts.append(_minutes(task))
     if "distances" in task:
         rows = [
             [
@@ -99,6 +101,15 @@ def _curve(points: list[dict[str, Any]], label: str) -> str:
     groups = [g for g in ("text", "semantic", "acoustic") if any(g in p for p in points)]
     rows = [[_place(p), *(interval(p[g]) if g in p else "" for g in groups)] for p in points]
     return table([label, *groups], rows)
+
+
+def _minutes(task: dict[str, Any]) -> str:
+    names = ("pad_share", "tokens_per_minute", "repeated_grams", "entropy")
+    rows = [
+        [str(p["minute"]), *(interval(p[n], 3) if n in p else "" for n in names), f"{p['degenerate']} of {p['n']}"]
+        for p in task["minutes"]
+    ]
+    return table(["minute", "PAD share", "text tokens", "repeated 4-grams", "entropy (bits)", "degenerate"], rows)
 
 
 def _place(point: dict[str, Any]) -> str:

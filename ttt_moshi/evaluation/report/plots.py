@@ -61,9 +61,9 @@ def figure_for(name: str, task: dict[str, Any], training_frames: int | None) -> 
     return None
 
 
-def _axes(height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(8.6, height), layout="constrained")
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+def _axes(height: float = 3.6, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8.6, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(axis="y", alpha=0.25)
@@ -187,7 +187,10 @@ def by_distance(task: dict[str, Any]) -> Figure:
 def inner_loss(task: dict[str, Any]) -> Figure:
     """The inner loss of each layer under the initial, the previous and the updated weights."""
     layers = task["layers"]
-    figure, axes = _axes(3.6, min(4, len(layers)))
+    columns = min(4, len(layers))
+    figure, axes = _axes(3.6, columns, -(-len(layers) // columns))
+    for unused in axes[len(layers) :]:
+        unused.set_visible(False)
     for one, (layer, curves) in zip(axes, layers.items(), strict=False):
         for name, colour in (("start", GREY), ("before", BLUE), ("after", ORANGE)):
             step = task["smoothing"]

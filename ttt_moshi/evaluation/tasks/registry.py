@@ -25,6 +25,8 @@ from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
+from ttt_moshi.evaluation.tasks.free_running import FreeRunning
+from ttt_moshi.evaluation.tasks.free_running import cannot_apply as free_running_cannot_apply
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
 from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
@@ -95,6 +97,7 @@ class TaskSpec:
         needs: the data, in a few words, for `--tasks list`.
         version: changes whenever the same model and data would get another number.
         text, user: the streams that are usual for it.
+        runs_model: whether options about the model act on it.
         cannot_apply: the reason why some option has no meaning for it, None where it has.
     """
 
@@ -105,6 +108,7 @@ class TaskSpec:
     user: UserMode = "silence"
     cannot_apply: Callable[[Controls], str | None] = lambda controls: None
     check: Callable[[Benchmarks], object] | None = None
+    runs_model: bool = True
 
 
 def _perplexity(b: Benchmarks) -> Task:
@@ -113,6 +117,10 @@ def _perplexity(b: Benchmarks) -> Task:
 
 def _dialogue(b: Benchmarks) -> Task:
     return Dialogue(*b.recordings().whole(), b.recordings().turns())
+
+
+def _free_running(b: Benchmarks) -> Task:
+    return FreeRunning(*b.recordings().whole())
 
 
 def _swuggy(b: Benchmarks) -> Task:
@@ -165,6 +173,15 @@ TASKS: dict[str, TaskSpec] = {
         _perplexity, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()
     ),
     "dialogue": TaskSpec(_dialogue, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()),
+    "free_running": TaskSpec(
+        _free_running,
+        "conversations that `ttt-moshi generate` wrote: --data",
+        text="given",
+        user="natural",
+        cannot_apply=free_running_cannot_apply,
+        check=lambda b: b.recordings().check(),
+        runs_model=False,
+    ),
     "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}"),
     "sblimp": TaskSpec(_sblimp, "sLM21-dataset/syntactic/{dev,test}"),
     "ssc": TaskSpec(_story("ssc", "sSC"), "sSC/<n>_<uuid>_{correct,incorrect}.wav"),
@@ -179,7 +196,7 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
-ON_RECORDINGS = ("perplexity", "dialogue")
+ON_RECORDINGS = ("perplexity", "dialogue", "free_running")
 """tasks on the user's own recordings, all others need benchmarks"""
 ALIASES = {"ppl": "perplexity"}
 

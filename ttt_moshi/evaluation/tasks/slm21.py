@@ -10,7 +10,7 @@ import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.pairs import Pair
 
@@ -61,9 +61,9 @@ def _pairs(folder: Path, item: Callable[[Row], str], groups: Callable[[Row], Map
     gold = folder / "gold.csv"
     if not gold.is_file():
         raise EvaluationError(f"no {gold}")
-    halves: dict[tuple[str, str], dict[bool, Row]] = {}
+    halves: dict[tuple[str, str], tuple[list[Row], list[Row]]] = {}  # wrong and right rows, in their order
     seen: set[str] = set()
-    with gold.open(newline="", encoding="utf-8") as file:
+    with gold.open(newline="", encoding="utf-8-sig") as file, well_formed(gold):
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
                 key, correct, name = (item(row), row["voice"]), row["correct"].strip() == "1", row["filename"]
@@ -72,20 +72,19 @@ def _pairs(folder: Path, item: Callable[[Row], str], groups: Callable[[Row], Map
             if name in seen:
                 raise EvaluationError(f"{gold}, line {number}: {name} is listed twice")
             seen.add(name)
-            half = halves.setdefault(key, {})
-            if correct in half:
-                raise EvaluationError(f"{gold}, line {number}: a second {'' if correct else 'in'}correct row for {key}")
-            half[correct] = row
+            halves.setdefault(key, ([], []))[correct].append(row)
     if not halves:
         raise EvaluationError(f"{gold} lists no recordings")
     pairs = []
-    for (name, voice), half in halves.items():
-        if len(half) != 2:
+    for (name, voice), (wrong, right) in halves.items():
+        if len(wrong) != len(right):
             raise EvaluationError(
-                f"{gold}: {name} in voice {voice} has only its {'' if True in half else 'in'}correct half"
+                f"{gold}: {name} in voice {voice} has {len(right)} correct rows and {len(wrong)} incorrect ones"
             )
-        good, bad = half[True], half[False]
-        pairs.append(Pair(name, voice, _example(folder, good), _example(folder, bad), groups(good)))
+        # Several of one voice are paired in their order, as the official toolkit does.
+        for again, (good, bad) in enumerate(zip(right, wrong, strict=True)):
+            own = voice if not again else f"{voice}+{again + 1}"
+            pairs.append(Pair(name, own, _example(folder, good), _example(folder, bad), groups(good)))
     return pairs
 
 

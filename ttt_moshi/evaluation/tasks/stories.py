@@ -17,6 +17,7 @@ from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
 from ttt_moshi.evaluation.pairs import Pair
 
+SALMON_FOLDERS = ("salmon", "SALMon", "salmon_benchmark")  # the last is how its archive unpacks
 _STORY = re.compile(r"(?:(?P<n>\d+)_)?(?P<base>.+)_(?P<kind>correct|incorrect|mutual)\.wav")
 _SAMPLE = re.compile(r"sample_(?P<i>\d+)_(?P<half>[01])\.wav")
 
@@ -51,7 +52,7 @@ def needle_pairs(data_root: Path) -> list[Pair]:
 
 def salmon_pairs(data_root: Path) -> list[Pair]:
     """All parts of SALMon that are there; the group `part` names them."""
-    root = next((r for r in (data_root / "salmon", data_root / "SALMon") if r.is_dir()), None)
+    root = next((r for name in SALMON_FOLDERS if (r := data_root / name).is_dir()), None)
     if root is None:
         raise EvaluationError(f"no SALMon data: expected {data_root / 'salmon' / 'speaker_consistency'}")
     pairs = []

@@ -1,0 +1,170 @@
+"""Does a model that talks by itself keep talking sense? Statistics of conversations that were generated.
+
+`ttt-moshi generate` writes a conversation as a recording with a transcript; a list of such recordings is evaluation
+data. No model runs here. A minute is degenerate when one of these holds:
+
+- repeats: at least half of its sequences of four text tokens have occurred in it before;
+- falls silent: it has no text token but PAD and EPAD, though the recording's first minute has;
+- stuck: the entropy of its semantic codes is below half of that of the recording's first minute.
+
+A conversation collapses at the first degenerate minute after which no minute is any better, provided that there are at
+least two of them. An incomplete last minute below 30 s is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.recorded import Encode
+from ttt_moshi.evaluation.scoring.clips import ClipTokens
+from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.frames import FRAME_RATE
+
+MINUTE = round(60 * FRAME_RATE)  # frames
+GRAM = 4  # text tokens
+REPEATED, STUCK = 0.5, 0.5
+STATISTICS = ("pad_share", "tokens_per_minute", "repeated_grams", "entropy")
+
+
+@dataclass(frozen=True)
+class Minute:
+    """What the agent did in one minute.
+
+    Args:
+        pad_share: frames whose text is PAD or EPAD; None where the text is absent.
+        tokens_per_minute: other text tokens, as if the minute were whole; None where the text is absent.
+        repeated_grams: share of sequences of four text tokens that occurred in the minute before; None without any.
+        entropy: of the distribution of semantic codes, in bits.
+        degenerate: why the minute is degenerate, None where it is not.
+    """
+
+    pad_share: float | None
+    tokens_per_minute: float | None
+    repeated_grams: float | None
+    entropy: float
+    degenerate: str | None = None
+
+
+def minutes_of(codes: np.ndarray, padding: tuple[int, int]) -> list[Minute]:
+    """The minutes of a conversation: int [channels, T], text first, then the agent's semantic codes.
+
+    `padding`: ids of PAD and EPAD in the text.
+    """
+    T = codes.shape[1]
+    starts = [start for start in range(0, T, MINUTE) if min(MINUTE, T - start) >= MINUTE // 2 or start == 0]
+    found: list[Minute] = []
+    for start in starts:
+        plain = _minute(codes[:2, start : start + MINUTE], padding)
+        first = found[0] if found else plain
+        found.append(Minute(**{**asdict(plain), "degenerate": _why_degenerate(plain, first)}))
+    return found
+
+
+def collapse_minute(minutes: list[Minute]) -> int | None:
+    """The minute, from 0, from which on all are degenerate, two of them at least; None where there is none."""
+    last_good = max((i for i, minute in enumerate(minutes) if minute.degenerate is None), default=-1)
+    return last_good + 1 if len(minutes) - (last_good + 1) >= 2 else None
+
+
+def _minute(codes: np.ndarray, padding: tuple[int, int]) -> Minute:
+    text, semantic = codes
+    present = text[text >= 0]
+    words = present[~np.isin(present, padding)]
+    grams = [tuple(words[i : i + GRAM].tolist()) for i in range(len(words) - GRAM + 1)]
+    _, counts = np.unique(semantic[semantic >= 0], return_counts=True)
+    shares = counts / counts.sum() if counts.sum() else np.ones(1)
+    return Minute(
+        pad_share=1 - len(words) / len(present) if len(present) else None,
+        tokens_per_minute=len(words) * MINUTE / len(text) if len(present) else None,
+        repeated_grams=1 - len(set(grams)) / len(grams) if grams else None,
+        entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,
+    )
+
+
+def _why_degenerate(minute: Minute, first: Minute) -> str | None:
+    if minute.repeated_grams is not None and minute.repeated_grams >= REPEATED:
+        return "repeats"
+    if minute.tokens_per_minute == 0.0 and first.tokens_per_minute:
+        return "falls silent"
+    if minute.entropy < STUCK * first.entropy:
+        return "stuck"
+    return None
+
+
+def cannot_apply(controls: Controls) -> str | None:
+    """No model runs, so no option about one can be applied."""
+    usual = Controls()
+    for name in ("ttt", "sink", "text", "user"):
+        if getattr(controls, name) != getattr(usual, name):
+            return f"`--{name} {getattr(controls, name)}` is about a model that reads, and this looks at what one wrote"
+    return None
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Share of conversations that do not collapse, and what the agent does in each minute.
+
+    Args:
+        tokens: every conversation as one clip.
+        encode: makes them quick to read; None where they are.
+    """
+
+    tokens: ClipTokens
+    encode: Encode | None
+    name: str = "free_running"
+
+    def run(self, engine: Engine) -> Outcome:
+        if self.encode is not None:
+            self.encode(engine.ranks, engine.encoding(self.name))
+        examples = engine.ranks.together(self.tokens.examples)
+        minutes = {e.id: minutes_of(self.tokens.tokens(e), engine.scorer.text_padding) for e in examples}
+        if short := [name for name, own in minutes.items() if len(own) < 2]:
+            raise EvaluationError(
+                f"{len(short)} of {len(minutes)} conversations are shorter than one minute and a half ({short[0]}, "
+                "...): too short to tell a collapse"
+            )
+        collapsed = {name: collapse_minute(own) for name, own in minutes.items()}
+        steady = np.array([float(collapsed[e.id] is None) for e in examples])
+        samples = [
+            {
+                "id": e.id,
+                "score": float(collapsed[e.id] is None),
+                "collapse_minute": collapsed[e.id],
+                "minutes": [asdict(minute) for minute in minutes[e.id]],
+            }
+            for e in examples
+        ]
+        entry: dict[str, Any] = {
+            "status": "ok",
+            "metric": "share of conversations that do not collapse",
+            "better": "higher",
+            "value": float(steady.mean()),
+            "ci95": list(bootstrap_mean(steady)),
+            "n": len(steady),
+            "unit_of_n": "conversations",
+            "collapse_minutes": [minute for minute in collapsed.values() if minute is not None],
+            "minutes": _curve(list(minutes.values())),
+        }
+        return Outcome(entry, samples, data_digest=self.tokens.digest(examples))
+
+
+def _curve(conversations: list[list[Minute]]) -> list[dict[str, Any]]:
+    """Means over conversations with their intervals, minute by minute, as far as the longest goes."""
+    points = []
+    for number in range(max(len(own) for own in conversations)):
+        here = [own[number] for own in conversations if number < len(own)]
+        point: dict[str, Any] = {"minute": number, "n": len(here)}
+        for name in STATISTICS:
+            values = np.array([v for minute in here if (v := getattr(minute, name)) is not None])
+            if len(values):
+                point[name] = {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
+        point["degenerate"] = sum(minute.degenerate is not None for minute in here)
+        points.append(point)
+    return points
