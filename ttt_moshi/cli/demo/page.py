@@ -74,7 +74,8 @@ def write_page(path: Path, facts: dict[str, Any], program: str, minutes: float) 
 
 def percent(share: float) -> str:
     """Whole percents, but nothing short of all of them is called 100 %."""
-    return f"{100 * share:.0f} %" if share == 1 or share < 0.995 else f"{100 * share:.1f} %"
+    number = f"{100 * share:.0f}" if share == 1 or share < 0.995 else f"{100 * share:.1f}"
+    return f"{number}\N{NO-BREAK SPACE}%"
 
 
 def _remembers(facts: dict[str, Any]) -> dict[str, Any]:

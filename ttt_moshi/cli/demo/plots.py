@@ -67,7 +67,7 @@ def loss(records: Sequence[dict[str, Any]], killed_at: int, resumed_at: int) -> 
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("training step", "loss (nats)")
         steps, losses = [r["step"] for r in records], np.array([r["loss"] for r in records])
-        axes.plot(steps, losses, color=BLUE, alpha=0.35, linewidth=1, label="every step")
+        axes.plot(steps, losses, color=BLUE, alpha=0.6, linewidth=0.8, label="every step")
         axes.plot(steps, smooth(losses), color=BLUE, linewidth=2.2, label="smoothed")
         axes.axvspan(resumed_at, killed_at, color=ORANGE, alpha=0.2, linewidth=0, label="done twice: killed, resumed")
         axes.set_xlim(0, steps[-1])

@@ -166,7 +166,12 @@ class Demo:
                 f"a flipped bit in {name} was not named: this is a defect, please report it ({command.log})"
             )
         return {
-            "flipped": {"file": name, "byte": place, "bytes": (copy / name).stat().st_size, "found": found[0]},
+            "flipped": {
+                "file": name,
+                "byte": place,
+                "bytes": (copy / name).stat().st_size,
+                "found": found[0].removeprefix(f"{copy}: "),
+            },
             "checkpoint": {"name": checkpoint.name, "tensors": len(read_manifest(checkpoint)["tensors"])},
         }
 
