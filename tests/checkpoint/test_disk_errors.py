@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, Retention, verify
+from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, Retention, SaveFailed, verify
 
 
 def fail_everywhere(faults, quick_disk, number, quick, offset=0):
@@ -44,6 +44,53 @@ def test_some_operations_fail(faults, quick_disk, number):
 def test_every_operation_fails(faults, quick_disk, number, tally):
     tried, _ = fail_everywhere(faults, quick_disk, number, quick=0)
     tally(f"{errno.errorcode[number]} at each operation", tried)
+
+
+def next_save_works(faults, quick_disk, number, quick, offset=0):
+    """Fail each operation of a save once: the store that failed commits the next save; (tried, of which failed)."""
+    log, begins = faults.Counting(), []
+
+    def four_saves(root, files):
+        store = CheckpointStore(root, files=files, retention=Retention(last=faults.KEEP), log=lambda line: None)
+        store.open()
+        begins.append(len(files.log))
+        results = []
+        for step in (1, 2, 3, 4):
+            try:
+                faults.save_one(store, step, 0, "adapters", faults.contents(step, 0))
+                results.append(step)
+            except SaveFailed as error:
+                assert error.step == step and os.strerror(number) in str(error)
+        before_closing = len(files.log)
+        store.close()
+        return store, results, before_closing
+
+    _, _, end = four_saves(quick_disk / "counted", log)
+    tried = failed = 0
+    for at in range(begins[0] + offset, end, max(1, (end - begins[0]) // quick) if quick else 1):
+        root = quick_disk / f"{number}.{at}"
+        what = f"{errno.errorcode[number]} at operation {at} ({log.log[at]})"
+        store, saved, _ = four_saves(root, faults.At(at, faults.failing(number)))
+        assert len(saved) >= 3, f"{what}: only {saved} of four saves were committed"
+        tried, failed = tried + 1, failed + (len(saved) < 4)
+        assert store.newest_valid() >= saved[-1], what
+        faults.check_survivors(root, [(step, 0) for step in saved], what)
+        shutil.rmtree(root)
+    return tried, failed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failed_save_leaves_the_store_fit_for_the_next(faults, quick_disk, number):
+    _, failed = next_save_works(faults, quick_disk, number, quick=14, offset=number % 7)
+    assert failed >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_save_that_fails_anywhere_leaves_the_store_fit_for_the_next(faults, quick_disk, number, tally):
+    tried, failed = next_save_works(faults, quick_disk, number, quick=0)
+    assert failed > 60
+    tally(f"{errno.errorcode[number]} at each operation, and the same store saves on", tried)
 
 
 def test_every_fsync_that_fails_surfaces(faults, quick_disk):

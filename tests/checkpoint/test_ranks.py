@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -302,21 +303,62 @@ def test_damage_seen_by_one_rank_makes_all_step_back(tmp_path):
     assert (tmp_path / "c/corrupt_000002/reason.txt").exists()
 
 
-def test_a_dead_rank_is_noticed_and_nothing_is_committed(tmp_path):
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_dead_rank_is_noticed_by_its_silence_and_nothing_is_committed(tmp_path, monkeypatch, who):
+    """The longest wait is five minutes; the dead rank is missed after its silence."""
+    from ttt_moshi.checkpoint import coordination
+
+    monkeypatch.setattr(coordination, "BEAT", 0.1)
+    monkeypatch.setattr(coordination, "SILENCE", 2.0)
+
     def work(rank, world):
-        store = CheckpointStore(tmp_path / "c", rank, world, timeout=1.0)
+        store = CheckpointStore(tmp_path / "c", rank, world, timeout=300)
         store.open()
-        if rank == 1:
+        if rank == who:
+            time.sleep(1.0)
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.1)
         store.save(1, kind="full", tensors={"param/w": torch.ones(2)}, state={})
-        with pytest.raises(CheckpointError, match="one may be dead"):
+        with pytest.raises(CheckpointError, match=f"rank {who} has given no sign of life for . s: it is dead"):
             store.wait()
         assert store.steps() == []
 
-    assert on_ranks(tmp_path / "a", 2, work, expect=None) == [0, -signal.SIGKILL]
+    codes = on_ranks(tmp_path / "a", 2, work, expect=None)
+    assert codes[who] == -signal.SIGKILL and codes[1 - who] == 0
     with CheckpointStore(tmp_path / "c") as store:
         assert store.steps() == [] and not list(store.root.glob(".saving*"))
+
+
+@pytest.mark.slow
+def test_a_dead_rank_is_noticed_within_half_a_minute(tmp_path, tally):
+    """With a process group's own store, which the first rank hosts, and the times that training has."""
+
+    def work(rank, world):
+        server = dist.TCPStore("127.0.0.1", port, world, rank == 0, wait_for_workers=False)
+        store = CheckpointStore(tmp_path / "c", rank, world, coordinator=server, timeout=1800)
+        store.open()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin = time.monotonic()
+        store.save(1, kind="full", tensors={"param/w": torch.ones(2)}, state={})
+        with pytest.raises(CheckpointError, match="it is dead"):
+            store.wait()
+        assert time.monotonic() - begin < 30
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert on_ranks(tmp_path / "a", 2, work, expect=None) == [0, -signal.SIGKILL]
+    tally("dead rank noticed within 30 s", 1)
+
+
+def test_ranks_that_mean_different_folders_are_told_so(tmp_path):
+    def work(rank, world):
+        store = CheckpointStore(tmp_path / f"c{rank}", rank, world, timeout=60)
+        with pytest.raises(CheckpointError, match=r"do not write to one folder: rank 0 has .*c0, rank 1 has .*c1"):
+            store.claim()
+
+    on_ranks(tmp_path / "a", 2, work)
+    assert not (tmp_path / "c0").exists() and not (tmp_path / "c1").exists()
 
 
 def kill_one_of_two(faults, tmp_path, victim, ats):

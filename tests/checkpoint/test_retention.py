@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, Retention, prune, verify
+from ttt_moshi.checkpoint.memory import aligned_memory
 
 
 def run(tmp_path, steps, retention=None, losses=None):
@@ -134,3 +135,92 @@ def test_the_rules_hold_for_any_history(losses, last, every, best, data):
 def test_policies_that_would_keep_nothing_are_refused(wrong):
     with pytest.raises(CheckpointError):
         Retention(**wrong)
+
+
+class Scribbler:
+    """Makes files whose writes of one step's shard are silently wrong, as a bad disk's or cable's."""
+
+    @staticmethod
+    def files(faults, step):
+        class Files(faults.Files):
+            fds: dict = {}  # noqa: RUF012
+
+            def create(self, path, direct=False):
+                fd = super().create(path, direct)
+                self.fds[fd] = path
+                return fd
+
+            def write(self, fd, data, offset):
+                if f"{step:06d}" in str(self.fds.get(fd)) and "shard" in str(self.fds.get(fd)):
+                    wrong = bytearray(data)
+                    wrong[-1 if len(wrong) < 4096 else 4096 + 9] ^= 1
+                    buffer = memoryview(aligned_memory(len(wrong)))[: len(wrong)]
+                    buffer[:] = wrong
+                    data = buffer
+                return super().write(fd, data, offset)
+
+        return Files()
+
+
+def test_the_last_good_checkpoint_outlives_a_silently_wrong_write(tmp_path, faults):
+    said = []
+    root = tmp_path / "c"
+    with CheckpointStore(root, retention=Retention(last=1), log=said.append, files=Scribbler.files(faults, 2)) as store:
+        faults.save_one(store, 1, 0, "adapters", faults.contents(1, 0))
+        faults.save_one(store, 2, 0, "adapters", faults.contents(2, 0))
+        store.close()
+        assert store.steps() == [1, 2] and not verify(store.path(2)).ok
+        assert "step 2 was saved but does not verify, so no earlier one is deleted" in said[-1]
+        store.open()
+        faults.save_one(store, 3, 0, "adapters", faults.contents(3, 0))
+    assert store.steps() == [3] and verify(store.path(3)).ok
+
+
+def test_pruning_by_hand_asks_for_a_verified_successor_too(tmp_path):
+    store = run(tmp_path, [1, 2, 3])
+    shard = store.path(3) / "resume/shard_00000_of_00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    decisions = prune(store.root, Retention(last=1))
+    assert store.steps() == [1, 2, 3] and "could be verified" in decisions[0].reason
+    assert [item.keep for item in prune(store.root, Retention(last=2))] == [False, True, True]
+    assert store.steps() == [2, 3]
+
+
+def test_what_was_read_back_once_is_not_read_again(tmp_path, faults):
+    """Keeping three, every third save is verified: one verified checkpoint after those that go is enough."""
+    read = []
+
+    class Counting(faults.Files):
+        def open(self, path, direct=False):
+            if "shard" in path.name and direct:
+                read.append(path.parent.parent.name)
+            return super().open(path, direct)
+
+    with CheckpointStore(tmp_path / "c", retention=Retention(last=3), files=Counting()) as store:
+        for step in range(1, 9):
+            faults.save_one(store, step, 0, "adapters", faults.contents(step, 0))
+    assert store.steps() == [6, 7, 8]
+    assert sorted(set(read)) == ["checkpoint_000004", "checkpoint_000007"]
+
+
+def test_a_metric_that_no_checkpoint_has_is_refused_once_metrics_are_known(tmp_path, faults):
+    said = []
+    policy = Retention(last=1, best=1, metric="eval.semantc")
+    with CheckpointStore(tmp_path / "c", retention=policy, log=said.append) as store:
+        faults.save_one(store, 1, 0, "adapters", faults.contents(1, 0))
+        faults.save_one(store, 2, 0, "adapters", faults.contents(2, 0))
+        with pytest.raises(CheckpointError, match=r"'eval.semantc' is no metric .* eval.semantic, loss. Did you mean"):
+            store.set_metrics(2, {"eval.semantic": 1.0})
+    assert len([line for line in said if "no checkpoint has the metric" in line]) == 1
+
+
+def test_metrics_that_came_after_the_save_keep_the_best(tmp_path):
+    store = CheckpointStore(tmp_path / "c", retention=Retention(last=1, best=1, metric="eval.x"), log=lambda line: None)
+    for step, value in ((1, 0.5), (2, 0.1), (3, 0.7), (4, 0.9)):
+        store.save(step, kind="adapters", tensors={"param/w": torch.ones(3)}, state={}, metrics={"loss": 1.0})
+        store.wait()
+        store.set_metrics(step, {"eval.x": value})
+    store.close()
+    assert store.steps() == [2, 4]

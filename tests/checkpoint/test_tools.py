@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import fsspec
@@ -21,6 +23,7 @@ from ttt_moshi.checkpoint import (
     diff,
     export_weights,
     list_folder,
+    read_manifest,
     repair,
     verify,
 )
@@ -163,8 +166,76 @@ def test_a_mirror_is_whole_resumable_and_checked(folder, tmp_path):
     assert copy_out(path, url) == 0
     shard = tmp_path / "mirror/checkpoint_000002/resume/shard_00000_of_00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:100])  # an interrupted copy
-    assert copy_out(path, url) == (path / "resume/shard_00000_of_00001.safetensors").stat().st_size
+    beside = tmp_path / "mirror/.copying_checkpoint_000002"
+    shutil.copytree(path, beside)  # one that was interrupted later
+    (beside / "manifest.json").unlink()
+    assert copy_out(path, url) == (path / "manifest.json").stat().st_size
     assert verify(tmp_path / "mirror/checkpoint_000002").ok
+    assert os.listdir(tmp_path / "mirror") == ["checkpoint_000002"]
+
+
+@pytest.mark.parametrize("url", ["file://{}", "memory://twice"])
+def test_a_copy_of_a_step_saved_again_is_never_half_old_and_half_new(folder, tmp_path, faults, url, monkeypatch):
+    """At every write to the mirror, what has a manifest there is one of the two checkpoints, whole."""
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    url = url.format(tmp_path / "mirror")
+    path = folder / "checkpoint_000002"
+    copy_out(path, url)
+    old = read_manifest(path)["state_id"]
+    with CheckpointStore(folder) as store:
+        faults.save_one(store, 2, 7, "full", faults.contents(2, 7))
+    new, seen = read_manifest(path)["state_id"], []
+    remote, base = fsspec.core.url_to_fs(url)
+
+    def look(*args, **options):
+        there = tmp_path / "look"
+        shutil.rmtree(there, ignore_errors=True)
+        if remote.exists(f"{base}/checkpoint_000002/manifest.json"):
+            remote.get(f"{base}/checkpoint_000002", str(there), recursive=True)
+            report = verify(there)
+            assert report.ok, report.text()
+            seen.append(report.state_id)
+
+    for kind in (LocalFileSystem, MemoryFileSystem):
+        put = kind.put_file
+        monkeypatch.setattr(kind, "put_file", lambda self, *a, put=put, **o: (look(), put(self, *a, **o), look())[1])
+        move = kind.mv
+        monkeypatch.setattr(kind, "mv", lambda self, *a, move=move, **o: (look(), move(self, *a, **o), look())[1])
+    copy_out(path, url)
+    look()
+    assert seen[0] == old and seen[-1] == new and len(seen) > 8
+
+
+def test_the_mirror_owns_what_it_has_queued(tmp_path, faults, monkeypatch):
+    """Saves are faster than the mirror, one checkpoint is kept: each is copied all the same, and then deleted."""
+    from ttt_moshi.checkpoint import mirror
+
+    go, copy = threading.Event(), mirror.copy_out
+    monkeypatch.setattr(mirror, "copy_out", lambda path, url: (go.wait(60), copy(path, url))[1])
+    said, url = [], str(tmp_path / "mirror")
+    with CheckpointStore(tmp_path / "c", mirror=url, retention=Retention(last=1), log=said.append) as store:
+        for step in range(1, 6):
+            faults.save_one(store, step, 0, "adapters", faults.contents(step, 0))
+        assert store.steps() == [1, 2, 3, 4, 5] and "slower than checkpoints are saved" in said[0]
+        go.set()
+    assert sorted(os.listdir(url)) == [f"checkpoint_{step:06d}" for step in range(1, 6)]
+    assert all(verify(tmp_path / "mirror" / name).ok for name in os.listdir(url))
+    assert store.steps() == [5]
+
+
+def test_a_mirror_that_hangs_is_not_waited_for_without_end(tmp_path, faults, monkeypatch):
+    from ttt_moshi.checkpoint import mirror
+
+    go, said = threading.Event(), []
+    monkeypatch.setattr(mirror, "copy_out", lambda path, url: go.wait(300))
+    store = CheckpointStore(tmp_path / "c", mirror=str(tmp_path / "m"), timeout=0.5, log=said.append)
+    faults.save_one(store, 1, 0, "adapters", faults.contents(1, 0))
+    store.close()
+    go.set()
+    assert "checkpoint_000001" in said[-1] and "within 0.5 s (patience_minutes)" in said[-1]
+    CheckpointStore(tmp_path / "c").open()  # the lock is free
 
 
 def test_committed_checkpoints_are_mirrored_in_the_background(tmp_path, faults):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.checking import check_quickly
+from ttt_moshi.checkpoint.checking import check_quickly, verify
 from ttt_moshi.checkpoint.commit import discard
 from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, ForeignCheckpoint
 from ttt_moshi.checkpoint.files import Files
+from ttt_moshi.checkpoint.manifest import read_committed
 from ttt_moshi.checkpoint.sidecars import all_metrics, read_measured, read_pins
 
 
@@ -32,6 +34,14 @@ class Retention:
             raise CheckpointError(f"keeping every {self.every} steps makes no sense; use at least 1")
         if self.best and not self.metric:
             raise CheckpointError("keeping the best checkpoints needs the name of a metric")
+
+    def check_metric(self, known: Collection[str]) -> None:
+        """Raise CheckpointError, with the known names, if the best are to be kept by a metric that is none of them."""
+        if self.best and self.metric not in known:
+            nearest = get_close_matches(self.metric or "", known, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            names = ", ".join(known) or "none"
+            raise CheckpointError(f"{self.metric!r} is no metric of these checkpoints; they have: {names}.{hint}")
 
     def kept(self, candidates: Sequence[tuple[int, Mapping[str, Any]]], pinned: set[int]) -> dict[int, str]:
         """Steps to keep with the reason, of (step, metrics) pairs."""
@@ -63,15 +73,23 @@ class PruneStep:
 
 
 def prune(
-    root: Path, policy: Retention, dry_run: bool = False, protected: set[int] | None = None, files: Files | None = None
+    root: Path,
+    policy: Retention,
+    dry_run: bool = False,
+    protected: Mapping[int, str] | None = None,
+    files: Files | None = None,
+    verified: set[tuple[int, str]] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[PruneStep]:
     """Delete what no rule keeps; the decisions, oldest first. `dry_run` only decides. At least one always stays.
 
-    What is corrupt or foreign is left alone: it neither counts nor is it deleted. `protected` steps stay in any case.
+    Nothing is deleted before a later checkpoint that stays has been verified, every byte of it. `verified` has (step,
+    state id) of those for which that was done already, and is added to; `log` is told of one that does not verify. What
+    is corrupt or foreign is left alone: it neither counts nor is it deleted. `protected` steps stay, with a reason.
     Raises UnreadableCheckpoint, with nothing deleted.
     """
-    files = files or Files()
-    pins = read_pins(files, root)
+    files, protected = files or Files(), protected or {}
+    pins, measured = read_pins(files, root), read_measured(files, root)
     candidates, result = [], []
     for step in layout.committed_steps(files, root):
         try:
@@ -80,12 +98,56 @@ def prune(
             kind = "corrupt" if isinstance(error, CorruptCheckpoint) else "foreign"
             result.append(PruneStep(step, True, f"not touched, because it is {kind}: {error}", 0))
     pins |= {step for step, manifest in candidates if manifest["info"].get("pinned")}
-    measured = read_measured(files, root)
-    reasons = policy.kept([(step, all_metrics(manifest, measured)) for step, manifest in candidates], pins)
+    reasons = {
+        **protected,
+        **policy.kept([(step, all_metrics(manifest, measured)) for step, manifest in candidates], pins),
+    }
+    doomed = [step for step, _ in candidates if step not in reasons]
+    if doomed and not dry_run:
+        staying = [(step, manifest["state_id"]) for step, manifest in candidates if step in reasons]
+        good = _newest_verified(files, root, staying, max(doomed), set() if verified is None else verified, log)
+        for step in doomed:
+            if step > good:
+                reasons[step] = "no later checkpoint that stays could be verified"
     for step, manifest in candidates:
-        reason = reasons.get(step) or ("the run was resumed from it" if step in (protected or ()) else None)
+        reason = reasons.get(step)
         size = sum(record["size"] for record in manifest["files"].values())
         result.append(PruneStep(step, reason is not None, reason or "no rule keeps it", size))
         if reason is None and not dry_run:
             discard(files, root, layout.checkpoint_name(step))
     return sorted(result, key=lambda item: item.step)
+
+
+def _newest_verified(
+    files: Files,
+    root: Path,
+    staying: list[tuple[int, str]],
+    needed: int,
+    verified: set[tuple[int, str]],
+    log: Callable[[str], None],
+) -> int:
+    """The newest step that stays and is verified, -1 if none is; none is read if one later than `needed` is known."""
+    known = [step for step, state in staying if (step, state) in verified]
+    if known and max(known) > needed:
+        return max(known)
+    for step, state in sorted(staying, reverse=True):
+        if (step, state) in verified:
+            return step
+        report = verify(root / layout.checkpoint_name(step), files=files)
+        if report.ok:
+            verified.add((step, state))
+            return step
+        log(f"step {step} was saved but does not verify, so no earlier one is deleted for it: {report.text()}")
+    return -1
+
+
+def known_metrics(root: Path, files: Files | None = None) -> list[str]:
+    """Names of all metrics that the checkpoints of a folder have, sorted."""
+    files, found = files or Files(), set[str]()
+    measured = read_measured(files, root)
+    for step in layout.committed_steps(files, root):
+        try:
+            found |= all_metrics(read_committed(root, step, files), measured).keys()
+        except (CorruptCheckpoint, ForeignCheckpoint):
+            continue
+    return sorted(found)

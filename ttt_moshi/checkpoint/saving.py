@@ -40,6 +40,7 @@ CACHED = 4 << 20
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 HASHERS = max(1, min(4, PROCESSORS // 2))  # threads that do so; the other processors are training's
 STRETCH = 64 << 20  # bytes of one write of the image, so many that a busy processor does not leave the disk idle
+VISIBLE = 60.0  # seconds within which a network file system must show what another host has made
 Outcome = tuple[str, str, int, bool]  # of a commit: folder name, state id, bytes, whether all is finite
 
 
@@ -89,7 +90,7 @@ class Saver:
             if self._rank == 0:
                 self._prepare(folder, job)
             coordinator.share(number, "folder ready", True)
-            await_visible(lambda: folder.name in self._files.names(self._root), folder)
+            self._await_visible(lambda: folder.name in self._files.names(self._root), folder)
 
             begin = time.perf_counter()
             written = self._write_shard(folder, job)
@@ -98,7 +99,8 @@ class Saver:
 
             begin = time.perf_counter()
             for shard in shards:
-                await_visible(lambda: self._files.size(folder / shard["file"]) == shard["size"], folder / shard["file"])  # noqa: B023
+                path = folder / shard["file"]
+                self._await_visible(lambda: self._files.size(path) == shard["size"], path)  # noqa: B023
             tensors = merge_tensors(job.rows, shards)
             exported = self._write_exports(folder, job, tensors)
             whole = self._whole_digests(folder, tensors)
@@ -109,6 +111,18 @@ class Saver:
             name, identity, size, healthy = coordinator.share(number, "committed", outcome)
             job.seconds["durable"] = time.perf_counter() - job.begun
             return Saved(job.step, self._root / name, identity, size, healthy, dict(job.seconds))
+
+    def _await_visible(self, visible: Callable[[], bool], path: Path) -> None:
+        """Wait for what another rank has made: a network file system may show it on this host a little later."""
+        deadline = time.monotonic() + min(VISIBLE, self._coordinator.timeout)
+        while True:
+            with suppress(FileNotFoundError):
+                if visible():
+                    return
+            if time.monotonic() > deadline:
+                what = f"{path}, made by another rank, cannot be seen here. Do all hosts share the folder?"
+                raise CheckpointError(what)
+            time.sleep(0.02)
 
     def _prepare(self, folder: Path, job: Job) -> None:
         assert self._lock is not None
@@ -210,18 +224,6 @@ def check_room(size: int, free: int, root: Path, what: str) -> None:
             f"no room for {what}: it needs {size / 1e9:.4g} GB and {PIECE / 1e9:.2g} GB to spare, {root} has "
             f"{free / 1e9:.4g} GB free. Free some space, keep fewer checkpoints, or use another run_dir."
         )
-
-
-def await_visible(visible: Callable[[], bool], path: Path, patience: float = 60.0) -> None:
-    """Wait for what another rank has made: a network file system may show it on this host a little later."""
-    deadline = time.monotonic() + patience
-    while True:
-        with suppress(FileNotFoundError):
-            if visible():
-                return
-        if time.monotonic() > deadline:
-            raise CheckpointError(f"{path}, made by another rank, cannot be seen here. Do all hosts share the folder?")
-        time.sleep(0.02)
 
 
 def merge_tensors(rows: Mapping[str, Rows], shards: list[Record]) -> Record:

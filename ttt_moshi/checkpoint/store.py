@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotFinished
 from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.manifest import canonical, read_committed
 from ttt_moshi.checkpoint.mirror import Mirror
 from ttt_moshi.checkpoint.restore import Loaded, Loader
-from ttt_moshi.checkpoint.retention import Retention, prune
+from ttt_moshi.checkpoint.retention import Retention, known_metrics, prune
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
 from ttt_moshi.checkpoint.sidecars import read_measured, read_pins, write_measured, write_pins
@@ -40,8 +41,9 @@ class CheckpointStore:
     """Checkpoints of one run under `root`. All ranks construct one and make the same calls in the same order.
 
     Constructing touches nothing on disk; `open` makes this process the folder's only writer. With several ranks, the
-    messages between them go through `coordinator`, by default the store of the default process group. `mirror` is an
-    fsspec URL to which every committed checkpoint is copied in the background.
+    messages between them go through `coordinator`, by default the store of the default process group; `timeout` is the
+    longest that one waits for another, for the disk, or at the end for the mirror, in seconds. `mirror` is an fsspec
+    URL to which every committed checkpoint is copied in the background.
     """
 
     def __init__(
@@ -68,9 +70,12 @@ class CheckpointStore:
         self._pending: Future[Saved] | None = None
         self._saving = -1  # the step of the pending save
         self._tidied: Future[None] | None = None
+        self._timeout = timeout
         self._mirror = Mirror(mirror, log) if mirror is not None and rank == 0 else None
         self._parent: dict[str, Any] | None = None
         self._resumed_from: set[int] = set()
+        self._verified: set[tuple[int, str]] = set()  # (step, state id) of what was read back since it was saved
+        self._warned = False  # that no checkpoint has the metric that is to keep the best
 
     # Looking, which anybody may do at any time
 
@@ -244,11 +249,34 @@ class CheckpointStore:
             if self._mirror is not None:
                 self._mirror.submit(saved.path)
             if saved.healthy:
-                for item in prune(self.root, self._retention, protected=self._resumed_from, files=self._files):
-                    if not item.keep:
-                        log_event(self._files, self.root, "deleted", step=item.step, reason=item.reason)
+                self._prune()
         except (OSError, CheckpointError) as error:
             self._log(f"step {saved.step} is saved, but tidying up after it failed: {error}")
+
+    def _prune(self) -> None:
+        known = known_metrics(self.root, self._files)
+        if self._retention.best and self._retention.metric not in known and not self._warned:
+            self._warned = True
+            self._log(f"no checkpoint has the metric {self._retention.metric!r} yet; they have: {', '.join(known)}")
+        protected = dict.fromkeys(self._resumed_from, "the run was resumed from it")
+        if self._mirror is not None:
+            protected |= dict.fromkeys(self._mirror.queued(), "it waits to be copied to the mirror")
+        decisions = prune(
+            self.root, self._retention, False, protected, self._files, verified=self._verified, log=self._log
+        )
+        for item in decisions:
+            if not item.keep:
+                log_event(self._files, self.root, "deleted", step=item.step, reason=item.reason)
+
+    def _tidy_after_mirror(self) -> None:
+        """Delete what was kept only until it was copied."""
+        if self._lock is None or self._saver is None:
+            return
+        try:
+            self._lock.check()
+            self._prune()
+        except (OSError, CheckpointError) as error:
+            self._log(f"tidying up after the mirror failed: {error}")
 
     def wait_staged(self) -> None:
         """Call before the optimizer changes the tensors: on a GPU the staging copies may still be running."""
@@ -261,10 +289,16 @@ class CheckpointStore:
 
     def wait(self) -> Saved | None:
         """Block until the last save is committed; retention may still be deleting. Returns and raises as `poll`."""
-        pending, self._pending = self._pending, None
-        if pending is None:
+        if self._pending is None:
             return None
-        error = pending.exception()
+        try:
+            error = self._pending.exception(self._timeout)
+        except NotFinished:
+            raise CheckpointError(
+                f"saving step {self._saving} has not finished within {self._timeout:.0f} s (patience_minutes): "
+                f"the disk of {self.root} may hang"
+            ) from None
+        pending, self._pending = self._pending, None
         if isinstance(error, LostLock):
             raise error
         if error is not None:
@@ -279,12 +313,14 @@ class CheckpointStore:
         try:
             self.wait()
             if self._tidied is not None:
-                self._tidied.result()
+                self._tidied.result(self._timeout)
         finally:
             if self._background is not None:
-                self._background.shutdown()
+                self._background.shutdown(wait=self._pending is None)  # a disk that hangs is not waited for again
             if self._mirror is not None:
-                self._mirror.close()
+                self._mirror.close(self._timeout)
+                self._tidy_after_mirror()
+            self._coordinator.close()
             if self._lock is not None:
                 self._lock.release()
             self._lock = self._saver = self._background = None
@@ -293,7 +329,7 @@ class CheckpointStore:
     def _next_round(self) -> int:
         """Begin an exchange between ranks. Those of a save in the background come first: rounds never overlap."""
         running: list[Future[Any]] = [future for future in (self._pending, self._tidied) if future is not None]
-        wait_for(running)
+        wait_for(running, self._timeout)
         return self._coordinator.next_round()
 
     def __enter__(self) -> CheckpointStore:
@@ -317,7 +353,8 @@ class CheckpointStore:
     def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record what was measured of a committed step, for retention and for people. Rank 0 calls it.
 
-        The values go into a file beside the checkpoints, so that a checkpoint stays what was saved.
+        The values go into a file beside the checkpoints, so that a checkpoint stays what was saved. Raises
+        CheckpointError, once they are recorded, if retention is to keep the best by a metric that is still unknown.
         """
         state = read_committed(self.root, step, self._files)["state_id"]
         measured = read_measured(self._files, self.root)
@@ -325,6 +362,7 @@ class CheckpointStore:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         measured[step] = (state, {**(known if before == state else {}), **finite})
         write_measured(self._files, self.root, measured)
+        self._retention.check_metric(known_metrics(self.root, self._files))
 
     def set_unhealthy(self, step: int, reason: str) -> None:
         """Take a committed step for one that nothing resumes from: its state is finite, what it computes is not.
