@@ -34,7 +34,7 @@ ARMS = {
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
     "ttt-linear-fading": Arm(WINDOW, "linear", 512),
-    "ttt-mlp-fading": Arm(WINDOW, "mlp", [64, 1024]),
+    "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
     "ttt-delta": Arm(WINDOW, "delta"),
     "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
     "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),

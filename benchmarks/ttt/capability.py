@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ttt_moshi.ttt import TTTConfig
 from ttt_moshi.ttt.block import Frames, Norm, Rule
+from ttt_moshi.ttt.functional import rms_norm, standardise
 from ttt_moshi.ttt.mini_batch import MiniBatchNetwork
+from ttt_moshi.ttt.networks import make_inner
 from ttt_moshi.ttt.reference import predict
 from ttt_moshi.ttt.sequence import run_fresh
 from ttt_moshi.ttt.state import Memory
@@ -59,6 +61,37 @@ def recall(preset: str, base_lr: float, pairs: int = 64, passes: int = 1) -> flo
     before = [w for w in start(net)[0].weights if w is not None]
     error = (predict(used, k, *norm) - target).square().mean()
     return float(error / (predict(before, k, *norm) - target).square().mean())
+
+
+def left(inner: str, pairs: int, K: int = 16, f: int = 128, silent: int = 0) -> float:
+    """Loss on key-value pairs after hearing them once in the default recipe, 1 = nothing learned; and after `silent`
+    further frames that all nearly look alike.
+    """
+    torch.manual_seed(0)
+    k, target = torch.randn(1, HEADS, pairs, f), torch.randn(1, HEADS, pairs, f)
+    quiet = torch.randn(1, HEADS, 1, f) + 0.1 * torch.randn(1, HEADS, silent, f)
+    heard = torch.cat([k, quiet], dim=2)
+    wanted = torch.cat([target, torch.randn(1, HEADS, 1, f).expand_as(quiet)], dim=2)
+    config = TTTConfig(HEADS * f, HEADS, mini_batch_size=16 if inner == "delta" else K, inner=inner)  # type: ignore[arg-type]
+    net = make_inner(config).requires_grad_(False)
+    net.reset_parameters()
+    # Queries are the keys; the inputs of the gates are zero, so every step has its initial size.
+    x, valid = torch.zeros(1, heard.shape[2], HEADS * f), torch.ones(1, heard.shape[2], dtype=torch.bool)
+    # The recipe of the two others makes its target of v - k, standardised.
+    v = wanted if inner == "delta" else wanted + rms_norm(heard)
+    _, state = net(x, heard, heard, v, valid)
+    biases = [] if inner == "delta" else [net.b1]
+    before, after = [net.W1, *biases], [state.W1[0], *biases]
+    if inner == "mlp":
+        before, after = [*before, net.W2, net.b2], [*after, state.W2[0], net.b2]
+    if inner == "delta":
+        zero = torch.zeros(HEADS, 1, f)
+        before, after = [*before, zero], [*after, zero]
+
+    def loss(weights: list[Tensor]) -> Tensor:
+        return (predict(weights, rms_norm(k), *net.norm) - standardise(target)).square().mean()
+
+    return float(loss(after) / loss(before))
 
 
 def ripple(preset: str, base_lr: float, T: int = 4096) -> float:
@@ -123,7 +156,7 @@ def gradient_reach(near: int = 64, far: int = 2000) -> float:
 
 
 def measure(T: int = 30_000) -> dict[str, Any]:
-    """All four, with the bars they are held to."""
+    """Everything, at the sizes that the bars are for."""
     growth = {
         f"{factor:g}x, {kind}": stability(factor, kind, T)
         for factor in (1.0, 3.0, 10.0)
@@ -135,6 +168,27 @@ def measure(T: int = 30_000) -> dict[str, Any]:
             "speech, base_lr 1, 8 passes": recall("speech", 1.0, passes=8),
             "video_causal, base_lr 0.1": recall("video_causal", 0.1),
             "video_causal, base_lr 1": recall("video_causal", 1.0),
+        },
+        "silence": {
+            f"{name}, {when}": left(inner, 64, K=K, silent=silent)
+            for name, inner, K in (
+                ("mlp, K = 1", "mlp", 1),
+                ("mlp, K = 16", "mlp", 16),
+                ("mlp, K = 64", "mlp", 64),
+                ("linear, K = 16", "linear", 16),
+                ("delta", "delta", 16),
+            )
+            for when, silent in (("64 pairs", 0), ("and 64 frames of silence", 64))
+        },
+        "capacity": {
+            f"{name}, {pairs} pairs": left(inner, pairs, f=f)
+            for name, inner, f in (
+                ("mlp", "mlp", 128),
+                ("linear", "linear", 128),
+                ("delta", "delta", 128),
+                ("delta, state as large as the mlp's", "delta", 362),
+            )
+            for pairs in (16, 32, 64, 128, 256)
         },
         "ripple": {"speech": ripple("speech", 1.0), "paper_lm (1/i)": ripple("paper_lm", 1.0)},
         "stability": growth,

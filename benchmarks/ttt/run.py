@@ -61,6 +61,8 @@ def bars(result: dict[str, Any]) -> list[Bar]:
         row = result["capability"]
         found += [
             Bar("recall of 64 pairs, one pass: loss left", row["recall"]["speech, base_lr 1"], 0.40, False),
+            Bar("delta, 64 pairs, one pass: loss left", row["silence"]["delta, 64 pairs"], 0.20, False),
+            Bar("the same after silence", row["silence"]["delta, and 64 frames of silence"], 0.20, False),
             Bar("ripple over positions", row["ripple"]["speech"], 1.2, False),
             Bar("30,000 frames: largest output", max(r["max_abs_out"] for r in row["stability"].values()), 10, False),
             Bar("30,000 frames: largest growth of W", max(r["growth"] for r in row["stability"].values()), 6, False),
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(bar.name, f"{bar.value:.3g} {bar.unit}", f"{sign} {bar.bound:g}", "yes" if bar.met else "NO")
     console.print(result["machine"])
     console.print(table)
-    for part in ("training", "streaming"):
+    for part in ("training", "streaming", "capability"):
         if part in result:
             console.print(part, result[part])
     result["bars"] = [bar._asdict() | {"met": bar.met} for bar in bars(result)]

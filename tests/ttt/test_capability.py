@@ -15,6 +15,16 @@ def test_recall_of_64_pairs_after_one_pass():
     )
 
 
+def test_delta_holds_more_and_silence_does_not_take_it():
+    """64 pairs in heads of 128, and the same after ten minutes of frames that nearly look alike."""
+    at_once = capability.left("delta", 64)
+    assert at_once <= 0.20 < 0.30 <= capability.left("mlp", 64)
+    assert capability.left("delta", 64, silent=7500) <= at_once + 0.05
+    assert capability.left("mlp", 64, K=64, silent=64) >= 2 * capability.left("mlp", 64, K=64), (
+        "frames written together would not overshoot: the bar proves nothing"
+    )
+
+
 def test_position_in_the_mini_batch_does_not_show():
     assert capability.ripple("speech", 1.0, T=1024) <= 1.2
     assert capability.ripple("paper_lm", 1.0, T=1024) >= 2.0

@@ -17,17 +17,19 @@ from moshi.models.loaders import CheckpointInfo
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.frames import FRAME_RATE, frames_to_seconds
 from ttt_moshi.moshi import TTTMoshi, build_model, count_tensors, resolve_model, set_context
+from ttt_moshi.ttt.delta import CHUNK
 
 BF16, FP32 = 2, 4
 MOMENTS = 2
-KEPT_PER_FRAME = 0.197e6
-"""bytes that a TTT layer with the inner MLP, 32 heads of 128 and 16 frames a mini-batch keeps for its backward pass"""
-MEASURED = ("mlp", 16, 4096)
-"""inner network, frames a mini-batch and width of that figure"""
+KEPT_PER_FRAME = {"mlp": 0.197e6, "linear": 0.082e6, "delta": 0.263e6}
+"""bytes that the scan of an inner network of 32 heads of 128 and 16 frames a mini-batch keeps for its backward pass"""
+MEASURED = (16, 4096)
+"""frames a mini-batch and width of those figures"""
 FORWARDS = 4
 """in training, in units of one: forward, again for checkpointed activations, and backward, which is worth two"""
-INNER_STEPS = {"mlp": 56, "linear": 14, "delta": 14}
-"""seven products of a frame with the inner weights (fewer for delta), in units of head_dim^2 operations"""
+INNER_WORK = {"mlp": (56, 20), "linear": (6, 4), "delta": (10, 8)}
+"""of a frame and head forward, products with the inner weights in units of head_dim^2, and with the other frames of its
+mini-batch (delta: its chunk) in units of their number times head_dim"""
 KEPT_WITHOUT_CHECKPOINTING = 16
 """what a layer keeps without activation checkpointing, in units of its input; a guess"""
 
@@ -114,7 +116,8 @@ def working(args: TrainArgs, model: TTTMoshi) -> dict[str, Row]:
     if model.ttt_layers:
         at_once = 1 if args.gradient_checkpointing else len(model.ttt_layers)
         rows["backward pass of TTT layers"] = Row(
-            at_once * KEPT_PER_FRAME * model.dim / MEASURED[2] * frames, _ttt_source(args, model, at_once)
+            at_once * KEPT_PER_FRAME[args.ttt.inner] * model.dim / MEASURED[1] * frames,
+            _ttt_source(args, model, at_once),
         )
     per_frame = model.dep_q * model.card + model.text_card
     rows["logits and their gradients"] = Row(
@@ -142,9 +145,11 @@ def work(args: TrainArgs, model: TTTMoshi) -> dict[str, float]:
     )
     configs = [layer.ttt.config for layer in model.layers if layer.ttt is not None]
     # Products with the inner weights and those within a mini-batch; see docs/long_memory.md.
-    inner = sum(
-        c.num_heads * (INNER_STEPS[c.inner] * c.head_dim**2 + 20 * c.mini_batch_size * c.head_dim) for c in configs
-    )
+    inner = 0
+    for c in configs:
+        of_weights, of_frames = INNER_WORK[c.inner]
+        together = CHUNK if c.inner == "delta" else c.mini_batch_size
+        inner += c.num_heads * (of_weights * c.head_dim**2 + of_frames * together * c.head_dim)
     assert model.context is not None
     parts = {
         "matrices of Moshi, LoRA and TTT projections": 2.0 * matrices,
@@ -162,9 +167,9 @@ def hours_heard(args: TrainArgs) -> float:
 
 def _ttt_source(args: TrainArgs, model: TTTMoshi, at_once: int) -> str:
     layers = "one layer at a time" if at_once == 1 else f"{at_once} layers at once"
-    same = (args.ttt.inner, args.ttt.mini_batch_size, model.dim) == MEASURED
-    measured = f"{KEPT_PER_FRAME / 1e6} MB a frame, measured; {layers}"
-    return measured if same else f"{measured} (inner MLP, mini-batches of 16)"
+    same = (args.ttt.mini_batch_size, model.dim) == MEASURED
+    measured = f"{KEPT_PER_FRAME[args.ttt.inner] / 1e6} MB a frame, measured; {layers}"
+    return measured if same else f"{measured} (width 4096, mini-batches of 16)"
 
 
 def _gathered(model: TTTMoshi) -> int:
