@@ -261,6 +261,8 @@ def test_stored_evaluations_are_listed_compared_and_reported_again(evaluated, tm
     assert main(["eval", "compare", str(out), str(other), "--out", str(tmp_path / "cmp")]) == 0
     comparison = json.loads((tmp_path / "cmp" / "comparison.json").read_text())
     assert all(t["against_first"][0]["difference"] == 0 for t in comparison["tasks"].values())
+    assert main(["eval", "report", str(out), str(other), "--out", str(tmp_path / "several")]) == 0
+    assert (tmp_path / "several" / "report.html").read_bytes() == (tmp_path / "cmp" / "report.html").read_bytes()
     (other / "report.html").unlink()
     assert main(["eval", "report", str(other)]) == 0
     assert (other / "report.html").read_bytes() == (out / "report.html").read_bytes()

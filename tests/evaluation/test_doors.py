@@ -137,7 +137,9 @@ def test_corrupt_samples_are_named(good, tmp_path, capsys):
     ["ls", "{place}/gone"], ["ls", "{place}/file"], ["ls", "a", "b"], ["compare"], ["compare", "{place}/gone"],
     ["compare", "{place}/file", "{place}/file"], ["compare", "{place}/good"],
     ["compare", "{place}/good", "{place}/good", "--out", "{place}/file"], ["report"], ["report", "{place}/gone"],
-    ["report", "{place}/file"], ["versa", "{place}/gone"], ["versa", "{place}/file"], ["versa", "{place}/empty"],
+    ["report", "{place}/file"],
+    ["report", "{place}/good", "--out", "x"], ["report", "{place}/good", "{place}/gone"],
+    ["versa", "{place}/gone"], ["versa", "{place}/file"], ["versa", "{place}/empty"],
     ["versa", "{place}/empty", "--references", "{place}/gone"], ["versa", "{place}/empty", "--out", "{place}/file"],
 ], ids=" ".join)  # fmt: skip
 def test_commands_on_evaluations_refuse_what_is_none(words, place, good, capsys, monkeypatch):

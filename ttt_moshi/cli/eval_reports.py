@@ -98,10 +98,20 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def _report(argv: list[str], console: Console) -> int:
     parser = Parser(
-        prog="ttt-moshi eval report", description="Writes the report of an evaluation again, from its results."
+        prog="ttt-moshi eval report",
+        description="Writes the report of an evaluation again, from its results; of several, such as the checkpoints "
+        "of a run, or one with and without its memory, one report: every value over steps, and what differs from the "
+        "first.",
     )
-    parser.add_argument("folder", type=Path, help="folder with a results.json")
-    folder = parser.parse_args(argv).folder
+    parser.add_argument("folders", nargs="+", type=Path, help="folders with a results.json")
+    parser.add_argument("--out", type=Path, help="folder for the report of several (default: comparison)")
+    options = parser.parse_args(argv)
+    if len(options.folders) > 1:
+        out = [] if options.out is None else ["--out", str(options.out)]
+        return _compare([*map(str, options.folders), *out], console)
+    if options.out is not None:
+        raise UserError("--out is for the report of several evaluations; that of one lies in its folder")
+    (folder,) = options.folders
     from ttt_moshi.evaluation import read_results
     from ttt_moshi.evaluation.errors import well_formed
     from ttt_moshi.evaluation.report.write import write_run_report

@@ -74,3 +74,12 @@ class Controls:
             "chunk_frames": self.chunk_frames,
             "sink": self.sink,
         }
+
+
+def runs_no_model(controls: Controls) -> str | None:
+    """The reason why a task that looks at what a model has written cannot apply an option about one that reads."""
+    usual = Controls()
+    for name in ("ttt", "sink", "text", "user"):
+        if getattr(controls, name) != getattr(usual, name):
+            return f"`--{name} {getattr(controls, name)}` is about a model that reads, and this looks at what one wrote"
+    return None

@@ -60,11 +60,11 @@ def paper_metrics(
 def _tasks(args: PaperMetricsArgs) -> list[str]:
     """The named tasks; `all` is every one that can be measured in training.
 
-    Raises `EvaluationError` for tasks on recordings, which `do_eval` measures, and for `inner`, which needs whole
-    weights where training has shards of them.
+    Raises `EvaluationError` for tasks on recordings, which `do_eval` measures, for `inner`, which needs whole weights
+    where training has shards of them, and for `full_duplex`, which looks at what a model said before.
     """
     names = parse_tasks(args.tasks)
-    elsewhere = (*ON_RECORDINGS, "inner")
+    elsewhere = (*ON_RECORDINGS, "inner", "full_duplex")
     if args.tasks.strip() == "all":
         return [name for name in names if name not in elsewhere]
     if named := [name for name in names if name in elsewhere]:

@@ -71,6 +71,10 @@ def _details(task: dict[str, Any]) -> list[str]:
             parts.append(_curve(task[key], label))
     if task.get("speakers"):
         parts.append(_curve([{"label": name, **groups} for name, groups in task["speakers"].items()], "who speaks"))
+    if "subsets" in task:
+        names = ("take_over", "latency", "backchannels_per_second", "jsd")
+        rows = [[n, *(interval(m[x], 3) if x in m else "" for x in names)] for n, m in task["subsets"].items()]
+        parts.append(table(["subset", "take-over rate", "latency (s)", "backchannels per second", "JSD"], rows))
     if "minutes" in task:
         parts.append(_minutes(task))
     if "distances" in task:

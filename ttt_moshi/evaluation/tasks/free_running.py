@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.recorded import Encode
@@ -95,15 +94,6 @@ def _why_degenerate(minute: Minute, first: Minute) -> str | None:
         return "falls silent"
     if minute.entropy < STUCK * first.entropy:
         return "stuck"
-    return None
-
-
-def cannot_apply(controls: Controls) -> str | None:
-    """No model runs, so no option about one can be applied."""
-    usual = Controls()
-    for name in ("ttt", "sink", "text", "user"):
-        if getattr(controls, name) != getattr(usual, name):
-            return f"`--{name} {getattr(controls, name)}` is about a model that reads, and this looks at what one wrote"
     return None
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.controls import Controls, runs_no_model
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
@@ -26,7 +26,7 @@ from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
-from ttt_moshi.evaluation.tasks.free_running import cannot_apply as free_running_cannot_apply
+from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, find_situations
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
 from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
@@ -160,6 +160,15 @@ def _spoken_repeat(b: Benchmarks) -> Task:
     return SpokenRepeat([passage for passage in passages if passage.example.id in chosen])
 
 
+def _full_duplex(b: Benchmarks) -> Task:
+    situations = find_situations(b.root)
+    strata: dict[str, set[str]] = defaultdict(set)
+    for situation in situations:
+        strata[situation.subset].add(situation.id)
+    chosen = sample(strata, b.max_items, b.seed)
+    return FullDuplex([situation for situation in situations if situation.id in chosen])
+
+
 def _inner(b: Benchmarks) -> Task:
     books, _ = b.books()
     return InnerLoss([Example(book.id, (Piece(book.source, 0, INNER_FRAMES),)) for book in books])
@@ -178,7 +187,7 @@ TASKS: dict[str, TaskSpec] = {
         "conversations that `ttt-moshi generate` wrote: --data",
         text="given",
         user="natural",
-        cannot_apply=free_running_cannot_apply,
+        cannot_apply=runs_no_model,
         check=lambda b: b.recordings().check(),
         runs_model=False,
     ),
@@ -192,6 +201,12 @@ TASKS: dict[str, TaskSpec] = {
     "repeat": TaskSpec(lambda b: Repeat(*b.books()), _BOOKS),
     "spoken_repeat": TaskSpec(_spoken_repeat, "repeat/<seconds>/*.wav with .json"),
     "needle": TaskSpec(_needle, "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav"),
+    "full_duplex": TaskSpec(
+        _full_duplex,
+        "full_duplex/<subset>/<id>/ of Full-Duplex-Bench v1, each with the model's output.json",
+        cannot_apply=runs_no_model,
+        runs_model=False,
+    ),
     "inner": TaskSpec(_inner, f"{_BOOKS}; a model with TTT layers", cannot_apply=cannot_apply),
 }
 
