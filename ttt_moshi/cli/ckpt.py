@@ -115,18 +115,19 @@ def _ls(argv: list[str], console: Console) -> int:
         console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
         return 0
     table = Table(title=str(place.root), title_justify="left")
-    table.add_column("name", no_wrap=True)
-    for column in ("status", "kind", "size", "metrics", "state id"):
+    for column in ("name", "state id"):
+        table.add_column(column, no_wrap=True)
+    for column in ("status", "kind", "size", "loss"):
         table.add_column(column, overflow="fold")
     for record in records:
-        metrics = {name: value for name, value in record.get("metrics", {}).items() if value is not None}
+        loss = record.get("metrics", {}).get("loss")
         table.add_row(
             record["name"],
+            record.get("state_id", "")[:12],
             record["status"] + (", pinned" if record.get("pinned") else ""),
             record.get("kind", ""),
             size_text(record["bytes"]) if "bytes" in record else "",
-            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
-            record.get("state_id", "")[:12],
+            "" if loss is None else f"{loss:.4f}",
         )
     console.print(table)
     console.print(_totals(records))

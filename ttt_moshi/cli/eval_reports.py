@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
@@ -28,9 +30,6 @@ def _ls(argv: list[str], console: Console) -> int:
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    table = Table()
-    for name in ("folder", "step", "state", "measured", "not run"):
-        table.add_column(name)
     found = sorted(folder.glob("**/results.json"))
     problems = []
     for path in found:
@@ -39,19 +38,17 @@ def _ls(argv: list[str], console: Console) -> int:
         except EvaluationError as error:
             problems.append(str(error))
             continue
-        done = [f"{n} {t['value']:.4g}" for n, t in results.tasks.items() if t["status"] == "ok"]
+        # Names and numbers of many tasks: a table would squeeze them at 80 columns.
         checkpoint = results.checkpoint
-        table.add_row(
-            str(path.parent),
-            str(checkpoint["step"]),
-            checkpoint["state_id"][:12],
-            ", ".join(done),
-            ", ".join(results.skipped),
-        )
+        console.print(f"[bold]{escape(str(path.parent))}[/]", soft_wrap=True)
+        console.print(f"  step {checkpoint['step']}, state {checkpoint['state_id'][:12]}")
+        done = [f"{n} {t['value']:.4g}" for n, t in results.tasks.items() if t["status"] == "ok"]
+        for words, names in (("measured", done), ("not run", results.skipped)):
+            if names:
+                console.print(Padding(f"{words}: {', '.join(names)}", (0, 0, 0, 2)))
     if not found:
         console.print(f"no evaluation below {folder.absolute()}", soft_wrap=True)
         return 1
-    console.print(table)
     for problem in problems:
         console.print(problem, style="yellow", soft_wrap=True, markup=False)
     return 1 if problems else 0

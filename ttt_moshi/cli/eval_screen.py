@@ -64,9 +64,11 @@ def show_tasks(console: Console, results: Any) -> None:
             table.add_row(
                 name, f"{task['value']:.4f}", f"{low:.4f} - {high:.4f}", f"{task['n']} {task['unit_of_n']}", what
             )
-        else:
-            table.add_row(name, "not run", "", "", task["reason"], style="yellow")
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    for name, task in others.items():
+        if task["status"] != "ok":
+            console.print(f"{name} not run: {task['reason']}", style="yellow", soft_wrap=True, markup=False)
 
 
 def show_known_tasks(console: Console) -> None:
