@@ -11,19 +11,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ttt_moshi"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 # Small modules that every package may import.
-BASE = {"__init__", "errors", "extras", "files", "frames", "signals"}
+BASE = {"__init__", "errors", "extras", "files", "frames", "signals", "tensor_groups"}
 # Package -> the others that it may import (docs/architecture.md). `cli` may import everything.
 MAY_IMPORT = {
     "ttt": set[str](),
     "checkpoint": set(),
     "config": set(),
     "config_io": {"config"},
+    "schedule": {"config"},
     "moshi": {"ttt", "config"},
     "data": {"moshi"},
     "synthetic": {"data", "moshi"},
     "inference": {"moshi", "ttt", "checkpoint", "data", "config"},
     "evaluation": {"ttt", "moshi", "data", "checkpoint", "inference", "config", "config_io"},
-    "training": {"ttt", "moshi", "data", "checkpoint", "evaluation", "inference", "config", "config_io"},
+    "training": {"schedule", "ttt", "moshi", "data", "checkpoint", "evaluation", "inference", "config", "config_io"},
     "verification": {"training", "checkpoint", "moshi", "data", "synthetic", "config", "config_io"},
 }
 # What a package may use of others than our own; where nothing is said, anything that is installed.
@@ -79,6 +80,37 @@ def test_packages_import_one_way() -> None:
 def test_made_up_speech_is_not_part_of_the_product() -> None:
     for package in ("data", "training", "evaluation", "inference", "moshi", "checkpoint", "ttt"):
         assert "synthetic" not in MAY_IMPORT[package]
+
+
+def test_no_circles() -> None:
+    edges = {
+        module: sorted({target for name in imports(path) if (target := module_of(name)) and target != module})
+        for module, path in MODULES.items()
+        if not module.endswith("__init__")
+    }
+    # What a package's face gathers is what its modules are; a module that takes a name from its own package's face is
+    # found here too, because the face leads on to where the name is from.
+    edges |= {
+        module: sorted({target for name in imports(path) if (target := module_of(name))})
+        for module, path in MODULES.items()
+        if module.endswith("__init__")
+    }
+    circles: list[str] = []
+    state: dict[str, str] = {}
+
+    def visit(module: str, way: list[str]) -> None:
+        state[module] = "open"
+        for target in edges.get(module, []):
+            if state.get(target) == "open":
+                circles.append(" > ".join([*way[way.index(target) :], target] if target in way else [module, target]))
+            elif target not in state:
+                visit(target, [*way, target])
+        state[module] = "done"
+
+    for module in edges:
+        if module not in state:
+            visit(module, [module])
+    assert not circles, "\n".join(circles)
 
 
 @pytest.mark.parametrize("package", LIBRARIES)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_moshi.training.schedule import one_cycle
+from ttt_moshi.schedule import one_cycle
 
 
 @settings(deadline=None, max_examples=40)

@@ -14,20 +14,19 @@ if TYPE_CHECKING:
         CorruptCheckpoint,
         ForeignCheckpoint,
         LostLock,
-        Mismatch,
         NoCheckpoint,
         SaveFailed,
         UnreadableCheckpoint,
     )
     from ttt_moshi.checkpoint.export import Export
     from ttt_moshi.checkpoint.inspection import describe, diff
-    from ttt_moshi.checkpoint.layout import aside_reason, step_of
+    from ttt_moshi.checkpoint.layout import aside_reason, checkpoint_name, step_of
     from ttt_moshi.checkpoint.listing import committed_steps, list_folder, newest_valid
     from ttt_moshi.checkpoint.manifest import read_manifest
     from ttt_moshi.checkpoint.mirror import copy_out
     from ttt_moshi.checkpoint.reading import iter_tensors, read_bytes, read_document, read_tensors
     from ttt_moshi.checkpoint.repairing import repair
-    from ttt_moshi.checkpoint.report import LoadReport
+    from ttt_moshi.checkpoint.report import LoadReport, Mismatch
     from ttt_moshi.checkpoint.restore import Loaded
     from ttt_moshi.checkpoint.retention import Retention, prune
     from ttt_moshi.checkpoint.saving import Saved
@@ -38,18 +37,18 @@ _MODULES = {
     "checking": ("Problem", "VerifyReport", "verify"),
     "commit": ("put_back",),
     "errors": (
-        *("CheckpointError", "CorruptCheckpoint", "ForeignCheckpoint", "LostLock", "Mismatch", "NoCheckpoint"),
+        *("CheckpointError", "CorruptCheckpoint", "ForeignCheckpoint", "LostLock", "NoCheckpoint"),
         *("SaveFailed", "UnreadableCheckpoint"),
     ),
     "export": ("Export",),
     "inspection": ("describe", "diff"),
-    "layout": ("aside_reason", "step_of"),
+    "layout": ("aside_reason", "checkpoint_name", "step_of"),
     "listing": ("committed_steps", "list_folder", "newest_valid"),
     "manifest": ("read_manifest",),
     "mirror": ("copy_out",),
     "reading": ("iter_tensors", "read_bytes", "read_document", "read_tensors"),
     "repairing": ("repair",),
-    "report": ("LoadReport",),
+    "report": ("LoadReport", "Mismatch"),
     "restore": ("Loaded",),
     "retention": ("Retention", "prune"),
     "saving": ("Saved",),
@@ -89,6 +88,7 @@ __all__ = [
     "UnreadableCheckpoint",
     "VerifyReport",
     "aside_reason",
+    "checkpoint_name",
     "committed_steps",
     "copy_out",
     "describe",

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ttt_moshi.errors import UserError
-
-if TYPE_CHECKING:
-    from ttt_moshi.checkpoint.report import LoadReport
 
 
 class CheckpointError(UserError):
@@ -32,14 +27,6 @@ class UnreadableCheckpoint(CheckpointError):  # noqa: N818 - what happened, as a
 
 class ForeignCheckpoint(CheckpointError):  # noqa: N818 - what happened, as a person says it
     """A folder that this version did not write: no manifest, another format. It is listed and left alone."""
-
-
-class Mismatch(CheckpointError):  # noqa: N818 - what happened, as a person says it
-    """The checkpoint is intact, but its tensors are not those that the model wants. `report` has the difference."""
-
-    def __init__(self, message: str, report: LoadReport):
-        super().__init__(message)
-        self.report = report
 
 
 class SaveFailed(CheckpointError):  # noqa: N818 - what happened, as a person says it

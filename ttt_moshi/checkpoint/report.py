@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ttt_moshi.checkpoint.errors import CheckpointError
 from ttt_moshi.checkpoint.manifest import Record
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class LoadReport:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 lines.append(f"{len(names)} {kind}: {', '.join(names[:5])}{more}")
         return "; ".join(lines)
+
+
+class Mismatch(CheckpointError):  # noqa: N818 - what happened, as a person says it
+    """The checkpoint is intact, but its tensors are not those that the model wants. `report` has the difference."""
+
+    def __init__(self, message: str, report: LoadReport):
+        super().__init__(message)
+        self.report = report
 
 
 def compare(saved: Mapping[str, Record], wanted: Mapping[str, Tensor]) -> LoadReport:

@@ -14,11 +14,11 @@ from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.checking import check_quickly
 from ttt_moshi.checkpoint.commit import log_event, set_aside
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, ForeignCheckpoint, Mismatch, NoCheckpoint
+from ttt_moshi.checkpoint.errors import CheckpointError, CorruptCheckpoint, ForeignCheckpoint, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import Record, collapse
 from ttt_moshi.checkpoint.reading import Reading, checked_document, read_all
-from ttt_moshi.checkpoint.report import LoadReport, compare
+from ttt_moshi.checkpoint.report import LoadReport, Mismatch, compare
 from ttt_moshi.checkpoint.rows import rows_of
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,8 +23,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ttt_moshi.checkpoint import NoCheckpoint, iter_tensors, newest_valid
+from ttt_moshi.checkpoint import NoCheckpoint, newest_valid, read_bytes
 from ttt_moshi.errors import UserError
+from ttt_moshi.tensor_groups import tensor_group
 
 # How the folders in a checkpoints folder begin, whether or not they can be read.
 _BEGINNINGS = (
@@ -80,8 +82,6 @@ def find_one(path: Path) -> Path:
 
 def trained_counts(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Trained tensors and their elements by group: "base", "lora", "ttt"."""
-    from ttt_moshi.moshi import tensor_group
-
     counts = {group: {"tensors": 0, "elements": 0} for group in ("base", "lora", "ttt")}
     for name, entry in manifest["tensors"].items():
         kind, _, parameter = name.partition("/")
@@ -94,10 +94,18 @@ def trained_counts(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
 def gate_openings(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Mean |tanh α| of each TTT layer's gates: layer index -> {"forward": share, "backward": share}."""
     gates: dict[str, dict[str, float]] = {}
-    for name, alpha in iter_tensors(path, names=[n for n in manifest["tensors"] if _is_gate(n)]):
+    for name in filter(_is_gate, manifest["tensors"]):
         layer, direction = name.split(".")[2], name.split(".")[-2].removesuffix("_gating")
-        gates.setdefault(layer, {})[direction] = float(alpha.float().tanh().abs().mean())
+        alpha = _floats(read_bytes(path, name), manifest["tensors"][name]["dtype"])
+        gates.setdefault(layer, {})[direction] = float(np.abs(np.tanh(alpha)).mean())
     return dict(sorted(gates.items(), key=lambda item: int(item[0])))
+
+
+def _floats(data: bytes, dtype: str) -> Any:
+    """Numbers of a tensor, read without torch."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[dtype])
 
 
 def _is_gate(name: str) -> bool:

@@ -18,14 +18,12 @@ from rich.table import Table
 import ttt_moshi
 from ttt_moshi.checkpoint import (
     CheckpointError,
-    CheckpointStore,
     ForeignCheckpoint,
     Retention,
     UnreadableCheckpoint,
     VerifyReport,
     committed_steps,
     diff,
-    export_weights,
     list_folder,
     prune,
     put_back,
@@ -242,11 +240,13 @@ def _export(argv: list[str], console: Console) -> int:
         "--shard-gb", type=float, help="cut weight files into pieces of about so many GB, with an index"
     )
     options = parser.parse_args(argv)
-    if options.shard_gb is not None and options.shard_gb <= 0:
+    if options.shard_gb is not None and not 0 < options.shard_gb < math.inf:
         raise UserError(f"--shard-gb must be greater than 0, got {options.shard_gb}")
     path = find_one(options.path)
     shard_bytes = None if options.shard_gb is None else max(1, int(options.shard_gb * 1e9))
     with progress_bar(f"exporting {path.name}") as advance:
+        from ttt_moshi.checkpoint import export_weights
+
         written = export_weights(path, options.folder, shard_bytes, advance)
     sizes = {str(file): file.stat().st_size for file in written}
     if options.json:
@@ -273,6 +273,8 @@ def _prune(argv: list[str], console: Console) -> int:
         decisions = prune(root, policy, dry_run=True)
     else:
         # Opening refuses while a run is writing here: that run has rules of its own.
+        from ttt_moshi.checkpoint import CheckpointStore
+
         with CheckpointStore(root):
             decisions = prune(root, policy)
     if options.json:
@@ -296,6 +298,8 @@ def _pin(argv: list[str], console: Console) -> int:
     if place.chosen is None:
         raise UserError(f"{options.path} is a whole folder: name one checkpoint in it")
     step = read_manifest(place.chosen)["step"]
+    from ttt_moshi.checkpoint import CheckpointStore
+
     CheckpointStore(place.root).set_pinned(step, not options.off)
     if options.json:
         _print_json({"step": step, "pinned": not options.off})
@@ -345,6 +349,9 @@ def _bench(argv: list[str], console: Console) -> int:
     options = parser.parse_args(argv)
     if not options.folder.is_dir():
         raise UserError(f"no folder at {options.folder}")
+    for name in ("gigabytes", "rounds", "many"):
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"--{name} must be greater than 0, got {getattr(options, name)}")
     benchmark = _benchmark()
     result = benchmark.run(
         options.folder, options.gigabytes, options.rounds, options.many, lambda line: print(line, file=sys.stderr)

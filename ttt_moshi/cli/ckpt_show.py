@@ -12,6 +12,7 @@ from rich.table import Table
 from ttt_moshi.checkpoint import describe, read_manifest, step_of
 from ttt_moshi.cli.checkpoint_facts import gate_openings, size_text, trained_counts
 from ttt_moshi.config import OptimArgs
+from ttt_moshi.schedule import one_cycle, peak_learning_rates
 
 TRAINING_CONFIG = "consolidated/training_config.json"
 TTT = "consolidated/ttt.json"
@@ -33,9 +34,6 @@ def explain(path: Path) -> dict[str, Any]:
 
 def learning_rates(step: int, config: dict[str, Any]) -> dict[str, Any]:
     """Peak of each role, and the share of it that the next step takes (None: the run is at its end)."""
-    from ttt_moshi.training.optimizer import peak_learning_rates
-    from ttt_moshi.training.schedule import one_cycle
-
     known = {field.name for field in fields(OptimArgs)}
     optim = OptimArgs(**{key: value for key, value in config["optim"].items() if key in known})
     share = one_cycle(step, config["max_steps"], optim.pct_start) if step < config["max_steps"] else None

@@ -14,7 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, read_manifest, verify
+from ttt_moshi.checkpoint import (
+    CheckpointError,
+    checkpoint_name,
+    committed_steps,
+    newest_valid,
+    read_manifest,
+    verify,
+)
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import find, gate_openings, progress_bar, size_text
 
@@ -108,8 +115,8 @@ def count_7b(layers: str) -> tuple[Any, Any]:
 
 def _explain_run(path: Path, full: bool, console: Console) -> bool:
     place = find(path)
-    store = CheckpointStore(place.root)
-    folders = [place.chosen] if place.chosen is not None else [store.path(step) for step in store.steps()]
+    steps = committed_steps(place.root)
+    folders = [place.chosen] if place.chosen is not None else [place.root / checkpoint_name(step) for step in steps]
     if not folders:
         console.print(f"{path}: no checkpoints")
         return False
@@ -121,9 +128,9 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
         table.add_row(*cells)
     console.print(table)
     console.print("the prefix gate matters, and learns, only where recordings begin with given frames (prefix_sec)")
-    newest = store.newest_valid()
+    newest = newest_valid(place.root)
     if newest is not None:
-        console.print(f"can be resumed: {store.path(newest).name} is the newest valid one")
+        console.print(f"can be resumed: {checkpoint_name(newest)} is the newest valid one")
     return all(sound for _, sound in rows) and newest is not None
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 from torch import nn
 
-Group = Literal["base", "lora", "ttt"]
+from ttt_moshi.tensor_groups import Group, tensor_group
+
 Role = Literal["base", "lora", "ttt", "fast_weight", "gate"]
 Mode = Literal["frozen", "lora", "ttt", "lora+ttt", "full"]
 
@@ -26,16 +27,6 @@ _INNER_SLOW = frozenset(
 )  # fmt: skip
 _NORM_MODULES = frozenset({"norm1", "norm2", "norm_cross", "out_norm", "depformer_norms", "norm", "post_norm"})
 _SCALE_MODULES = frozenset({"layer_scale_1", "layer_scale_2", "layer_scale_cross"})
-
-
-def tensor_group(name: str) -> Group:
-    """Which part of the model owns the tensor: the base model, a LoRA adapter or a TTT layer."""
-    parts = name.split(".")
-    if len(parts) > 4 and parts[:2] == ["transformer", "layers"] and parts[3] == "ttt":
-        return "ttt"
-    if "lora_A" in parts or "lora_B" in parts:
-        return "lora"
-    return "base"
 
 
 def parameter_role(name: str) -> Role:

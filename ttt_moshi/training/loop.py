@@ -9,13 +9,13 @@ import torch
 
 from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation import EvaluationStopped
+from ttt_moshi.schedule import one_cycle
 from ttt_moshi.training import evaluate as evaluation
 from ttt_moshi.training import nonfinite
 from ttt_moshi.training.checkpoints import Progress
 from ttt_moshi.training.feed import stage_at
 from ttt_moshi.training.optimizer import set_learning_rate
 from ttt_moshi.training.saves import saved_metrics
-from ttt_moshi.training.schedule import one_cycle
 from ttt_moshi.training.step import StepResult, digest, forward_is_finite, train_step
 from ttt_moshi.training.under_way import Run, Step
 from ttt_moshi.ttt import Diagnostics, watch

@@ -9,22 +9,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ttt_moshi.config import OptimArgs
+from ttt_moshi.schedule import peak_learning_rates
 
 ROLES = ("base", "lora", "ttt", "fast_weight", "gate")
 BETAS = (0.9, 0.95)
 EPS = 1e-8
-
-
-def peak_learning_rates(optim: OptimArgs) -> dict[str, float]:
-    """Peak learning rate of each role."""
-    ttt = optim.lr if optim.ttt_lr is None else optim.ttt_lr
-    return {
-        "base": optim.lr,
-        "lora": optim.lr,
-        "ttt": ttt,
-        "fast_weight": ttt if optim.fast_weight_lr is None else optim.fast_weight_lr,
-        "gate": ttt if optim.gate_lr is None else optim.gate_lr,
-    }
 
 
 def build_optimizer(

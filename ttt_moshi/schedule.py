@@ -1,11 +1,25 @@
-"""The one-cycle learning rate as a pure function of the step, so that nothing of it can be lost or restarted."""
+"""Learning rates as pure functions of configuration and step, so that nothing of them can be lost or restarted."""
 
 from __future__ import annotations
 
 import math
 
+from ttt_moshi.config import OptimArgs
+
 START_FACTOR = 25.0
 END_FACTOR = 1e4
+
+
+def peak_learning_rates(optim: OptimArgs) -> dict[str, float]:
+    """Peak learning rate of each role."""
+    ttt = optim.lr if optim.ttt_lr is None else optim.ttt_lr
+    return {
+        "base": optim.lr,
+        "lora": optim.lr,
+        "ttt": ttt,
+        "fast_weight": ttt if optim.fast_weight_lr is None else optim.fast_weight_lr,
+        "gate": ttt if optim.gate_lr is None else optim.gate_lr,
+    }
 
 
 def one_cycle(step: int, max_steps: int, pct_start: float) -> float:
