@@ -92,6 +92,9 @@ def check_config_file(path: Path) -> dict[str, Any]:
 
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
     known = known_keys()
+    for key in sections():
+        if not isinstance(values.get(key, {}), (dict, type(None))):
+            raise ConfigError(f"{where}: `{key}` is a section: its keys belong below it, got {values[key]!r}")
     for key in flatten_keys(values):
         if key not in known:
             raise ConfigError(f"{where}: {describe_unknown('key', key, known)}")
@@ -103,6 +106,12 @@ def _refuse_unknown_flags(argv: Sequence[str]) -> None:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in known:
             raise ConfigError(describe_unknown("flag", flag, known))
+        if flag.removeprefix("--") in sections():
+            raise ConfigError(f"`{flag}` is a section: name one of its keys, such as `{_first_key(flag)}`")
+
+
+def _first_key(section: str) -> str:
+    return next(f"--{key}" for key in known_keys() if f"--{key}".startswith(f"{section}."))
 
 
 def _with_files_read(argv: Sequence[str]) -> list[str]:

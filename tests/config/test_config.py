@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_moshi.config import ConfigError, TrainArgs, known_keys, to_dict
+from ttt_moshi.config import RANGES, ConfigError, TrainArgs, flatten, known_keys, to_dict, validate
 from ttt_moshi.config_io import args_from_dict, parse_train_args
 from ttt_moshi.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+
+
+def is_number(key: str) -> bool:
+    """Whether a key takes a number, by the types of the configuration."""
+    *path, last = key.split(".")
+    section = functools.reduce(getattr, path, TrainArgs(run_dir="x"))
+    kind = str(get_type_hints(type(section))[last])
+    return bool(re.search(r"\b(int|float)\b", kind))
+
 
 # Every key of a moshi-finetune file, each with a value that differs from our default.
 MOSHI_FINETUNE = """
@@ -117,6 +131,7 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
     ("argv", "key"),
     [
         (["--batch_size", "0"], "batch_size"),
+        (["--lora", "3"], "--lora.enable"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--ttt.inner", "deep"], "ttt.inner"),
         (["--num_ckpt_keep", "0"], "num_ckpt_keep"),
@@ -143,6 +158,79 @@ def test_half_lives_of_the_delta_rule_are_read() -> None:
     args = parse_train_args(["--run_dir", "x", "--ttt.inner", "delta", "--ttt.half_life_frames", "[2, 1024]"])
     assert (args.ttt.inner, args.ttt.half_life_frames, args.ttt.forget) == ("delta", [2, 1024], "fixed")
     assert parse_train_args(["--run_dir", "x", "--ttt.half_life_frames", "64"]).ttt.half_life_frames == 64
+
+
+NUMBERS = [key for key, value in flatten(asdict(TrainArgs(run_dir="x"))).items() if is_number(key)]
+
+
+def test_every_number_has_a_range() -> None:
+    # The half-life may be a pair, and has a check of its own.
+    assert set(NUMBERS) - {"ttt.half_life_frames"} == set(RANGES)
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
+def test_numbers_outside_of_their_range_are_refused_by_name(key: str) -> None:
+    allowed = RANGES[key]
+    wrong = [math.nan, math.inf, -math.inf]
+    if math.isfinite(allowed.low):
+        wrong += [allowed.low - 1, *([allowed.low] if allowed.above else [])]
+    if math.isfinite(allowed.high):
+        wrong.append(allowed.high * 2)
+    for value in wrong:
+        args = TrainArgs(run_dir="x")
+        *path, last = key.split(".")
+        setattr(functools.reduce(getattr, path, args), last, value)
+        with pytest.raises(ConfigError, match=re.escape(f"`{key}` must be")):
+            validate(args)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optim: {lr: .nan}", "optim: {lr: .inf}", "seed: -1", "seed: 99999999999999999999", "max_steps: 1.5",
+        "max_steps: true", "batch_size: two", "batch_size: [1]", "batch_size: {a: 1}", "run_dir: [a]", "data: 3",
+        "lora: [1]", "text_padding_weight: -0.5", "first_codebook_weight_multiplier: -1",
+        "train: {clip_schedule: '0:nan'}",
+        "train: {clip_schedule: '0:inf'}", "checkpoint: {resume: maybe}", "checkpoint: {accept_changes: [weather]}",
+        "checkpoint: {accept_changes: data}", "checkpoint: {tolerate_failed_saves: -1}", "patience_minutes: 0",
+        "1: 2", "- a", "just words", "", "a: [1", "!!python/object/apply:os.system ['touch x']", "run_dir: null",
+    ],
+)  # fmt: skip
+def test_a_file_with_a_bad_value_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        parse_train_args(["--run_dir", "x", "--config", str(path)])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("section", ["lora", "wandb", "optim", "data", "ttt", "checkpoint", "train", "paper_metrics"])
+@pytest.mark.parametrize("empty", ["", " null", " ~"])
+def test_an_empty_section_keeps_its_defaults(tmp_path: Path, section: str, empty: str) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(f"run_dir: x\n{section}:{empty}\nmax_steps: 7\n")
+    assert parse_train_args(["--config", str(path)]) == TrainArgs(run_dir="x", max_steps=7)
+
+
+def test_what_moshi_finetune_adds_when_it_saves_is_ignored_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "args.yaml"
+    path.write_text("run_dir: x\nworld_size: 8\n")
+    assert parse_train_args(["--config", str(path)]) == TrainArgs(run_dir="x")
+    assert "`world_size` decides nothing" in caplog.text
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("run_dir: Läufe".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8"):
+        parse_train_args(["--config", str(path)])
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["auto"], "auto"), (["true"], True), (["false"], False)])
+def test_resuming_may_be_a_choice(words: list[str], expected: object) -> None:
+    assert parse_train_args(["--run_dir", "x", "--checkpoint.resume", *words]).checkpoint.resume == expected
 
 
 def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ class Saves:
             return
         self.follow(wait=True)
         if self.failure is None and self.last is not None and self.last.healthy and self._world.is_main:
-            self._store.set_metrics(step, metrics)
+            try:
+                self._store.set_metrics(step, metrics)
+            except (CheckpointError, OSError) as error:
+                logger.error("what was measured of step %d is not recorded beside its checkpoint: %s", step, error)
 
     def raise_failure(self) -> None:
         """Raises SavingFailed, on all ranks, once `failed` is known to all."""
