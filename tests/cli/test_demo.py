@@ -192,7 +192,7 @@ def test_a_command_that_fails_says_why_and_where_its_log_is(tmp_path):
 @pytest.mark.slow
 def test_the_whole_demo_on_tiny_models(tmp_path):
     lines = io.StringIO()
-    size = DemoSize(recall_steps=4, steps=24, kill_after=13, material="tiny")
+    size = DemoSize(recall_steps=4, steps=24, kill_after=13, material="tiny", bench="tiny")
     with Jobs(Console(file=lines, width=200)) as jobs:
         demo = Demo(tmp_path, jobs, size)
         demo.run()

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """`ttt-moshi demo [--out runs/demo]`; status 0 if everything came out as it must."""
     parser = Parser(
         prog="ttt-moshi demo",
-        description=f"{__doc__} Takes five minutes on two idle cores, {NEEDED_MB} MB of disk and no GPU, and ends with "
+        description=f"{__doc__} Takes about six minutes on two idle cores, {NEEDED_MB} MB of disk and no GPU; ends with "
         "one page to look at.",
     )
     parser.add_argument(
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     console = Console(highlight=False)
     _claim(options.out)
-    console.print(f"TTT-Moshi demo: about five minutes on two idle cores, up to {NEEDED_MB} MB in {options.out}")
+    console.print(f"TTT-Moshi demo: about six minutes on two idle cores, up to {NEEDED_MB} MB in {options.out}")
     signal.signal(signal.SIGTERM, _interrupt)
     page = make(options.out, console)
     console.print(f"the page: {page}", soft_wrap=True)

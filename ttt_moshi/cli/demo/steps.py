@@ -30,6 +30,7 @@ class DemoSize:
     kill_after: int = 43
     """a step between two checkpoints, so that the resumed run has steps to repeat"""
     material: str = "demo"
+    bench: str = "mini"
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Demo:
         names = ("recall", "told", "resumed", "fresh", "hour")
         self.facts["remembers"] = {name: self._json(f"recall/{name}.json") for name in names}
         self.facts["remembers"]["session_bytes"] = session.stat().st_size
+        # Here, where there is time left while the base model is still being made.
+        self._work("made-up benchmarks", "bench", self.out / "bench", self.size.bench)
 
     # 2. It cannot be lost.
 

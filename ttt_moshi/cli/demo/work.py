@@ -1,6 +1,7 @@
 """The demo's own pieces of work, each in a process of its own: `python -m ttt_moshi.cli.demo.work WHAT ...`.
 
-    material FOLDER BENCH demo|tiny   speech, a base model, small benchmarks
+    material FOLDER demo|tiny         speech and a base model
+    bench FOLDER mini|tiny            small benchmarks
     lessons FOLDER STEPS BATCH        an untrained model, and recordings that teach recall
     recall WINDOW TTT OUT             share of right answers against distance, for two checkpoints, with controls
     tell CHECKPOINT SESSION OUT       hears facts, saves what it remembers, and ends
@@ -62,11 +63,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_material(folder: str, bench: str, size: str) -> None:
-    """Speech, the base model and the benchmarks; what is there already is left as it is."""
-    material_size, bench_size = {"demo": (DEMO, "mini"), "tiny": (TINY, "tiny")}[size]
-    material = make_demo_material(Path(folder), size=material_size, progress=_announce)
-    make_bench(Path(bench), material.train_data, size=bench_size, progress=_announce)
+def make_material(folder: str, size: str) -> None:
+    """Speech and the base model; what is there already is left as it is."""
+    make_demo_material(Path(folder), size={"demo": DEMO, "tiny": TINY}[size], progress=_announce)
+
+
+def make_benchmarks(folder: str, size: str) -> None:
+    """Benchmarks whose vocabulary is that of the demo's dialogues; likewise."""
+    make_bench(Path(folder), size=size, progress=_announce)
 
 
 def make_lessons(folder: str, steps: str, batch: str) -> None:
@@ -191,6 +195,7 @@ def _write(path: str, value: Any) -> None:
 
 PIECES: dict[str, Callable[..., None]] = {
     "material": make_material,
+    "bench": make_benchmarks,
     "lessons": make_lessons,
     "recall": measure_recall,
     "tell": tell,
