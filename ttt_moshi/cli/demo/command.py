@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """`ttt-moshi demo [--out runs/demo]`; status 0 if everything came out as it must."""
     parser = Parser(
         prog="ttt-moshi demo",
-        description=f"{__doc__} Takes about six minutes on two idle cores, {NEEDED_MB} MB of disk and no GPU; ends with "
+        description=f"{__doc__} Takes about six minutes on two idle cores, {NEEDED_MB} MB of disk, no GPU; ends with "
         "one page to look at.",
     )
     parser.add_argument(
