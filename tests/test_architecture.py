@@ -113,7 +113,7 @@ def test_no_circles() -> None:
     assert not circles, "\n".join(circles)
 
 
-@pytest.mark.parametrize("package", LIBRARIES)
+@pytest.mark.parametrize("package", sorted(LIBRARIES))
 def test_what_a_package_stands_on(package: str) -> None:
     import sys
 

@@ -12,8 +12,8 @@ from benchmarks.memory.arms import WINDOW
 from benchmarks.memory.spoken import BETWEEN, WORDS, word_order
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Codec, Corpus
+from ttt_moshi.frames import FRAME_SIZE
 from ttt_moshi.moshi import resolve_model
-from ttt_moshi.synthetic.espeak import FRAME_SIZE
 from ttt_moshi.synthetic.recall.base_model import reach, write_speech_model
 
 
