@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ttt_moshi.evaluation import EvaluationError
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer, ScoringOptions
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat, hosts
 from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks
@@ -249,11 +250,38 @@ def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
         path.with_suffix(".json").write_text(json.dumps({"first": [0.15, 0.41], "second": [0.63, 0.89]}))
     outcome = TASKS["spoken_repeat"].build(benchmarks(tmp_path)).run(oracle())
     assert [d["second_minus_first"]["value"] for d in outcome.entry["distances"]] == [-3.0, 2.0]
-    assert outcome.entry["value"] == 2.0
-    assert {s["id"]: s["score"] for s in outcome.samples} == {"1s/x": 3.0, "2s/x": -2.0}
+    # This oracle does not listen: what was heard before plays no part.
+    assert outcome.entry["value"] == 0.0
+    assert [s["nll"] for s in outcome.samples] == [
+        {"first": 4.0, "second": 1.0, "never": 1.0}, {"first": 4.0, "second": 6.0, "never": 6.0},
+    ]  # fmt: skip
     path.with_suffix(".json").unlink()
     with pytest.raises(EvaluationError, match=r"x\.json is not"):
         TASKS["spoken_repeat"].build(benchmarks(tmp_path))
+
+
+def test_what_is_repeated_beyond_the_reach_of_attention_is_known_by_memory_alone(tmp_path, toy, oracle, new_ttt_model):
+    """Two layers with a window of 8 see 2 * 7 + 1 = 15 positions, whose delayed codebooks are one frame older. So 16
+    frames after the passage the difference is exactly zero without a memory, and one frame nearer it is not."""
+    rng = np.random.default_rng(0)
+    model = new_ttt_model(context=8)
+
+    def measured(gap: int, **options) -> float:
+        """`gap` frames lie between the end of the first hearing and the beginning of the second."""
+        root = tmp_path / str(gap)
+        for i in range(2):
+            passage, lead, between = (rng.integers(0, 20, n).tolist() for n in (5, 3, gap))
+            path = toy(root / "repeat" / "1" / f"{i}.wav", [*lead, *passage, *between, *passage, 1, 1])
+            spans = {"first": [2.6 / 12.5, 8.4 / 12.5], "second": [(7.6 + gap) / 12.5, (13.4 + gap) / 12.5]}
+            path.with_suffix(".json").write_text(json.dumps(spans))
+        engine = oracle()
+        engine.scorer = ModelScorer(model, "s", ScoringOptions(**options))
+        return TASKS["spoken_repeat"].build(benchmarks(root)).run(engine).entry["value"]
+
+    assert measured(16, gate=0.0) == 0.0
+    assert measured(16, inner_lr=0.0) == 0.0
+    assert measured(15, gate=0.0) != 0.0
+    assert measured(16) != 0.0 and measured(16, reset_every=1000) != 0.0
 
 
 def test_generated_benchmarks_are_read_by_every_loader(tiny_material, tmp_path):

@@ -199,7 +199,7 @@ TASKS: dict[str, TaskSpec] = {
     "position": TaskSpec(lambda b: Position(b.books()[0]), _BOOKS),
     "context": TaskSpec(lambda b: Context(*b.books()), _BOOKS),
     "repeat": TaskSpec(lambda b: Repeat(*b.books()), _BOOKS),
-    "spoken_repeat": TaskSpec(_spoken_repeat, "repeat/<seconds>/*.wav with .json"),
+    "spoken_repeat": TaskSpec(_spoken_repeat, "repeat/<seconds>/*.wav with .json", version=2),
     "needle": TaskSpec(_needle, "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav"),
     "full_duplex": TaskSpec(
         _full_duplex,

@@ -1,6 +1,11 @@
 """Recordings in which a passage is heard twice: how much likelier is it the second time?
 
 repeat/<distance>/*.wav and *.json {"first": [start, end], "second": [start, end]}, in seconds
+
+The second hearing may be easier for other reasons than memory. So each recording has a twin in which the first hearing
+is another recording's passage, frame for frame at the same places: only a memory of the passage can tell the second
+hearing in the recording from that in its twin. Without one the difference is exactly zero once the passage is further
+back than the attention reaches: L (W - 1) + 1 frames of L layers with a window of W, and the codebooks' delay.
 """
 
 from __future__ import annotations
@@ -12,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.examples import Example
+from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
-from ttt_moshi.frames import FRAME_RATE
+from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 
 @dataclass(frozen=True)
@@ -58,31 +63,64 @@ def _spans(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 @dataclass(frozen=True)
 class SpokenRepeat:
-    """NLL of the second hearing minus that of the first, by the distance between them."""
+    """NLL of the second hearing minus that of the same frames where another passage was heard first, and minus that of
+    the first hearing, by the distance between the two."""
 
     passages: list[SpokenPassage]
     name: str = "spoken_repeat"
 
     def run(self, engine: Engine) -> Outcome:
-        nll = engine.nll([p.example for p in self.passages], self.name)
-        first = [group_sums(nll[p.example.id], "semantic", *p.first) for p in self.passages]
-        second = [group_sums(nll[p.example.id], "semantic", *p.second) for p in self.passages]
+        twins = {p.example.id: twin for i, p in enumerate(self.passages) if (twin := self._twin(i)) is not None}
+        if not twins:
+            raise EvaluationError("no recording has another one that is long enough to stand for its first hearing")
+        paired = [p for p in self.passages if p.example.id in twins]
+        every = [p.example for p in paired] + list(twins.values())
+        nll = engine.nll(every, self.name)
+        first = [group_sums(nll[p.example.id], "semantic", *p.first) for p in paired]
+        second = [group_sums(nll[p.example.id], "semantic", *p.second) for p in paired]
+        never = [group_sums(nll[twins[p.example.id].id], "semantic", *p.second) for p in paired]
         points: list[dict[str, Any]] = []
-        for seconds in sorted({p.seconds for p in self.passages}):
-            rows = [i for i, p in enumerate(self.passages) if p.seconds == seconds]
-            difference = mean_difference([first[i] for i in rows], [second[i] for i in rows])
-            points.append({"frames": round(seconds * FRAME_RATE), "second_minus_first": difference})
+        for seconds in sorted({p.seconds for p in paired}):
+            rows = [i for i, p in enumerate(paired) if p.seconds == seconds]
+            a, b, c = ([sums[i] for i in rows] for sums in (first, second, never))
+            points.append(
+                {
+                    "frames": seconds_to_frames(seconds),
+                    "second_minus_first": mean_difference(a, b),
+                    "heard_minus_unheard": mean_difference(c, b),
+                }
+            )
+        last = points[-1]
         entry: dict[str, Any] = {
             "status": "ok",
-            "metric": f"NLL in nats of semantic tokens, second minus first hearing {points[-1]['frames']} frames ago",
+            "metric": f"NLL in nats of semantic tokens of a passage heard {last['frames']} frames ago, minus unheard",
             "better": "lower",
-            **points[-1]["second_minus_first"],
+            **last["heard_minus_unheard"],
             "unit_of_n": "recordings",
             "window": engine.scorer.window,
+            "left_out": sorted({p.example.id for p in self.passages} - twins.keys()),
             "distances": points,
         }
         samples = [
-            {"id": p.example.id, "score": a / n - b / m}
-            for p, (a, n), (b, m) in zip(self.passages, first, second, strict=True)
+            {"id": p.example.id, "score": c / k - b / m, "nll": {"first": a / n, "second": b / m, "never": c / k}}
+            for p, (a, n), (b, m), (c, k) in zip(paired, first, second, never, strict=True)
         ]
-        return Outcome(entry, samples, data_digest=engine.tokens.digest([p.example for p in self.passages]))
+        return Outcome(entry, samples, data_digest=engine.tokens.digest(every))
+
+    def _twin(self, i: int) -> Example | None:
+        """Recording `i` with the first hearing replaced by as many frames of the next recording, from its passage on;
+        None where no other is long enough."""
+        own = self.passages[i]
+        start, stop = own.first
+        for other in (*self.passages[i + 1 :], *self.passages[:i]):
+            begin, end = other.first[0], other.second[1]
+            if end - begin >= stop - start and other.example.files != own.example.files:
+                (piece,), (stranger,) = own.example.pieces, other.example.pieces
+                pieces = (
+                    Piece(piece.source, 0, start),
+                    Piece(stranger.source, begin, begin + stop - start),
+                    Piece(piece.source, stop),
+                )
+                # A piece without frames, where the first hearing begins the recording, is left out.
+                return Example(f"{own.example.id}:unheard", pieces if start else pieces[1:])
+        return None
