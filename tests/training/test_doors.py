@@ -319,3 +319,37 @@ def test_processes_with_different_folders_are_told(launch: Callable[..., Any], t
     assert done.returncode != 0
     assert f"leads to {run.run_dir}0 for process 0 and to {run.run_dir}1 for process 1" in done.stderr
     assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_what_was_killed_with_the_same_command(launch: Callable[..., Any]) -> None:
+    run = launch("run", *SHORT, *AUTO, "--max_steps", "12", "--ckpt_freq", "2")
+    words = run.command(ranks=2)
+    words.insert(words.index("--standalone"), "--max-restarts=2")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(process, lambda: bool(run.store.steps()))
+    worker = next(
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if path.read_text().split()[3] == str(process.pid)
+    )
+    os.kill(int(worker), signal.SIGKILL)
+    stderr = process.communicate(timeout=900)[1]
+    assert process.returncode == 0, stderr[-3000:]
+    assert "resuming at step" in stderr
+    assert [record["step"] for record in run.records] == list(range(1, 13)) and run.store.newest_valid() == 12
+
+
+@pytest.mark.slow
+def test_carried_recordings_begin_anew_where_another_order_is_accepted(launch: Callable[..., Any]) -> None:
+    stateful = (*SHORT, "--train.stateful", "true", "--train.context_frames", "16")
+    run = launch("run", *stateful)
+    run.run("--max_steps", "3")
+    refused = run.run(*AUTO, "--max_steps", "5", "--batch_size", "2", status=2).stderr
+    assert "--checkpoint.accept_changes '[batch]'" in refused
+    done = run.run(*AUTO, "--max_steps", "5", "--batch_size", "2", "--checkpoint.accept_changes", "[batch]")
+    assert "the recordings begin anew" in done.stderr
+    fresh = launch("fresh", *stateful, "--batch_size", "2", "--max_steps", "2")
+    fresh.run()
+    heard = [[record["sample_ids"] for record in one.records] for one in (run, fresh)]
+    assert heard[0][3:] == heard[1]

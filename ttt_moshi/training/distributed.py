@@ -148,8 +148,14 @@ def join_world(patience: float = 1800.0) -> Iterator[World]:
     backend = "nccl" if cuda else "gloo"
     timeout = timedelta(seconds=patience)
     if "LOCAL_RANK" in os.environ:
+        local = int(os.environ["LOCAL_RANK"])
+        if cuda and local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as many "
+                "processes as there are GPUs"
+            )
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(local)
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
