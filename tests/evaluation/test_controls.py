@@ -53,7 +53,7 @@ def data(tmp_path_factory, kit):
         noise(f"salmon/part/sample_0_{half}.wav", 30)
     for book in range(3):
         noise(f"librilight/small/{book}/b/x.wav", 70)
-    for number in range(2):
+    for number in range(3):
         path = noise(f"repeat/3/{number}.wav", 60)
         path.with_suffix(".json").write_text(json.dumps({"first": [0.4, 0.8], "second": [3.2, 3.6]}))
     return root
