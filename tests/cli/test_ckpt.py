@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,11 @@ def test_wrong_words_end_with_status_2(run: Path, tmp_path: Path, capsys: pytest
         (["ls", tmp_path / "nowhere"], "no folder at"),
         (["show", tmp_path], "neither a run, nor a checkpoints folder, nor a checkpoint"),
         (["prune", run], "--last"),
+        (["prune", run, "--also", "junk"], "not 'junk'"),
+        (["prune", run, "--also", "left", "--every", "2"], "name what is to be kept with --last N"),
+        (["prune", run, "--last", "1", "--best", "1", "--metric", "los"], "they have: loss. Did you mean loss?"),
+        (["put-back", place(run, 1)], "was not set aside"),
+        (["put-back", run / "nothing"], "no folder at"),
         (["prune", run, "--last", "0"], "would leave none"),
         (["prune", place(run, 1), "--last", "1"], "is one checkpoint: name its folder"),
         (["repair", place(run, 1)], "is one checkpoint: name its folder"),
@@ -268,3 +275,85 @@ def test_long_work_says_how_far_it_is(run: Path, tmp_path: Path) -> None:
     assert seen["diff"][-1] == (64, 64)
     assert seen["export"] == [(32, 64), (64, 64)]
     assert all(0 < part <= whole for part, whole in seen["repair"])
+
+
+def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[..., Any], capsys: Any) -> None:
+    root = run / "checkpoints"
+    damage(place(run, 3))
+    assert len(read("repair", run, status=1)) == 1
+    with CheckpointStore(root, log=lambda line: None) as store:
+        store.leave_branch(1)
+        save(store, 4, value=float("nan"))
+    (root / ".saving_000009").mkdir()
+    (root / ".saving_000009" / "x").write_bytes(b"12345")
+    (root / "notes.txt").write_text("mine")
+    records = {record["name"]: record for record in read("ls", run)}
+    assert {name: record["status"] for name, record in records.items()} == {
+        ".saving_000009": "leftover",
+        "checkpoint_000001": "valid",
+        "corrupt_000003": "set aside",
+        "left_000002": "set aside",
+        "notes.txt": "foreign",
+        "unhealthy_000004": "unhealthy",
+    }
+    own = {"LOCK", "LATEST", "journal.jsonl", "measured.json"}
+    files = [file for file in root.rglob("*") if file.is_file() and file.name not in own]
+    assert sum(record["bytes"] for record in records.values()) == sum(file.stat().st_size for file in files)
+    assert main(["ckpt", "ls", str(run)]) == 0
+    assert "2 set aside" in capsys.readouterr().out
+    assert read("put-back", root / "left_000002")["path"].endswith("checkpoint_000002")
+    planned = read("prune", run, "--also", "corrupt,leftover", "--dry-run")
+    assert [item["name"] for item in planned] == [".saving_000009", "corrupt_000003"]
+    assert read("prune", run, "--also", "corrupt,leftover") == planned
+    assert len(read("prune", run, "--last", "1", "--also", "unhealthy,foreign")) == 4
+    assert [record["name"] for record in read("ls", run)] == ["checkpoint_000002"]
+
+
+def test_manifests_are_read_without_torch(run: Path) -> None:
+    """Listing, explaining and verifying start at once: nothing of them imports torch."""
+    program = (
+        "import sys; from ttt_moshi.cli.main import main; code = main(sys.argv[1:]);"
+        "sys.exit(3 if 'torch' in sys.modules else code)"
+    )
+    for words in (
+        ["ls", run],
+        ["show", run],
+        ["verify", run],
+        ["--help"],
+        ["prune", run, "--last", "2"],
+        ["repair", run],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "ckpt", *map(str, words)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.returncode} {done.stderr}"
+
+
+def test_the_package_imports_where_linux_calls_are_missing(run: Path) -> None:
+    """As on macOS: no O_DIRECT, no posix_fadvise, no posix_fallocate, no sched_getaffinity, no huge pages, no /proc."""
+    program = """
+import builtins, mmap, os, pathlib, sys
+for name in ("O_DIRECT", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "POSIX_FADV_DONTNEED"):
+    delattr(os, name)
+del mmap.MADV_HUGEPAGE
+real = pathlib.Path.read_text
+def read_text(self, *args, **options):
+    if str(self).startswith("/proc"):
+        raise FileNotFoundError(self)
+    return real(self, *args, **options)
+pathlib.Path.read_text = read_text
+import torch
+from ttt_moshi.checkpoint import CheckpointStore, Retention, verify
+root = pathlib.Path(sys.argv[1])
+with CheckpointStore(root, retention=Retention(last=1)) as store:
+    for step in (11, 12):
+        store.save(step, kind="adapters", tensors={"param/w": torch.full((9,), float(step))}, state={})
+        store.wait()
+values = {"param/w": torch.zeros(9)}
+assert store.load(tensors=values).step == 12 and values["param/w"][0] == 12 and verify(store.path(12)).ok
+assert store.steps() == [12]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(run / "elsewhere")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from ttt_moshi.checkpoint.manifest import read_manifest
     from ttt_moshi.checkpoint.mirror import copy_out
     from ttt_moshi.checkpoint.reading import iter_tensors, read_bytes, read_document, read_tensors
-    from ttt_moshi.checkpoint.repairing import repair
+    from ttt_moshi.checkpoint.repairing import make_room, repair
     from ttt_moshi.checkpoint.report import LoadReport, Mismatch
     from ttt_moshi.checkpoint.restore import Loaded
     from ttt_moshi.checkpoint.retention import Retention, prune
     from ttt_moshi.checkpoint.saving import Saved
+    from ttt_moshi.checkpoint.sidecars import set_pinned
     from ttt_moshi.checkpoint.store import CheckpointStore
     from ttt_moshi.checkpoint.unpacking import export_weights
 
@@ -47,11 +48,12 @@ _MODULES = {
     "manifest": ("read_manifest",),
     "mirror": ("copy_out",),
     "reading": ("iter_tensors", "read_bytes", "read_document", "read_tensors"),
-    "repairing": ("repair",),
+    "repairing": ("make_room", "repair"),
     "report": ("LoadReport", "Mismatch"),
     "restore": ("Loaded",),
     "retention": ("Retention", "prune"),
     "saving": ("Saved",),
+    "sidecars": ("set_pinned",),
     "store": ("CheckpointStore",),
     "unpacking": ("export_weights",),
 }
@@ -96,6 +98,7 @@ __all__ = [
     "export_weights",
     "iter_tensors",
     "list_folder",
+    "make_room",
     "newest_valid",
     "prune",
     "put_back",
@@ -104,6 +107,7 @@ __all__ = [
     "read_manifest",
     "read_tensors",
     "repair",
+    "set_pinned",
     "step_of",
     "verify",
 ]

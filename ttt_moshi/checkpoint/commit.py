@@ -69,6 +69,14 @@ def discard(files: Files, root: Path, name: str) -> None:
     remove_tree(files, trash)
 
 
+def delete(files: Files, root: Path, name: str) -> None:
+    """Delete a folder as `discard` does, or a file, or a link without following it."""
+    if (root / name).is_dir() and not (root / name).is_symlink():
+        discard(files, root, name)
+    else:
+        files.remove(root / name)
+
+
 def sweep(files: Files, root: Path) -> list[str]:
     """Remove what unfinished saves and deletions left behind; what was done, in words.
 
@@ -93,12 +101,8 @@ def sweep(files: Files, root: Path) -> list[str]:
 def clear(files: Files, root: Path) -> None:
     """Delete everything but the lock, which the caller holds."""
     for name in files.names(root):
-        if name == layout.LOCK:
-            continue
-        if (root / name).is_dir() and not (root / name).is_symlink():
-            discard(files, root, name)
-        else:
-            files.remove(root / name)
+        if name != layout.LOCK:
+            delete(files, root, name)
     files.sync_folder(root)
 
 
@@ -140,8 +144,7 @@ def put_back(path: Path, files: Files | None = None) -> Path:
         raise CheckpointError(f"{path} was not set aside: only corrupt_..., left_... and foreign_... are put back")
     if why == "unhealthy":
         raise CheckpointError(f"{path} is unhealthy, so no run may resume from it; take an earlier step")
-    lock = WriterLock(files, root)
-    try:
+    with WriterLock(files, root):
         report = verify(path, files=files)
         if not report.ok:
             raise CorruptCheckpoint(f"{path} is not put back: it does not verify\n{report.text()}")
@@ -155,8 +158,6 @@ def put_back(path: Path, files: Files | None = None) -> Path:
         files.rename(path, target)
         files.sync_folder(root)
         log_event(files, root, "put back", folder=path.name, now=target.name)
-    finally:
-        lock.release()
     return target
 
 

@@ -71,6 +71,12 @@ class WriterLock:
                 "This one stops and commits nothing more."
             )
 
+    def __enter__(self) -> WriterLock:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Let others write. A folder that was made for the lock and holds nothing else goes with it."""
         try:

@@ -155,20 +155,20 @@ def read_tensors(path: Path, file: str = "", names: Collection[str] | None = Non
     return {reading.name: reading.verified() for reading in readings}
 
 
-def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of one whole tensor of the resumable state, row-major, checked; needs no torch.
+def read_bytes(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The bytes of whole tensors of the resumable state, little endian, row-major, checked; needs no torch.
 
     Raises as `iter_tensors`.
     """
-    entry = read_manifest(path)["tensors"].get(name)
-    if entry is None:
-        raise CheckpointError(f"{path} has no tensor {name!r} in its resumable state")
-    reading, found = Reading(name, entry), bytearray()
+    found: dict[str, bytes] = {}
     with closing(_Pieces(Files(), path)) as pieces:
-        _take(reading, pieces, found)
-    if reading.corruption is not None:
-        raise reading.corruption
-    return bytes(found)
+        for wanted in _readings(path, "", names):
+            reading, copy = Reading(wanted.name, wanted.entry), bytearray()
+            _take(reading, pieces, copy)
+            if reading.corruption is not None:
+                raise reading.corruption
+            found[reading.name] = bytes(copy)
+    return found
 
 
 def _readings(path: Path, file: str, names: Collection[str] | None) -> list[Reading]:

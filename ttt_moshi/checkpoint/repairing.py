@@ -1,16 +1,19 @@
-"""Putting a checkpoints folder in order that no run is writing to."""
+"""What a person does to a checkpoints folder that no run is writing to: putting it in order, and making room in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.checking import verify
-from ttt_moshi.checkpoint.commit import set_aside, sweep
-from ttt_moshi.checkpoint.errors import ForeignCheckpoint
+from ttt_moshi.checkpoint.commit import delete, log_event, set_aside, sweep
+from ttt_moshi.checkpoint.errors import CheckpointError, ForeignCheckpoint
 from ttt_moshi.checkpoint.files import Files, replace_file
+from ttt_moshi.checkpoint.listing import list_folder
 from ttt_moshi.checkpoint.lock import WriterLock
+from ttt_moshi.checkpoint.retention import PruneStep, Retention, known_metrics, prune
 
 
 def repair(
@@ -23,8 +26,7 @@ def repair(
     a writer is at work.
     """
     files = files or Files()
-    lock = WriterLock(files, root)
-    try:
+    with WriterLock(files, root):
         reports, done = [], []
         for step in layout.committed_steps(files, root):
             try:
@@ -40,6 +42,41 @@ def repair(
         if remaining:
             replace_file(files, root / layout.LATEST, f"{remaining[-1]}\n".encode())
             files.sync_folder(root)
-    finally:
-        lock.release()
     return done
+
+
+BESIDE = ("corrupt", "left", "unhealthy", "leftover", "foreign")  # kinds of what lies beside the checkpoints
+
+
+def make_room(
+    root: Path,
+    policy: Retention | None,
+    also: Collection[str] = (),
+    dry_run: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    files: Files | None = None,
+) -> list[PruneStep]:
+    """Delete checkpoints that no rule of `policy` keeps (None: all stay), and the kinds `also` of what lies beside.
+
+    The kinds are "corrupt", "left" and "unhealthy" for what was set aside as such, "leftover" of unfinished work, and
+    "foreign" for whatever this program did not write. Raises as `prune`, and CheckpointError while a run writes to the
+    folder: it has rules of its own.
+    """
+    unknown = sorted(set(also) - set(BESIDE))
+    if unknown:
+        raise CheckpointError(f"beside the checkpoints there is {', '.join(BESIDE)}, not {unknown[0]!r}")
+    files, decisions = files or Files(), []
+    with nullcontext() if dry_run else WriterLock(files, root):
+        if policy is not None:
+            policy.check_metric(known_metrics(root, files))
+            decisions += prune(root, policy, dry_run, files=files, log=log)
+        for record in list_folder(root, files) if also else ():
+            name = record["name"]
+            kind = layout.aside_reason(name) or record["status"]
+            if kind not in also or (layout.step_of(name) is not None and kind == "corrupt"):
+                continue  # a corrupt committed name: `repair` sets it aside first, after a second look
+            decisions.append(PruneStep(name, record["step"], False, f"{kind}, as asked for", record.get("bytes", 0)))
+            if not dry_run:
+                delete(files, root, name)
+                log_event(files, root, "deleted", folder=name, reason=f"{kind}, by hand")
+    return decisions

@@ -64,9 +64,10 @@ class Retention:
 
 @dataclass(frozen=True)
 class PruneStep:
-    """What happens to one checkpoint and why."""
+    """What happens to one checkpoint, or to something else that lies beside them, and why."""
 
-    step: int
+    name: str
+    step: int | None
     keep: bool
     reason: str
     bytes: int
@@ -92,11 +93,12 @@ def prune(
     pins, measured = read_pins(files, root), read_measured(files, root)
     candidates, result = [], []
     for step in layout.committed_steps(files, root):
+        name = layout.checkpoint_name(step)
         try:
-            candidates.append((step, check_quickly(root / layout.checkpoint_name(step), files)))
+            candidates.append((step, check_quickly(root / name, files)))
         except (CorruptCheckpoint, ForeignCheckpoint) as error:
             kind = "corrupt" if isinstance(error, CorruptCheckpoint) else "foreign"
-            result.append(PruneStep(step, True, f"not touched, because it is {kind}: {error}", 0))
+            result.append(PruneStep(name, step, True, f"not touched, because it is {kind}: {error}", 0))
     pins |= {step for step, manifest in candidates if manifest["info"].get("pinned")}
     reasons = {
         **protected,
@@ -110,12 +112,12 @@ def prune(
             if step > good:
                 reasons[step] = "no later checkpoint that stays could be verified"
     for step, manifest in candidates:
-        reason = reasons.get(step)
+        reason, name = reasons.get(step), layout.checkpoint_name(step)
         size = sum(record["size"] for record in manifest["files"].values())
-        result.append(PruneStep(step, reason is not None, reason or "no rule keeps it", size))
+        result.append(PruneStep(name, step, reason is not None, reason or "no rule keeps it", size))
         if reason is None and not dry_run:
-            discard(files, root, layout.checkpoint_name(step))
-    return sorted(result, key=lambda item: item.step)
+            discard(files, root, name)
+    return sorted(result, key=lambda item: item.step or 0)
 
 
 def _newest_verified(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.checkpoint import layout
-from ttt_moshi.checkpoint.errors import CheckpointError
+from ttt_moshi.checkpoint.errors import CheckpointError, NoCheckpoint
 from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.manifest import Record
 from ttt_moshi.checkpoint.trouble import patiently, read_start
@@ -33,6 +33,16 @@ def write_pins(files: Files, root: Path, steps: set[int]) -> None:
     """Replace the list of pinned steps."""
     replace_file(files, root / layout.PINS, json.dumps(sorted(steps)).encode())
     files.sync_folder(root)
+
+
+def set_pinned(root: Path, step: int, pinned: bool = True, files: Files | None = None) -> None:
+    """Keep a step from retention for good, or no longer. Raises NoCheckpoint if there is none."""
+    files = files or Files()
+    steps = layout.committed_steps(files, root)
+    if step not in steps:
+        raise NoCheckpoint(f"{root} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+    pins = read_pins(files, root)
+    write_pins(files, root, pins | {step} if pinned else pins - {step})
 
 
 def read_measured(files: Files, root: Path) -> Measured:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ttt_moshi.checkpoint import layout
 from ttt_moshi.checkpoint.commit import clear, leave_branch, log_event, set_aside, sweep
 from ttt_moshi.checkpoint.coordination import Coordinator
-from ttt_moshi.checkpoint.errors import CheckpointError, LostLock, NoCheckpoint, SaveFailed
+from ttt_moshi.checkpoint.errors import CheckpointError, LostLock, SaveFailed
 from ttt_moshi.checkpoint.export import Export, plan_exports
 from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.image import Image, shard_plan
@@ -31,7 +31,7 @@ from ttt_moshi.checkpoint.restore import Loaded, Loader
 from ttt_moshi.checkpoint.retention import Retention, known_metrics, prune
 from ttt_moshi.checkpoint.rows import Rows, rows_of
 from ttt_moshi.checkpoint.saving import Job, Saved, Saver, check_room
-from ttt_moshi.checkpoint.sidecars import read_measured, read_pins, write_measured, write_pins
+from ttt_moshi.checkpoint.sidecars import read_measured, set_pinned, write_measured
 
 KINDS = ("adapters", "full")
 _log = logging.getLogger(__name__)
@@ -394,10 +394,7 @@ class CheckpointStore:
 
     def set_pinned(self, step: int, pinned: bool = True) -> None:
         """Keep a step from retention for good, or no longer."""
-        if step not in self.steps():
-            raise NoCheckpoint(f"{self.root} has no checkpoint of step {step}; it has {self.steps()}")
-        steps = read_pins(self._files, self.root)
-        write_pins(self._files, self.root, steps | {step} if pinned else steps - {step})
+        set_pinned(self.root, step, pinned, self._files)
 
     # Reading
 

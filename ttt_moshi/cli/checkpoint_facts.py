@@ -94,9 +94,10 @@ def trained_counts(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
 def gate_openings(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Mean |tanh α| of each TTT layer's gates: layer index -> {"forward": share, "backward": share}."""
     gates: dict[str, dict[str, float]] = {}
-    for name in filter(_is_gate, manifest["tensors"]):
+    names = [name for name in manifest["tensors"] if _is_gate(name)]
+    for name, data in read_bytes(path, names).items():
         layer, direction = name.split(".")[2], name.split(".")[-2].removesuffix("_gating")
-        alpha = _floats(read_bytes(path, name), manifest["tensors"][name]["dtype"])
+        alpha = _floats(data, manifest["tensors"][name]["dtype"])
         gates.setdefault(layer, {})[direction] = float(np.abs(np.tanh(alpha)).mean())
     return dict(sorted(gates.items(), key=lambda item: int(item[0])))
 

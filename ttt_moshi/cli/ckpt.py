@@ -25,10 +25,11 @@ from ttt_moshi.checkpoint import (
     committed_steps,
     diff,
     list_folder,
-    prune,
+    make_room,
     put_back,
     read_manifest,
     repair,
+    set_pinned,
     verify,
 )
 from ttt_moshi.cli.arguments import Parser
@@ -38,7 +39,6 @@ from ttt_moshi.errors import UserError
 
 WHERE = "a run, its checkpoints folder, or one checkpoint"
 WHICH = "one checkpoint, or a run, of which the newest valid one is taken"
-
 USAGE = """\
 usage: ttt-moshi ckpt COMMAND [options]
 
@@ -242,6 +242,8 @@ def _export(argv: list[str], console: Console) -> int:
     options = parser.parse_args(argv)
     if options.shard_gb is not None and not 0 < options.shard_gb < math.inf:
         raise UserError(f"--shard-gb must be greater than 0, got {options.shard_gb}")
+    from ttt_moshi.checkpoint import export_weights
+
     path = find_one(options.path)
     shard_bytes = None if options.shard_gb is None else max(1, int(options.shard_gb * 1e9))
     with progress_bar(f"exporting {path.name}") as advance:
@@ -260,32 +262,37 @@ def _export(argv: list[str], console: Console) -> int:
 def _prune(argv: list[str], console: Console) -> int:
     parser = _parser("prune", "Delete the checkpoints that no rule keeps. Corrupt and foreign ones are not touched.")
     parser.add_argument("path", type=Path, help="a run or its checkpoints folder")
-    parser.add_argument("--last", type=int, required=True, metavar="N", help="keep the newest N")
+    parser.add_argument("--last", type=int, metavar="N", help="keep the newest N, and what other rules keep")
     parser.add_argument("--every", type=int, metavar="K", help="keep every step divisible by K")
     parser.add_argument("--best", type=int, default=0, metavar="N", help="keep the best N by --metric")
     parser.add_argument("--metric", help="a metric that `ls` shows, such as loss")
     parser.add_argument("--larger-is-better", action="store_true", help="for --metric; otherwise smaller is better")
+    parser.add_argument(
+        "--also",
+        metavar="KINDS",
+        default="",
+        help="delete what lies beside the checkpoints, too: corrupt, left, unhealthy, leftover, foreign, with commas",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     options = parser.parse_args(argv)
     root = _folder(options.path)
-    policy = Retention(options.last, options.every, options.best, options.metric, options.larger_is_better)
-    if options.dry_run:
-        decisions = prune(root, policy, dry_run=True)
+    also = [kind for kind in options.also.split(",") if kind]
+    if options.last is None:
+        if options.every is not None or options.best or options.metric or not also:
+            raise UserError("name what is to be kept with --last N, or what else is to go with --also KINDS")
+        policy = None
     else:
-        # Opening refuses while a run is writing here: that run has rules of its own.
-        from ttt_moshi.checkpoint import CheckpointStore
-
-        with CheckpointStore(root):
-            decisions = prune(root, policy)
+        policy = Retention(options.last, options.every, options.best, options.metric, options.larger_is_better)
+    decisions = make_room(root, policy, also, options.dry_run, lambda line: print(line, file=sys.stderr))
     if options.json:
         _print_json([vars(decision) for decision in decisions])
         return 0
     verb = "would be deleted" if options.dry_run else "deleted"
     for decision in decisions:
         word = "kept" if decision.keep else verb
-        console.print(f"step {decision.step:>6}  {size_text(decision.bytes):>10}  {word}: {decision.reason}")
+        console.print(f"{decision.name}  {size_text(decision.bytes):>10}  {word}: {decision.reason}", soft_wrap=True)
     gone = [decision for decision in decisions if not decision.keep]
-    console.print(f"{len(gone)} checkpoints, {size_text(sum(decision.bytes for decision in gone))} {verb}")
+    console.print(f"{len(gone)} in all, {size_text(sum(decision.bytes for decision in gone))} {verb}")
     return 0
 
 
@@ -298,9 +305,7 @@ def _pin(argv: list[str], console: Console) -> int:
     if place.chosen is None:
         raise UserError(f"{options.path} is a whole folder: name one checkpoint in it")
     step = read_manifest(place.chosen)["step"]
-    from ttt_moshi.checkpoint import CheckpointStore
-
-    CheckpointStore(place.root).set_pinned(step, not options.off)
+    set_pinned(place.root, step, not options.off)
     if options.json:
         _print_json({"step": step, "pinned": not options.off})
     else:
