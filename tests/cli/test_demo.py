@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ttt_moshi.cli.demo.command import NEEDED_MB, RECORD
+from ttt_moshi.cli.demo.command import NEEDED_MB, RECORD, claim
 from ttt_moshi.cli.demo.jobs import Command, DemoError, Jobs
 from ttt_moshi.cli.demo.page import write_page
 from ttt_moshi.cli.demo.steps import Demo, DemoSize
@@ -153,6 +153,17 @@ def test_a_folder_with_something_else_in_it_is_refused_untouched(tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "did not make" in done.stderr and str(tmp_path) in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path):
+    out = tmp_path / "demo"
+    with claim(out):
+        (out / "logs").mkdir()
+        with pytest.raises(DemoError, match="another demo works in"), claim(out):
+            raise AssertionError("both went on")
+        assert (out / "logs").is_dir()
+    with claim(out):
+        assert not (out / "logs").exists(), "what an earlier demo left is made again"
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
+import fcntl
 import shutil
 import signal
 import sys
 import time
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.demo.jobs import DemoError, Jobs
+from ttt_moshi.extras import need
 
 RECORD = "demo.json"
 PARTS = ("recall", "killed", "uninterrupted", "flipped", "evaluation", "talk", "logs")
@@ -36,10 +38,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--open", action="store_true", help="show the page in a browser at the end")
     options = parser.parse_args(argv)
     console = Console(highlight=False)
-    _claim(options.out)
-    console.print(f"TTT-Moshi demo: about six minutes on two idle cores, up to {NEEDED_MB} MB in {options.out}")
-    signal.signal(signal.SIGTERM, _interrupt)
-    page = make(options.out, console)
+    for package in ("espeakng_loader", "matplotlib"):
+        need(package, "the demo")
+    with claim(options.out):
+        console.print(f"TTT-Moshi demo: about six minutes on two idle cores, up to {NEEDED_MB} MB in {options.out}")
+        signal.signal(signal.SIGTERM, _interrupt)
+        page = make(options.out, console)
     console.print(f"the page: {page}", soft_wrap=True)
     if options.open:
         webbrowser.open(page.resolve().as_uri())
@@ -74,11 +78,13 @@ def program() -> str:
     return str(script.relative_to(here)) if script.is_relative_to(here) else str(script)
 
 
-def _claim(out: Path) -> None:
+@contextmanager
+def claim(out: Path) -> Iterator[None]:
     """Makes the folder, or takes one that an earlier demo made, and removes what will be made again.
 
     Raises:
-        DemoError: the folder holds something else, or its disk has no room; nothing was touched then.
+        DemoError: the folder holds something else, another demo works in it, or its disk has no room; nothing was
+            touched then.
     """
     record = out / RECORD
     if out.exists() and not record.is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -86,13 +92,19 @@ def _claim(out: Path) -> None:
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free / 1e6
     if free < NEEDED_MB:
-        raise DemoError(
-            f"the demo needs {NEEDED_MB} MB of disk and {place} has {free:.0f} MB left: use --out elsewhere"
-        )
+        raise DemoError(f"the demo needs {NEEDED_MB} MB of disk, {place} has {free:.0f}: name another place with --out")
     out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"made_by": "ttt-moshi demo", "process": os.getpid()}) + "\n")
-    for part in PARTS:
-        shutil.rmtree(out / part, ignore_errors=True)
+    with record.open("a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(f"another demo works in {out}: wait for it, or name another folder with --out") from None
+        if not lock.tell():
+            lock.write('{"made_by": "ttt-moshi demo"}\n')
+            lock.flush()
+        for part in PARTS:
+            shutil.rmtree(out / part, ignore_errors=True)
+        yield
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -98,9 +98,7 @@ class Demo:
     # 2. It cannot be lost.
 
     def _make_material(self) -> None:
-        self._work(
-            "made-up speech, a base model", "material", self.out / "material", self.out / "bench", self.size.material
-        )
+        self._work("made-up speech, a base model", "material", self.out / "material", self.size.material)
 
     def _kill_and_resume(self) -> None:
         run_dir, metrics = self.out / "killed", self.out / "killed" / "metrics.train.jsonl"
