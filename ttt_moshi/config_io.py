@@ -75,7 +75,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from error
     except UnicodeDecodeError as error:
@@ -88,6 +88,20 @@ def check_config_file(path: Path) -> dict[str, Any]:
     _refuse_unknown_keys(values, str(path))
     # An empty section (`wandb:`, `lora: null`) says nothing, so its keys keep their defaults.
     return {key: value for key, value in values.items() if value is not None or key not in sections()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice: YAML itself takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is there twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ttt_moshi.checkpoint.layout import aside_reason, checkpoint_name, step_of
     from ttt_moshi.checkpoint.listing import committed_steps, list_folder, newest_valid
     from ttt_moshi.checkpoint.manifest import read_manifest
-    from ttt_moshi.checkpoint.mirror import copy_out
+    from ttt_moshi.checkpoint.mirror import check_mirror, copy_out
     from ttt_moshi.checkpoint.reading import iter_tensors, read_bytes, read_document, read_tensors
     from ttt_moshi.checkpoint.repairing import make_room, repair
     from ttt_moshi.checkpoint.report import LoadReport, Mismatch
@@ -46,7 +46,7 @@ _MODULES = {
     "layout": ("aside_reason", "checkpoint_name", "step_of"),
     "listing": ("committed_steps", "list_folder", "newest_valid"),
     "manifest": ("read_manifest",),
-    "mirror": ("copy_out",),
+    "mirror": ("check_mirror", "copy_out"),
     "reading": ("iter_tensors", "read_bytes", "read_document", "read_tensors"),
     "repairing": ("make_room", "repair"),
     "report": ("LoadReport", "Mismatch"),
@@ -90,6 +90,7 @@ __all__ = [
     "UnreadableCheckpoint",
     "VerifyReport",
     "aside_reason",
+    "check_mirror",
     "checkpoint_name",
     "committed_steps",
     "copy_out",

@@ -25,6 +25,16 @@ from ttt_moshi.checkpoint.manifest import read_manifest
 PIECE = 8 << 20  # bytes that are read back at once
 
 
+def check_mirror(url: str) -> None:
+    """Refuses a mirror that cannot be one, before anything is trained: an unknown protocol, or a file."""
+    try:
+        remote, base = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise CheckpointError(f"`checkpoint.mirror`: {url} cannot be used: {error}") from error
+    if isinstance(remote, LocalFileSystem) and Path(base).exists() and not Path(base).is_dir():
+        raise CheckpointError(f"`checkpoint.mirror`: {url} is a file: name a folder")
+
+
 def copy_out(path: Path, url: str) -> int:
     """Copy a checkpoint folder to `url`/<its name>; bytes sent. What is there already, and equal, is not sent again.
 

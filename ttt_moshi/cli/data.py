@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run_make_bench(argv: list[str]) -> int:
     parser.add_argument("out", type=Path, help="folder to make")
     sizes = ("tiny", "mini")
     parser.add_argument("--size", choices=sizes, default="mini", help="how much to make (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default: %(default)s)")
     parser.add_argument(
         "--train_data",
         type=Path,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.config import ModelPaths, TrainArgs, to_dict
 from ttt_moshi.config_io import args_from_dict, check_config_file
 from ttt_moshi.errors import UserError
@@ -55,7 +55,7 @@ def parser() -> Parser:
         type=positive,
         help="at most so many items a task (clips, pairs, books): a seeded sample from every stratum",
     )
-    add("--seed", type=int, default=0, help="seed of samples (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="seed of samples (default: %(default)s)")
     add("--text", choices=TEXT_MODES, help="text stream of every task (default: given in recordings, else absent)")
     add("--user", choices=USER_MODES, help="user stream of every task (default: natural in recordings, else silence)")
     add(

@@ -136,7 +136,7 @@ def _open(options: Any, device: str, console: Console) -> Speaker:
         with progress_bar(f"verifying {folder.name}") as advance:
             report = verify(folder, progress=advance)
         if not report.ok:
-            raise UserError(f"the checkpoint is damaged and is not used:\n{report.text()}")
+            raise UserError(f"the checkpoint is corrupt and is not used: {'; '.join(report.text().splitlines())}")
     return open_checkpoint(folder, device, choose_dtype(options.dtype, training_config(folder)["param_dtype"]), base)
 
 

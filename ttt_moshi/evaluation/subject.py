@@ -15,7 +15,7 @@ from ttt_moshi.checkpoint import read_document, read_manifest, verify
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.data import Codec
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, trained_base
+from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, text_tokenizer, trained_base
 
 TRAINING_CONFIG = "consolidated/training_config.json"
 
@@ -51,7 +51,9 @@ def check(folder: Path, progress: Callable[[int, int], None] | None = None) -> N
     """Compares every byte of a checkpoint with its manifest. Raises `EvaluationError` with all problems."""
     report = verify(folder, progress=progress)
     if not report.ok:
-        raise EvaluationError(f"the checkpoint is damaged and is not evaluated:\n{report.text()}")
+        raise EvaluationError(
+            f"the checkpoint is corrupt and is not evaluated: {'; '.join(report.text().splitlines())}"
+        )
 
 
 def training_config(folder: Path) -> dict[str, Any]:
@@ -76,4 +78,4 @@ def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
 
 def _subject(facts: dict[str, Any], model: TTTMoshi, info: CheckpointInfo, device: str) -> Subject:
     codec = Codec(info.get_mimi(device), info.mimi_config)
-    return Subject(facts, model, codec, info.get_text_tokenizer())
+    return Subject(facts, model, codec, text_tokenizer(info))

@@ -13,8 +13,15 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.checkpoint import read_manifest
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
-from ttt_moshi.inference.errors import InferenceError
-from ttt_moshi.moshi import TTTMoshi, build_model, export_file_name, load_trained, resolve_model, trained_base
+from ttt_moshi.moshi import (
+    TTTMoshi,
+    build_model,
+    export_file_name,
+    load_trained,
+    resolve_model,
+    text_tokenizer,
+    trained_base,
+)
 from ttt_moshi.moshi.export import digest_of
 from ttt_moshi.moshi.trained import consolidated_folder
 
@@ -51,7 +58,7 @@ def open_checkpoint(
 
     Raises:
         MoshiError: a file is missing or does not fit, or the model is of a kind that cannot talk.
-        InferenceError: the tokenizer is another model's.
+        MoshiError: the tokenizer is another model's.
     """
     info = trained_base(folder, base, "talk")
     model = load_trained(folder, device, dtype, base=base, purpose="talk")
@@ -77,11 +84,6 @@ def open_base(paths: ModelPaths, device: torch.device | str, dtype: torch.dtype)
 
 
 def _speaker(state_id: str, model: TTTMoshi, info: CheckpointInfo, device: torch.device | str) -> Speaker:
-    tokenizer = info.get_text_tokenizer()
-    if tokenizer.vocab_size() != model.text_card:
-        raise InferenceError(
-            f"the tokenizer {info.tokenizer} has {tokenizer.vocab_size()} pieces and the model {model.text_card} text "
-            "tokens: it is another model's"
-        )
+    tokenizer = text_tokenizer(info)
     mimi = info.get_mimi(device)
     return Speaker(state_id, model, mimi, tokenizer, info.model_type, info.lm_gen_config)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
 from ttt_moshi.inference.transcript import WORD_START
 from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
-
-if TYPE_CHECKING:
-    from ttt_moshi.inference.server import House
 
 ELSEWHERE, UNKNOWN_SESSION = 4001, 4004
 """close codes of our own: the conversation goes on in another connection; there is none of that id"""
@@ -77,7 +74,7 @@ class Visit:
     """
 
     def __init__(
-        self, house: House, socket: web.WebSocketResponse, transport: asyncio.Transport | None, wish: Wish
+        self, house: Any, socket: web.WebSocketResponse, transport: asyncio.Transport | None, wish: Wish
     ) -> None:
         self._house, self._socket, self._transport, self._wish = house, socket, transport, wish
         self._audio = FORMATS[wish.format](house.sample_rate)

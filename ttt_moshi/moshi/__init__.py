@@ -23,7 +23,7 @@ from ttt_moshi.moshi.naming import (
     tensor_group,
 )
 from ttt_moshi.moshi.parallel import shard
-from ttt_moshi.moshi.paths import resolve_model
+from ttt_moshi.moshi.paths import resolve_model, text_tokenizer
 from ttt_moshi.moshi.streaming import StreamState
 from ttt_moshi.moshi.supported import Purpose, check_supported
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
@@ -69,5 +69,6 @@ __all__ = [
     "set_context",
     "shard",
     "tensor_group",
+    "text_tokenizer",
     "trained_base",
 ]

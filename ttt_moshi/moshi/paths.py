@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
+from sentencepiece import SentencePieceProcessor
 
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.moshi.errors import MoshiError
@@ -115,6 +116,26 @@ def _as_used(*arguments: Any, **files: Any) -> CheckpointInfo:
     if info.raw_config is not None:
         info.lm_config = {key: value for key, value in info.raw_config.items() if key not in REPOSITORY_KEYS}
     return info
+
+
+def text_tokenizer(info: CheckpointInfo) -> SentencePieceProcessor:
+    """The model's tokenizer.
+
+    Raises:
+        MoshiError: it cannot be read, or has other pieces than the model has text tokens: its words would mean others.
+    """
+    try:
+        tokenizer = info.get_text_tokenizer()
+    except (OSError, RuntimeError) as error:
+        raise MoshiError(f"the tokenizer {info.tokenizer} cannot be read: {error}") from error
+    pieces = tokenizer.vocab_size()
+    card = (info.raw_config or {}).get("text_card", pieces)
+    if pieces != card:
+        raise MoshiError(
+            f"the tokenizer {info.tokenizer} has {pieces} pieces and the model {card} text tokens: it is another "
+            "model's; name the right one with `moshi_paths.tokenizer_path`"
+        )
+    return tokenizer
 
 
 def _existing(explicit: str | None, key: str, folder: Path | None, name: str) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from ttt_moshi.errors import UserError
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.synthetic.espeak import Span, Utterance, Voice, speak
 from ttt_moshi.synthetic.grammar import Turn, dialogue, monologue, tales
@@ -182,7 +183,10 @@ def _generator(seed: str, index: int) -> random.Random:
 def read_words(index_file: Path) -> list[str]:
     """Every word of every recording of a data set, in order, both speakers."""
     words = []
-    for line in index_file.read_text().splitlines():
-        document = json.loads((index_file.parent / json.loads(line)["path"]).with_suffix(".json").read_text())
-        words += [row[0] for row in document["alignments"]]
+    try:
+        for line in index_file.read_text(encoding="utf-8").splitlines():
+            path = (index_file.parent / json.loads(line)["path"]).with_suffix(".json")
+            words += [row[0] for row in json.loads(path.read_text(encoding="utf-8"))["alignments"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index_file} is no list of made-up dialogues ({error})") from error
     return words

@@ -36,6 +36,7 @@ from ttt_moshi.moshi import (
     resolve_model,
     set_context,
     shard,
+    text_tokenizer,
 )
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
@@ -166,7 +167,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
     if args.paper_metrics.enable or any(names_sound(spec) for spec in specs):
         codec = Codec(info.get_mimi(device=device), info.mimi_config)
-        tokenizer = info.get_text_tokenizer()
+        tokenizer = text_tokenizer(info)
 
     def corpus(spec: str, seconds: float) -> Corpus:
         return Corpus(spec, codec, tokenizer, seconds, args.data.code_cache_dir, alphabet=alphabet)

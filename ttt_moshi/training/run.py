@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.checkpoint import CheckpointStore, Retention
+from ttt_moshi.checkpoint import CheckpointStore, Retention, check_mirror
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.errors import UserError
 from ttt_moshi.signals import Requests, requests
@@ -117,6 +117,8 @@ def _same_folder(world: World, args: TrainArgs, run_dir: RunDir) -> None:
 
 def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     checkpoint = args.checkpoint
+    if checkpoint.mirror is not None:
+        check_mirror(checkpoint.mirror)
     return CheckpointStore(
         run_dir.checkpoints,
         world.rank,

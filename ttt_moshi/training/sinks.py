@@ -106,8 +106,11 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Flushes the event file."""
-        self._writer.close()
+        """Flushes the event file. Curves that cannot be written do not hide why a run ended."""
+        try:
+            self._writer.close()
+        except OSError as error:
+            logger.warning("the last curves for TensorBoard are not written: %s", error)
 
 
 class Wandb:
