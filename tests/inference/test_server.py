@@ -218,6 +218,8 @@ def test_who_finds_no_place_waits_in_order(play):
                 assert second.last("welcome")["frames"] == 0
                 await second.socket.close()
                 await third.until(lambda: third.ready)
+        metrics = (await scene.get("/metrics"))[1]
+        assert 'closed_connections_total{code="1000"}' in metrics and 'code="1011"' not in metrics
         assert scene.house.lobby.queue == 0
 
     play(scene, settings=Settings(max_lag=None, max_queue=2, idle_seconds=600.0))
@@ -341,6 +343,17 @@ def test_who_does_not_read_stalls_nobody(one_speaker, play):
         writer.close()
 
     play(scene, slots=2)
+
+
+def test_a_dead_line_frees_its_place(play):
+    """Nobody closes it, and nobody answers a ping any more."""
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client(), scene.client(greet=False) as waiting:
+            await waiting.until(lambda: waiting.ready)
+        assert 'closed_connections_total{code="1006"} 1.0' in (await scene.get("/metrics"))[1]
+
+    play(scene)
 
 
 def test_who_says_nothing_is_let_go(play):

@@ -22,7 +22,7 @@ def frames(count: int, seed: int = 0) -> list[bytes]:
     return [(frame * 2**15).round().astype("<i2").tobytes() for frame in sound]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_it_with_everything_saved(serve, tmp_path, number):
     """An open connection that reads nothing any more does not hold it up."""
     server = serve("--max_lag", "inf", "--slots", "2", "--seed", "4")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from ttt_moshi.cli import serve_bench
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker, use_device
 from ttt_moshi.errors import UserError
@@ -35,11 +36,13 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> int:
     """`ttt-moshi serve --checkpoint_dir D`; runs until it is interrupted, and returns 0 when all is saved then."""
+    if argv[:1] == ["bench"]:
+        return serve_bench.main(argv[1:])
     parser = Parser(
         prog="ttt-moshi serve",
         description="Serves conversations to browsers (at /) and to `python -m moshi.client`. Every visitor has a "
         "memory of their own, which is kept: whoever holds its id goes on with it. Stops at Ctrl-C or SIGTERM, with "
-        "everything saved.",
+        "everything saved. `ttt-moshi serve bench` finds out how many conversations this machine holds in real time.",
     )
     add = parser.add_argument
     add("--host", default="localhost", help="default: %(default)s; 0.0.0.0 lets other machines in, and wants --token")

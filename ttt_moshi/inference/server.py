@@ -69,7 +69,8 @@ class House:
         self._state_id = slots.speaker.state_id
         self._visits: set[Visit] = set()
         self._talking: dict[int, Visit] = {}
-        self._disk = ThreadPoolExecutor(2, thread_name_prefix="sessions")
+        # One thread: what is saved later is written later.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="sessions")
         self._loop: asyncio.AbstractEventLoop | None = None
         self.stopped = asyncio.Event()
         lag = settings.max_lag

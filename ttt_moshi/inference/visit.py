@@ -90,6 +90,7 @@ class Visit:
         self._last_audio = time.monotonic()
         self._dropped = self._frames = self._kept_frames = 0
         self._waited = 0.0
+        self._keeping = asyncio.Lock()  # nothing is saved that has just been forgotten
         self.over = asyncio.Event()
 
     def end(self, code: int, reason: str) -> None:
@@ -122,6 +123,7 @@ class Visit:
             finally:
                 ticket.leave()
                 self._house.forget_visit(self, self._session)
+                self._house.metrics.closed.labels((self._closing or (WSCloseCode.ABNORMAL_CLOSURE,))[0]).inc()
                 self.over.set()
         await self._close()
 
@@ -226,8 +228,7 @@ class Visit:
             except WireError as error:
                 self.end(WSCloseCode.INVALID_TEXT, str(error)[:100])
                 return
-        code = self._socket.close_code
-        self.end(code or WSCloseCode.OK, "" if code else "the connection is gone")
+        self.end(self._socket.close_code or WSCloseCode.ABNORMAL_CLOSURE, "")
 
     async def _understand(self, data: bytes) -> None:
         kind, content = data[:1], data[1:]
@@ -260,11 +261,16 @@ class Visit:
             await self._save()
         elif wish["type"] == "forget":
             slot, old = self._slot, self._session
-            self._house.engine.leave(slot)
-            self._slot = None
-            self._house.forget_visit(self, old)
-            if old is not None:
-                await self._house.forget(old)
+            async with self._keeping:
+                try:
+                    if old is not None:
+                        await self._house.forget(old)
+                except OSError as error:
+                    self._tell("error", text=f"not forgotten: {error}")
+                    return
+                self._house.engine.leave(slot)
+                self._slot = None
+                self._house.forget_visit(self, old)
             self._wish = Wish(self._wish.events, self._wish.format)
             await self._begin(slot, None)
         else:
@@ -272,6 +278,10 @@ class Visit:
 
     async def _save(self) -> None:
         """Keeps the conversation; a failure is told, and the conversation goes on."""
+        async with self._keeping:
+            await self._keep()
+
+    async def _keep(self) -> None:
         if self._slot is None or self._session is None or not self._worth_saving:
             return
         slot, house = self._slot, self._house
@@ -302,12 +312,14 @@ class Visit:
         logger.info("a conversation ends after %.1f s%s %s", frames_to_seconds(self._frames), kept, reason)
 
     async def _write(self) -> None:
-        while True:
-            await self._socket.send_bytes(await self._outbox.get())
+        try:
+            while True:
+                await self._socket.send_bytes(await self._outbox.get())
+        except ConnectionError:
+            self.end(self._socket.close_code or WSCloseCode.ABNORMAL_CLOSURE, "the connection is gone")
 
     async def _close(self) -> None:
         code, reason = self._closing or (WSCloseCode.OK, "")
-        self._house.metrics.closed.labels(code).inc()
         try:
             await asyncio.wait_for(self._say_goodbye(code, reason), CLOSING_SECONDS)
         except (asyncio.TimeoutError, OSError):

@@ -21,6 +21,7 @@ const state = {
   recording: null,
   talking: false,
   muted: false,
+  forgetting: false,
   buffered: 0,
   frames: 0, // of Moshi, in this conversation
   words: [], // { text, start, end } in seconds
@@ -166,6 +167,8 @@ function obey(event) {
   } else if (event.type === "welcome") {
     state.frames = event.frames;
     if (event.session) keep(event.session);
+    if (state.forgetting) say("Forgotten. Moshi does not know you.");
+    state.forgetting = false;
     list();
   } else if (event.type === "lag") {
     const total = Math.round(1000 * (event.seconds + state.buffered));
@@ -248,7 +251,8 @@ find("forget").onclick = () => {
   state.recording = new Recording(state.hello.sample_rate);
   find("transcript").replaceChildren();
   state.audio?.hush();
-  say("Forgotten. Moshi does not know you.");
+  state.forgetting = true;
+  say("Forgetting…");
   list();
 };
 find("save-audio").onclick = () => download(state.recording.wav(), "conversation.wav");
