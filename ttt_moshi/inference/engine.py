@@ -75,7 +75,7 @@ class Engine:
         self._changed = threading.Condition()
         self._queues: dict[int, deque[_Came]] = {}
         self._calls: deque[Callable[[], None]] = deque()
-        self._stopping = False
+        self._stopping = self._failed = False
         self._last_tick = 0.0
         self._ticking = False
         self._thread = threading.Thread(target=self._run, name="moshi", daemon=True)
@@ -111,7 +111,9 @@ class Engine:
         future: Future[T] = Future()
 
         def work() -> None:
-            if future.set_running_or_notify_cancel():
+            if self._failed:
+                future.set_exception(InferenceError("the model has stopped"))
+            elif future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function(self._slots))
                 except Exception as error:  # noqa: BLE001  it is the caller's
@@ -169,7 +171,7 @@ class Engine:
                         self._tick(slots, frames)
         except BaseException as error:  # noqa: BLE001  whoever waits must hear of it
             with self._changed:
-                self._stopping = True
+                self._stopping = self._failed = True
                 calls = list(self._calls)
                 self._calls.clear()
             if not self._ready.done():

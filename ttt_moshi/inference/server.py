@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 PING_SECONDS = 5.0
 """a ping unanswered for half as long ends the connection"""
+SAVING_SECONDS = 30.0
+"""for all conversations at the end"""
 STUCK_SECONDS = 10.0
 """a tick that takes longer is no good sign"""
 
@@ -86,7 +88,11 @@ class House:
         """Ends all visits, saving their conversations, and then the model."""
         for visit in list(self._visits):
             visit.end(WSCloseCode.GOING_AWAY, "the server stops")
-        await asyncio.gather(*(visit.over.wait() for visit in list(self._visits)))
+        waiting = [asyncio.create_task(visit.over.wait()) for visit in self._visits]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=SAVING_SECONDS)
+            if late:
+                logger.error("%d conversations were not saved within %.0f s", len(late), SAVING_SECONDS)
         self.engine.stop()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.join, 1.0)
         self._disk.shutdown()
