@@ -69,7 +69,7 @@ def test_words_of_somebody_else_only(data_set):
     jsonl = data_set(2.0)
     words(jsonl, ("hi", [0.1, 0.2], "SPEAKER_00"))
     (finding,) = check_data(str(jsonl)).problems
-    assert "SPEAKER_00" in finding.message and finding.kind == "empty transcript"
+    assert "SPEAKER_00" in finding.message and "--moshi_label" in finding.message and finding.kind == "bad transcript"
 
 
 def test_shorter_than_a_frame(data_set):

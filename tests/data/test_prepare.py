@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ttt_moshi.data import Corpus, DataError
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.prepare import prepare
+from ttt_moshi.data.prepare_one import Choices
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
@@ -93,7 +96,7 @@ def test_sound_and_words_are_those_of_the_source(recordings, tmp_path):
 
 def test_moshi_may_be_the_right_channel(tmp_path, write_recording):
     source = write_recording(tmp_path / "in" / "a.wav", 1.0, document=DIALOGUE)
-    result = prepare(tmp_path / "in", tmp_path / "out", moshi_speaker="B")
+    result = prepare(tmp_path / "in", tmp_path / "out", Choices(moshi_speaker="B"))
     assert result.outcomes[0].done == ["channels swapped"]
     made = tmp_path / "out" / "recordings" / "a.wav"
     assert np.abs(read_audio(made) - read_audio(source)[::-1]).max() < 1e-4
@@ -101,14 +104,14 @@ def test_moshi_may_be_the_right_channel(tmp_path, write_recording):
 
 
 def test_a_transcript_that_says_who_moshi_is_cannot_be_overruled(recordings, tmp_path):
-    result = prepare(recordings, tmp_path / "out", moshi_speaker="B")
+    result = prepare(recordings, tmp_path / "out", Choices(moshi_speaker="B"))
     assert "SPEAKER_MAIN" in outcomes(result)["right.wav"].left_out
 
 
 def test_plain_words_lie_where_their_speaker_is_loud(tmp_path):
     path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (3.5, 5.5, 1), (6, 7, 0), seconds=8)
     path.with_suffix(".txt").write_text("well hello there my\ndear\nB: good day to you sir\nA: friend\n")
-    prepare(tmp_path / "in", tmp_path / "out", moshi_speaker="A")
+    prepare(tmp_path / "in", tmp_path / "out", Choices(moshi_speaker="A"))
     transcript = read_transcript(tmp_path / "out" / "recordings" / "a.json")
     assert transcript.approximate
     mine = [w for w in transcript.words if w.speaker == "SPEAKER_MAIN"]
@@ -135,7 +138,9 @@ def test_turns_anchor_the_words(tmp_path):
 def test_in_mono_both_speakers_share_the_channel(tmp_path):
     path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (4, 6, 0), seconds=7, channels=1)
     path.with_suffix(".txt").write_text("A: hello there\nB: hello again\n")
-    prepare(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match="mono, and its transcript has two speakers"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    prepare(tmp_path / "in", tmp_path / "out", Choices(mono_mix=True))
     words = read_transcript(tmp_path / "out" / "recordings" / "a.json").words
     assert [(w.text, w.speaker == "SPEAKER_MAIN") for w in words] == [
         ("hello", True), ("there", True), ("hello", False), ("again", False),
@@ -164,9 +169,10 @@ def test_useless_files_are_left_out_with_a_reason(recordings, tmp_path):
     (recordings / "music.txt").write_text("never read")
     by = outcomes(prepare(recordings, tmp_path / "out"))
     assert "not an audio file" in by["broken.wav"].left_out
-    assert by["right.wav"].left_out == "right.flac has the same name"
+    assert by["right.wav"].left_out is None and by["z again.wav"].left_out == "right.wav has the same audio"
+    assert "mono, and its transcript has two speakers" in by["right.flac"].left_out
     assert by["blip.wav"].left_out == "0.004 s are less than one frame (0.08 s)"
-    assert "music.json is not valid JSON" in by["music.mp3"].left_out
+    assert "not valid JSON" in by["music.mp3"].left_out
     assert sum(o.left_out is None for o in by.values()) == len(
         (tmp_path / "out" / "data.jsonl").read_text().splitlines()
     )
@@ -215,14 +221,60 @@ def test_nothing_is_destroyed(recordings, tmp_path):
     assert not (tmp_path / "out" / "recordings" / "music.wav").exists()
 
 
-def test_an_interrupted_run_leaves_no_data_set(recordings, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_was(recordings, tmp_path):
     def interrupt(name: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare(recordings, tmp_path / "out", on_file=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert not (tmp_path / "out").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial" / "done").iterdir()}
+    assert len([name for name in done if name.endswith(".wav")]) == 2
+
+    # The same command goes on, and ends as if nothing had happened; another one begins anew.
+    tried = []
+    prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert len(tried) == 2
+    prepare(recordings, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "whole"]
+
+
+def test_a_killed_process_loses_at_most_what_it_was_doing(recordings, tmp_path):
+    script = """
+import os, signal, sys
+from pathlib import Path
+from ttt_moshi.data.prepare import prepare
+def kill(name, done, total):
+    if done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), on_file=kill)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, recordings, tmp_path / "out"], check=False)
+    assert ended.returncode == -9 and not (tmp_path / "out").exists()
+    tried = []
+    prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert len(tried) == 1
+    prepare(recordings, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_choices_of_another_call_are_not_mixed_in(recordings, tmp_path):
+    def interrupt(name: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recordings, tmp_path / "out", Choices(moshi_speaker="B"), on_file=interrupt)
+    tried = []
+    prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert len(tried) == 4
+
+
+def test_jobs_change_nothing_but_the_time(recordings, tmp_path):
+    (recordings / "broken.wav").write_text("hm")
+    one, two = (prepare(recordings, tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
+    assert digests(tmp_path / "1") == digests(tmp_path / "2") and one.outcomes == two.outcomes
 
 
 def test_a_data_set_inside_the_source_is_not_its_own_source(recordings):

@@ -60,40 +60,91 @@ def run_check(argv: list[str]) -> int:
 def run_prepare(argv: list[str]) -> int:
     parser = Parser(
         prog="ttt-moshi data prepare",
-        description="Turn a folder of recordings (wav, flac, mp3, ogg; mono or stereo; any rate) with transcripts "
-        "beside them (.json with word times, or .txt) into a data set. The folder itself is not changed.",
+        description="Turn a folder of recordings (wav, flac, mp3, m4a, opus, webm, sph, ...; any rate) with "
+        "transcripts beside them (json, TextGrid, eaf, ctm, rttm, vtt, srt, txt) into a data set. The folder itself is "
+        "not changed. An interrupted call is continued by the same command.",
     )
     parser.add_argument("source", type=Path, help="folder of recordings, searched with its subfolders")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--moshi_speaker", choices=("A", "B"), default="A", help="who becomes Moshi: A the left channel, B the right"
     )
+    parser.add_argument("--moshi_label", help="who is Moshi in transcripts whose speakers have names, such as Agent")
+    parser.add_argument(
+        "--channels", help="which channels are Moshi's and the user's, from 1: `3,1`, or `2` for no user"
+    )
+    parser.add_argument("--pair", help="names of calls in two files, Moshi's first: 'call_*_{agent,customer}.wav'")
+    parser.add_argument("--mono_mix", action="store_true", help="take mono recordings of two speakers too")
+    parser.add_argument(
+        "--max_repaired", type=float, default=0.1,
+        help="share of a transcript's words that may lack a usable time, 0 to 1 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="recordings prepared at once (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that this command made before")
     args = parser.parse_args(argv)
     if not 0 <= args.eval_fraction < 1:
         raise UserError(f"`--eval_fraction` must be at least 0 and below 1, got {args.eval_fraction}")
+    if not 0 <= args.max_repaired <= 1:
+        raise UserError(f"`--max_repaired` must be from 0 to 1, got {args.max_repaired}")
+    if args.jobs < 1:
+        raise UserError(f"`--jobs` must be at least 1, got {args.jobs}")
+    channels = None if args.channels is None else _channels(args.channels)
+    if channels is not None and (args.moshi_speaker == "B" or args.pair is not None):
+        raise UserError("`--channels` says who is Moshi: leave `--moshi_speaker` and `--pair` out")
     from ttt_moshi.data.prepare import prepare
+    from ttt_moshi.data.prepare_one import Choices
 
+    choices = Choices(args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired)
     with _progress("preparing") as on_file:
         result = prepare(
             args.source,
             args.out,
-            moshi_speaker=args.moshi_speaker,
+            choices,
+            pair=args.pair,
             eval_fraction=args.eval_fraction,
             overwrite=args.overwrite,
+            jobs=args.jobs,
             on_file=on_file,
         )
     for outcome in result.outcomes:
-        print(_outcome_line(outcome))
+        print(_shown(_outcome_line(outcome)))
+    if result.passed_over:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in result.passed_over.items())
+        print(_shown(f"passed over, neither audio nor a transcript: {kinds}"))
     used = [outcome for outcome in result.outcomes if outcome.path]
     seconds, words = sum(o.seconds for o in used), sum(o.words for o in used)
     print(f"\n{_counted(len(used), 'recording')}, {_clock(seconds)}, {_counted(words, 'word')} of Moshi")
+    print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
         print(f"  {args.out / name}: {_counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
+
+
+def _channels(text: str) -> tuple[int, ...]:
+    """`3,1` as numbers."""
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if len(numbers) > 2 or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise UserError(f"`--channels` is one number or two different ones, from 1, such as `2,1`; got {text!r}")
+    return tuple(numbers)
+
+
+def _rule(moshi_speaker: str, channels: tuple[int, ...] | None, pair: str | None) -> str:
+    """Which channel is whom."""
+    if pair is not None:
+        return "of a pair the first file is Moshi, the second the user"
+    if channels is not None:
+        user = f"channel {channels[1]} the user" if len(channels) == 2 else "the user is silent"
+        return f"channel {channels[0]} is Moshi, {user}"
+    side = "right" if moshi_speaker == "B" else "left"
+    return f"the {side} channel is Moshi, the other one the user; of mono recordings all is Moshi"
+
+
+def _shown(text: str) -> str:
+    """A line for the screen, whatever is in the names of files."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def run_where(argv: list[str]) -> int:
@@ -164,8 +215,8 @@ def _print_report(report: Report) -> None:
     for finding in sorted(report.findings, key=lambda finding: finding.where):
         if finding.where != where:
             where = finding.where
-            print(where)
-        print(f"  {_mark(finding)}  {finding.message}")
+            print(_shown(where))
+        print(_shown(f"  {_mark(finding)}  {finding.message}"))
     if report.findings:
         print()
     summary = f"{_counted(report.recordings, 'recording')}, {_clock(report.seconds)}, "

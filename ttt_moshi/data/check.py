@@ -5,34 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-import blake3
 import numpy as np
 
-from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
+from ttt_moshi.data.audio import AudioInfo, read_info
+from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.listen import listen, moshi_first
+from ttt_moshi.data.rules import Finding, judge_levels, judge_words
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
-from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript, transcript_path
 from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
 OnFile = Callable[[str, int, int], None]
 """called before a file is looked at, with its name, how many are done and how many there are"""
 
-_SILENT = 1e-4
 _ROUNDING = 1 / FRAME_RATE
-"""seconds by which a line's duration may differ from the sound file's"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about one file. A problem needs mending; a note is a rule of this program that applies."""
-
-    level: Literal["problem", "note"]
-    kind: str
-    where: str
-    message: str
+"""seconds by which a line's duration may differ from the file's"""
 
 
 @dataclass
@@ -93,15 +83,19 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Itera
     name = str(audio)
     try:
         info = read_info(audio)
-        peaks = _peaks(audio, info)
+        if info.channels > 2:
+            raise DataError(f"{name}: {info.channels} channels; `ttt-moshi data prepare --channels` takes two of them")
+        levels, decibels = listen(audio, moshi_first(info.channels, line.moshi_speaker))
     except DataError as error:
         kind = "unreadable" if audio.is_file() else "missing recording"
         yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
         return
     report.seconds += info.seconds
     yield from _check_duplicate(line, seen)
-    yield from _check_sound(line, info, peaks)
-    yield from _check_transcript(line, info, report)
+    yield from _check_duration(line, info.seconds)
+    yield from _check_form(line, info)
+    yield from judge_levels(name, levels)
+    yield from _check_transcript(line, info, report, decibels)
 
 
 def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
@@ -121,29 +115,20 @@ def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterato
         yield Finding("problem", "speaker", name, f"its codes say which streams are Moshi's ({line.where})")
 
 
-def _peaks(audio: Path, info: AudioInfo) -> np.ndarray:
-    """The largest absolute sample of each channel, having read the file to its end."""
-    peaks = np.zeros(info.channels, np.float32)
-    for block in read_blocks(audio):
-        peaks = np.maximum(peaks, np.abs(block).max(axis=1))
-    return peaks
-
-
 def _check_duplicate(line: Line, seen: dict[str, Line]) -> Iterator[Finding]:
-    digest = blake3.blake3().update_mmap(line.audio).hexdigest()
+    digest = file_digest(line.audio)
     first = seen.setdefault(digest, line)
     if first is line:
         return
     if first.jsonl != line.jsonl:
-        message = f"the same sound is in {first.where}: training and evaluation data must not share recordings"
+        message = f"the same audio is in {first.where}: training and evaluation data must not share recordings"
         yield Finding("problem", "in two lists", str(line.audio), message)
     else:
-        yield Finding("note", "duplicate", str(line.audio), f"the same sound is in line {first.number} too")
+        yield Finding("note", "duplicate", str(line.audio), f"the same audio is in line {first.number} too")
 
 
-def _check_sound(line: Line, info: AudioInfo, peaks: np.ndarray) -> Iterator[Finding]:
+def _check_form(line: Line, info: AudioInfo) -> Iterator[Finding]:
     name = str(line.audio)
-    yield from _check_duration(line, info.seconds)
     if info.channels == 1:
         if line.moshi_speaker == "B":
             yield Finding("problem", "mono", name, f"mono, so Moshi cannot be speaker B ({line.where})")
@@ -151,11 +136,8 @@ def _check_sound(line: Line, info: AudioInfo, peaks: np.ndarray) -> Iterator[Fin
             yield Finding("note", "mono", name, "mono: taken as Moshi's voice, with a silent user")
     if info.sample_rate != SAMPLE_RATE:
         yield Finding("note", "rate", name, f"{info.sample_rate} Hz, resampled to {SAMPLE_RATE} Hz")
-    moshi = 1 if line.moshi_speaker == "B" and info.channels == 2 else 0
-    if peaks[moshi] < _SILENT:
-        yield Finding("problem", "silence", name, "Moshi's channel is silent from beginning to end")
-    elif info.channels == 2 and peaks[1 - moshi] < _SILENT:
-        yield Finding("note", "silence", name, "the user's channel is silent from beginning to end")
+    if info.tracks > 1:
+        yield Finding("note", "tracks", name, f"{info.tracks} audio tracks, of which the first is used")
 
 
 def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:
@@ -171,7 +153,7 @@ def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:
         yield Finding("note", "duration", name, message)
 
 
-def _check_transcript(line: Line, info: AudioInfo, report: Report) -> Iterator[Finding]:
+def _check_transcript(line: Line, info: AudioInfo, report: Report, decibels: np.ndarray) -> Iterator[Finding]:
     path = transcript_path(line.audio)
     name = str(path)
     if not path.is_file():
@@ -182,27 +164,8 @@ def _check_transcript(line: Line, info: AudioInfo, report: Report) -> Iterator[F
     except DataError as error:
         yield Finding("problem", "bad transcript", name, _without_name(error, name))
         return
-    mine = [word for word in transcript.words if word.speaker == MAIN_SPEAKER]
-    report.words += len(mine)
-    if not transcript.words:
-        yield Finding("problem", "empty transcript", name, "it holds no words")
-    elif not mine:
-        others = ", ".join(sorted({word.speaker for word in transcript.words}))
-        yield Finding("problem", "empty transcript", name, f"no word is Moshi's ({MAIN_SPEAKER}), all are {others}'s")
-    if transcript.approximate:
-        yield Finding("note", "word times", name, "word times are approximate")
-    beyond = [word for word in transcript.words if word.end > info.seconds + _ROUNDING]
-    if beyond:
-        message = f"{_count(beyond)} end after the recording does ({info.seconds:.2f} s)"
-        yield Finding("problem", "beyond the end", name, message)
-    empty = [word for word in transcript.words if word.end <= word.start]
-    if empty:
-        yield Finding("note", "no duration", name, f"{_count(empty)} without duration, left out of the text stream")
-
-
-def _count(words: list[Word]) -> str:
-    what = "1 word" if len(words) == 1 else f"{len(words)} words"
-    return f"{what} (first {words[0].text!r} at {words[0].start:.2f} s)"
+    report.words += sum(word.speaker == MAIN_SPEAKER for word in transcript.words)
+    yield from judge_words(name, transcript, info.seconds, decibels)
 
 
 def _without_name(error: DataError, name: str) -> str:

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import blake3
 import torch
@@ -21,8 +20,11 @@ from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
+from ttt_moshi.data.judge import CERTAIN, judge_recording
+from ttt_moshi.data.rules import Finding
 from ttt_moshi.data.sources import Recording, open_sources
-from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.data.tokenizer import MAX_UNKNOWN, Tokenizer, check_tokenizer, coverage
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
 from ttt_moshi.frames import seconds_to_frames
 
 OnRecording = Callable[[str, int, int], None]
@@ -31,14 +33,6 @@ OnRecording = Callable[[str, int, int], None]
 _RECORDINGS_IN_MEMORY = 32
 
 _log = logging.getLogger(__name__)
-
-
-class Tokenizer(Protocol):
-    """The part of `sentencepiece.SentencePieceProcessor` that is used."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def serialized_model_proto(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,8 @@ class Corpus:
         self._codec = codec
         self._tokenizer = tokenizer
         self._alphabet = alphabet
+        if alphabet is not None and tokenizer is not None and not all(r.encoded for r in self.recordings):
+            check_tokenizer(tokenizer, alphabet.text_card)
         self.streams: int = self._count_streams()
         """text, Moshi's codebooks, the user's codebooks"""
         self._caches: dict[Path, CodeCache] = {}
@@ -123,8 +119,9 @@ class Corpus:
         return collate([self._read_clip(clip) for clip in clips])
 
     def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
-        """Reads every transcript and fills the cache, so that training neither meets a damaged file nor waits for the
-        codec. Each rank does its part of the recordings.
+        """Judges every recording and transcript by the rules of `data check`, and fills the cache, so that training
+        neither meets what it cannot use nor waits for the codec. Each rank does its part of the recordings. Problems
+        that are not certain to ruin a recording are warnings; judgements are remembered like digests.
 
         Raises:
             DataError: a recording or transcript that cannot be used.
@@ -132,9 +129,7 @@ class Corpus:
         mine = _share([recording for recording in self.recordings if not recording.encoded], rank, world_size)
         total = sum(recording.info.frames for recording in mine)
         before = 0
-        for recording in mine:
-            if recording.transcript is not None:
-                read_transcript(recording.transcript, recording.moshi_speaker)
+        self._judge(mine)
         for recording in mine:
             report = None
             if on_recording:
@@ -147,6 +142,45 @@ class Corpus:
             before += recording.info.frames
             if on_recording:
                 on_recording(recording.audio.name, before, total)
+
+    def _judge(self, recordings: Sequence[Recording]) -> None:
+        problems: dict[str, list[Finding]] = {}
+        for recording in recordings:
+            for finding in judge_recording(recording, self._digests_for(recording.folder)):
+                if finding.level == "problem":
+                    problems.setdefault(finding.kind, []).append(finding)
+        for kind, found in problems.items():
+            many = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            told = f"{kind}: {found[0].where}: {found[0].message}{many} (`ttt-moshi data check` lists all)"
+            if kind in CERTAIN:
+                raise DataError(told)
+            _log.warning("%s", told)
+        self._judge_words(recordings)
+
+    def _judge_words(self, recordings: Sequence[Recording]) -> None:
+        """Counts the words that the tokenizer does not know.
+
+        Raises:
+            DataError: too many of them.
+        """
+        if self._tokenizer is None:
+            return
+        found = coverage(
+            self._tokenizer,
+            (
+                word.text
+                for recording in recordings
+                if recording.transcript is not None
+                for word in read_transcript(recording.transcript, recording.moshi_speaker).words
+                if word.speaker == MAIN_SPEAKER
+            ),
+        )
+        told = f"of {found.words:,} words of Moshi the tokenizer does not know {found.unknown:,} and spells "
+        told += f"{found.in_bytes:,} byte by byte, such as {found.example!r}"
+        if found.unknown > MAX_UNKNOWN * found.words:
+            raise DataError(f"{told}: it is a tokenizer of another language or spelling")
+        if found.unknown or found.in_bytes:
+            _log.warning("%s", told)
 
     def _read_clip(self, clip: Clip) -> Batch:
         recorded = self._load(clip.recording)

@@ -2,87 +2,63 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 import shutil
-import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TextIO
 
-import blake3
-import numpy as np
-import soundfile
-
-from ttt_moshi.data.audio import AUDIO_SUFFIXES, AudioInfo, read_blocks, read_info
+from ttt_moshi.data.audio import AUDIO_SUFFIXES
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.plain_text import read_plain_text
-from ttt_moshi.data.transcripts import (
-    MAIN_SPEAKER,
-    OTHER_SPEAKER,
-    MoshiSpeaker,
-    Transcript,
-    Word,
-    alignments,
-    read_transcript,
-    transcript_path,
-)
-from ttt_moshi.data.turns import assign_spans
-from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
-from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
+from ttt_moshi.data.formats import SUFFIXES
+from ttt_moshi.data.prepare_one import Choices, Item, Outcome, prepare_one
+from ttt_moshi.data.transcripts import find_transcript, transcript_path
 
 OnFile = Callable[[str, int, int], None]
-"""called before a recording is read, with its name, how many are done and how many there are"""
+"""called when a recording is done, with its name, how many are done and how many there are"""
 
 REPORT_NAME = "prepare.json"
 
 _RECORDINGS = "recordings"
-
-
-@dataclass
-class Outcome:
-    """What became of one sound file."""
-
-    source: str
-    """relative to the source folder"""
-    path: str | None = None
-    """relative to the data set; None where the file was left out"""
-    seconds: float = 0.0
-    words: int = 0
-    """of Moshi"""
-    word_times: str = "none"
-    """given, approximate, or none where there is no transcript"""
-    done: list[str] = field(default_factory=list)
-    """what was done to it, in words"""
-    left_out: str | None = None
-    """why it is not in the data set"""
-    digest: str = ""
+_TRIED = "tried.jsonl"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result: one outcome per sound file, and the lists that were written with their numbers of recordings."""
+    """The result: one outcome per recording, and the lists that were written with their numbers of recordings."""
 
     outcomes: list[Outcome]
     lists: dict[str, int]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """files that are neither recordings nor transcripts, by suffix"""
 
 
 def prepare(
     source: Path,
     out: Path,
+    choices: Choices | None = None,
     *,
-    moshi_speaker: MoshiSpeaker = "A",
+    pair: str | None = None,
     eval_fraction: float = 0.0,
     overwrite: bool = False,
+    jobs: int = 1,
     on_file: OnFile | None = None,
 ) -> Prepared:
     """Writes `out/data.jsonl`, or `out/train.jsonl` and `out/eval.jsonl`, with 24 kHz stereo wavs and transcripts.
 
-    Nothing in `source` is changed, and `out` appears in one piece when all is done. A file that cannot be used is left
-    out and its outcome says why. The same folder gives the same data set, bit for bit.
+    Nothing in `source` is changed, and `out` appears in one piece when all is done. What was done before an
+    interruption lies in a hidden folder beside `out` and is not done again. A recording that cannot be used is left out
+    and its outcome says why. The same folder gives the same data set, bit for bit, with any number of `jobs`.
 
     Args:
-        moshi_speaker: whose channel becomes Moshi's, the left one: A is left in the source, B right.
+        pair: names of recordings that come as a file a speaker, such as `call_*_{agent,customer}.wav`: Moshi's first.
         eval_fraction: share of the recordings that goes to evaluation, chosen by their content.
         overwrite: whether `out` may be replaced if an earlier call made it.
 
@@ -91,33 +67,75 @@ def prepare(
         OSError: `out` cannot be written.
     """
     _refuse_to_destroy(source, out, overwrite)
-    files = _sound_files(source, out)
-    partial = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.partial")
-    try:
-        outcomes = _prepare_all(source, files, partial, moshi_speaker, on_file)
+    choices = choices or Choices()
+    items, passed_over = _items(source, out, pair)
+    partial = out.with_name(f".{out.name}.partial")
+    settings = {"source": str(source.resolve()), "choices": asdict(choices), "pair": pair}
+    with _under_way(partial, settings) as (earlier, record):
+        outcomes = _prepare_all(items, partial, choices, jobs, earlier, record, on_file)
         lists = _write_lists(partial, outcomes, eval_fraction)
-        report = {"moshi_speaker": moshi_speaker, "recordings": [_public(outcome) for outcome in outcomes]}
-        (partial / REPORT_NAME).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        report = {**asdict(choices), "pair": pair, "recordings": [_public(outcome) for outcome in outcomes]}
+        (partial / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for name in (_TRIED, "done"):
+            path = partial / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Prepared(outcomes, lists)
+    return Prepared(outcomes, lists, passed_over)
 
 
-def _sound_files(source: Path, out: Path) -> list[Path]:
+def _items(source: Path, out: Path, pair: str | None) -> tuple[list[Item], dict[str, int]]:
     if not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
-    made = out.resolve()
+    made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
     files = sorted(
         file
         for file in source.rglob("*")
-        if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file() and made not in file.resolve().parents
+        if file.is_file() and not any(folder in file.resolve().parents for folder in made)
     )
-    if not files:
+    audio = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
+    if not audio:
         raise DataError(f"{source} holds no recordings ({', '.join(AUDIO_SUFFIXES)})")
-    return files
+    others = [file for file in files if file not in set(audio) and file.suffix not in SUFFIXES]
+    passed_over = dict(sorted(Counter(file.suffix or file.name for file in others).items()))
+    if pair is None:
+        return [Item(_name(source, file), (file,), find_transcript(file)) for file in audio], passed_over
+    return list(_pairs(source, audio, pair)), passed_over
+
+
+def _pairs(source: Path, audio: Sequence[Path], pair: str) -> Iterator[Item]:
+    """Recordings of a file a speaker; what has no partner is an item of its own, to be told of."""
+    match = re.fullmatch(r"([^{}]*)\{([^{},]+),([^{},]+)\}([^{}]*)", pair)
+    if match is None:
+        raise DataError(f"`--pair {pair}` must name the two speakers, Moshi's first: 'call_*_{{agent,customer}}.wav'")
+    before, moshi, user, after = match.groups()
+    patterns = [re.compile(f"({_glob(before)}){re.escape(name)}({_glob(after)})") for name in (moshi, user)]
+    found: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for file in audio:
+        for side, pattern in enumerate(patterns):
+            named = pattern.fullmatch(file.name)
+            if named:
+                found.setdefault((file.parent, named[1], named[2]), {})[side] = file
+                break
+    if not found:
+        raise DataError(f"no recording below {source} is named as `--pair {pair}` says")
+    for (folder, start, end), files in sorted(found.items()):
+        if len(files) == 2:
+            common = folder / (start.rstrip("_-. ") + end)
+            name = f"{_name(source, files[0])} + {files[1].name}"
+            yield Item(name, (files[0], files[1]), find_transcript(common))
+        else:
+            (file,) = files.values()
+            yield Item(_name(source, file), (file, file.with_name(start + (user if 0 in files else moshi) + end)), None)
+
+
+def _glob(text: str) -> str:
+    return "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in text)
+
+
+def _name(source: Path, file: Path) -> str:
+    return file.relative_to(source).as_posix()
 
 
 def _refuse_to_destroy(source: Path, out: Path, overwrite: bool) -> None:
@@ -131,135 +149,126 @@ def _refuse_to_destroy(source: Path, out: Path, overwrite: bool) -> None:
         raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
 
 
+@contextmanager
+def _under_way(partial: Path, settings: Mapping[str, object]) -> Iterator[tuple[dict[str, Outcome], TextIO]]:
+    """Outcomes of an interrupted call with the same settings, by the state of their files, and where to add others."""
+    partial.mkdir(parents=True, exist_ok=True)
+    path = partial / _TRIED
+    with path.open("a+", encoding="utf-8") as record:
+        try:
+            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{partial} is being written by another process") from None
+        record.seek(0)
+        earlier = _earlier(record, json.dumps(settings))
+        if not earlier:
+            record.truncate(0)
+            for other in partial.iterdir():
+                if other != path:
+                    shutil.rmtree(other) if other.is_dir() else other.unlink()
+            record.write(json.dumps(settings) + "\n")
+            record.flush()
+        shutil.rmtree(partial / _RECORDINGS, ignore_errors=True)  # what had got its name was not all
+        yield earlier, record
+
+
+def _earlier(record: Iterable[str], settings: str) -> dict[str, Outcome]:
+    lines = iter(record)
+    if next(lines, "").strip() != settings:
+        return {}
+    found = {}
+    for line in lines:
+        try:
+            state, outcome = json.loads(line)
+            found[state] = Outcome(**outcome)
+        except (ValueError, TypeError):
+            continue  # a line that an interruption cut short
+    return found
+
+
 def _prepare_all(
-    source: Path, files: Sequence[Path], out: Path, moshi_speaker: MoshiSpeaker, on_file: OnFile | None
+    items: Sequence[Item],
+    partial: Path,
+    choices: Choices,
+    jobs: int,
+    earlier: dict[str, Outcome],
+    record: TextIO,
+    on_file: OnFile | None,
 ) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    paths: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for done, file in enumerate(files):
-        outcome = Outcome(file.relative_to(source).as_posix())
-        outcomes.append(outcome)
-        if on_file:
-            on_file(outcome.source, done, len(files))
-        outcome.path = (Path(_RECORDINGS) / outcome.source).with_suffix(".wav").as_posix()
-        outcome.digest = blake3.blake3().update_mmap(file).hexdigest()
-        same_name = paths.setdefault(outcome.path, outcome.source)
-        same_sound = digests.setdefault(outcome.digest, outcome.source)
-        if same_name != outcome.source:
-            outcome.left_out = f"{same_name} has the same name"
-        elif same_sound != outcome.source:
-            outcome.left_out = f"{same_sound} has the same sound"
+    work = []
+    outcomes: dict[int, Outcome] = {}
+    for index, item in enumerate(items):
+        known = earlier.get(_state(item))
+        if known is not None and (known.left_out or _made(partial, item).is_file()):
+            outcomes[index] = known
         else:
-            outcome.left_out = _try_one(file, out / outcome.path, moshi_speaker, outcome)
-        if outcome.left_out:
-            outcome.path = None
-    if all(outcome.path is None for outcome in outcomes):
-        raise DataError(f"none of the {len(files)} recordings can be used; the first: {outcomes[0].left_out}")
-    return outcomes
+            work.append(index)
+    results = _run([(items[index], _made(partial, items[index]), choices) for index in work], jobs)
+    for index, outcome in zip(work, results, strict=True):
+        outcomes[index] = outcome
+        record.write(json.dumps([_state(items[index]), asdict(outcome)]) + "\n")
+        record.flush()
+        if on_file:
+            on_file(outcome.source, len(outcomes), len(items))
+    ordered = [outcomes[index] for index in range(len(items))]
+    _place(items, ordered, partial)
+    if all(outcome.path is None for outcome in ordered):
+        raise DataError(f"none of the {len(items)} recordings can be used; the first: {ordered[0].left_out}")
+    return ordered
 
 
-def _try_one(file: Path, target: Path, moshi_speaker: MoshiSpeaker, outcome: Outcome) -> str | None:
-    """Why the file cannot be used; nothing of it is left behind then."""
-    try:
-        _prepare_one(file, target, moshi_speaker, outcome)
-    except DataError as error:
-        target.unlink(missing_ok=True)
-        return str(error).removeprefix(str(file)).lstrip(": ")
-    return None
+def _run(work: Sequence[tuple[Item, Path, Choices]], jobs: int) -> Iterator[Outcome]:
+    if jobs == 1:
+        for task in work:
+            yield prepare_one(*task)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(prepare_one, *zip(*work, strict=True)) if work else ()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _prepare_one(file: Path, target: Path, moshi_speaker: MoshiSpeaker, outcome: Outcome) -> None:
-    info = read_info(file)
-    if info.seconds < 1 / FRAME_RATE:
-        raise DataError(f"{info.seconds:.3f} s are less than one frame (0.08 s)")
-    given = transcript_path(file)
-    plain = file.with_suffix(".txt")
-    transcript = read_transcript(given, moshi_speaker) if given.is_file() else None
-    if transcript and transcript.layout == "alignments" and moshi_speaker == "B":
-        raise DataError(f"{given.name} says itself who Moshi is (SPEAKER_MAIN, left); leave `--moshi_speaker` at A")
-    pairs = read_plain_text(plain, moshi_speaker) if transcript is None and plain.is_file() else None
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    swap = moshi_speaker == "B" and info.channels == 2
-    decibels = _write_sound(file, info, target, swap, outcome)
-    if pairs is not None:
-        words = _guess_times(pairs, decibels)
-        transcript = Transcript(words, "alignments", approximate=True)
-        outcome.done.append(f"words of {plain.name} spread over the voiced parts")
-    if transcript is None:
-        outcome.done.append("no transcript: its text stream will be absent")
-    else:
-        _write_transcript(transcript_path(target), transcript)
-        outcome.word_times = "approximate" if transcript.approximate else "given"
-    outcome.seconds = info.samples_24k / SAMPLE_RATE
-    outcome.words = sum(word.speaker == MAIN_SPEAKER for word in transcript.words) if transcript else 0
+def _place(items: Sequence[Item], outcomes: Sequence[Outcome], partial: Path) -> None:
+    """Gives what was made its name. Of several with one name or one content the first that can be used stays."""
+    names: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for item, outcome in zip(items, outcomes, strict=True):
+        if outcome.path is None:
+            continue
+        path = (Path(_RECORDINGS) / item.name.split(" + ")[0]).with_suffix(".wav").as_posix()
+        same_name, same_audio = names.setdefault(path, item.name), digests.setdefault(outcome.digest, item.name)
+        if same_name != item.name:
+            outcome.left_out = f"{same_name} has the same name"
+        elif same_audio != item.name:
+            outcome.left_out = f"{same_audio} has the same audio"
+        made = _made(partial, item)
+        for old, new in ((made, partial / path), (transcript_path(made), transcript_path(partial / path))):
+            if outcome.left_out:
+                old.unlink(missing_ok=True)
+            elif old.is_file():
+                new.parent.mkdir(parents=True, exist_ok=True)
+                old.replace(new)
+        outcome.path = None if outcome.left_out else path
 
 
-def _write_sound(file: Path, info: AudioInfo, target: Path, swap: bool, outcome: Outcome) -> np.ndarray:
-    """Writes 24 kHz stereo, Moshi left; returns the energies of the source's channels, Moshi first, `[channels, hops]`.
-
-    A wav that is right already is copied byte for byte.
-    """
-    right = file.suffix.lower() == ".wav" and (info.sample_rate, info.channels, swap) == (SAMPLE_RATE, 2, False)
-    meter = EnergyMeter(info.channels)
-    if right:
-        for block in read_blocks(file):
-            meter.add(block)
-        shutil.copyfile(file, target)
-        outcome.done.append("copied")
-        return meter.decibels()
-    with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
-        for block in read_blocks(file):
-            moshi_first = block[::-1] if swap else block
-            meter.add(moshi_first)
-            silence = np.zeros((2 - info.channels, block.shape[1]), np.float32)
-            wav.write(np.concatenate([moshi_first, silence]).T)
-    if info.sample_rate != SAMPLE_RATE:
-        outcome.done.append(f"resampled from {info.sample_rate} Hz")
-    if info.channels == 1:
-        outcome.done.append("mono: taken as Moshi's voice, with a silent user")
-    if swap:
-        outcome.done.append("channels swapped")
-    if not outcome.done:
-        outcome.done.append("rewritten as 16-bit wav")
-    return meter.decibels()
+def _made(partial: Path, item: Item) -> Path:
+    """Where a recording is made, under a name that no other has."""
+    return partial / "done" / f"{item.name.encode('utf-8', 'surrogateescape').hex()[-120:]}-{len(item.name)}.wav"
 
 
-def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray) -> tuple[Word, ...]:
-    """Times for `(speaker, word)` pairs. In stereo each speaker's words lie where his channel is loud."""
-    spans = [voiced_spans(channel) for channel in decibels]
-    turns = []
-    for speaker, group in groupby(pairs, key=lambda pair: pair[0]):
-        channel = 0 if speaker == MAIN_SPEAKER or len(spans) == 1 else 1
-        turns.append((channel, speaker, [word for _, word in group]))
-    for channel, _, texts in turns:
-        if not spans[channel]:
-            whose = "Moshi's" if channel == 0 else "the user's"
-            raise DataError(
-                f"the transcript has words ({texts[0]!r}, ...) for {whose} channel, which is silent throughout"
-            )
-    words: list[Word] = []
-    if {channel for channel, _, _ in turns} == {0, 1}:
-        for turn in assign_spans([(channel, texts) for channel, _, texts in turns], spans):
-            speaker = MAIN_SPEAKER if turn.channel == 0 else OTHER_SPEAKER
-            words += _words([(speaker, text) for text in turn.words], turn.spans)
-    else:
-        # One channel: nothing but the order of the words says where they lie.
-        words = _words(pairs, spans[turns[0][0]])
-    return tuple(sorted(words, key=lambda word: word.start))
-
-
-def _words(pairs: list[tuple[str, str]], spans: Sequence[Span]) -> list[Word]:
-    times = spread_words([text for _, text in pairs], spans)
-    return [Word(text, round(t.start, 3), round(t.end, 3), who) for (who, text), t in zip(pairs, times, strict=True)]
-
-
-def _write_transcript(path: Path, transcript: Transcript) -> None:
-    document: dict[str, object] = {"alignments": alignments(transcript.words)}
-    if transcript.approximate:
-        document["word_times"] = "approximate"
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+def _state(item: Item) -> str:
+    """Equal where the files of a recording have not been touched."""
+    stats = []
+    transcripts = [item.transcript] if item.transcript else [find_transcript(file) for file in item.files]
+    for path in (*item.files, *filter(None, transcripts)):
+        try:
+            stat = path.stat()
+            stats.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        except OSError:
+            stats.append([str(path)])
+    return json.dumps(stats)
 
 
 def _write_lists(out: Path, outcomes: Sequence[Outcome], eval_fraction: float) -> dict[str, int]:
@@ -279,7 +288,7 @@ def _write_lists(out: Path, outcomes: Sequence[Outcome], eval_fraction: float) -
 
 def _write_list(path: Path, outcomes: Sequence[Outcome]) -> int:
     lines = [{"path": outcome.path, "duration": outcome.seconds} for outcome in outcomes]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return len(lines)
 
 

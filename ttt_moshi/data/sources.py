@@ -192,7 +192,8 @@ def numbered_lines(jsonl: Path) -> list[tuple[int, str]]:
         DataError: a file that cannot be read.
     """
     try:
-        texts = jsonl.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, which takes more for the end of a line than JSON does.
+        texts = jsonl.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {jsonl}: {error}") from error
     return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]

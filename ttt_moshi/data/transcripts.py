@@ -1,25 +1,30 @@
-"""Transcripts with word times, in the two layouts that fine-tuning data sets of Moshi come in.
+"""Transcripts of every format as words with times, of which some are Moshi's.
 
-`{"alignments": [[word, [start, end], speaker], ...]}` is moshi-finetune's; Moshi's words carry the speaker
-`SPEAKER_MAIN` and its voice is the left channel. `[{"speaker": "A", "word", "start", "end"}, ...]` is that of
-nu-dialogue/moshi-finetune; speaker A is the left channel, B the right one, and either of them may be Moshi.
+Whatever a file lacks is mended word by word and counted; who Moshi is, is never guessed.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.formats import SUFFIXES, Piece, RawTranscript, read_raw
 
 MAIN_SPEAKER = "SPEAKER_MAIN"
 OTHER_SPEAKER = "SPEAKER_OTHER"
 
 MoshiSpeaker = Literal["A", "B"]
-Layout = Literal["alignments", "speakers"]
+
+_MARK = re.compile(r"\[[^\]]*\]|<[^>]*>|♪")
+_SECONDS_A_LETTER = 0.07
+_SLIGHTLY_NEGATIVE = -1.0
 
 
 @dataclass(frozen=True)
@@ -37,38 +42,92 @@ class Transcript:
     """The words of a recording, ordered by start time. Moshi's carry `MAIN_SPEAKER`."""
 
     words: tuple[Word, ...]
-    layout: Layout
+    format: str
     approximate: bool = False
-    """whether the times were guessed from the sound rather than measured"""
+    """whether the times were guessed from the audio, or from longer stretches, rather than measured"""
+    repairs: dict[str, int] = field(default_factory=dict)
+    """what was mended, with the number of words"""
+    remarks: tuple[str, ...] = ()
+    """what else had to be decided, for people"""
+
+    @property
+    def repaired_share(self) -> float:
+        """Share of the words whose time was missing or impossible."""
+        count = sum(number for what, number in self.repairs.items() if what in _TIME_REPAIRS)
+        dropped = self.repairs.get(_DROPPED, 0)
+        return count / max(1, len(self.words) + dropped)
+
+
+@dataclass(frozen=True)
+class Untimed:
+    """`(speaker, word)` in the order of a transcript without any times."""
+
+    pairs: list[tuple[str, str]]
+    remarks: tuple[str, ...] = ()
+
+
+_FILLED = "without times, placed between their neighbours"
+_MOVED = "with negative times, moved to the beginning"
+_DROPPED = "with impossible times, left out"
+_TEXTUAL = "with times written as text"
+_MARKS = "that are marks such as [laughter], left out"
+_UNASSIGNED = "without a speaker, given to the one before"
+_TIME_REPAIRS = (_FILLED, _MOVED, _DROPPED)
 
 
 def transcript_path(audio: Path) -> Path:
-    """Where the transcript of a recording lies: beside it, ending in `.json`."""
+    """Where training looks for the transcript of a recording: beside it, ending in `.json`."""
     return audio.with_suffix(".json")
 
 
-def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A") -> Transcript:
-    """Reads either layout.
+def find_transcript(audio: Path) -> Path | None:
+    """The transcript beside a recording of somebody's own: the most exact of those that are there."""
+    candidates = [audio.with_suffix(suffix) for suffix in SUFFIXES]
+    candidates += [audio.with_name(audio.name + suffix) for suffix in SUFFIXES]
+    return next((path for path in candidates if path.is_file()), None)
 
-    Words are put in the order of their start times (ties keep the file's order). `moshi_speaker` says who Moshi is in
-    the layout with speakers A and B and has no meaning in the other one.
+
+def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | None = None) -> Transcript:
+    """Reads any format in which words, or stretches of them, have times.
+
+    Words are put in the order of their start times (ties keep the file's order).
+
+    Args:
+        moshi_speaker: who Moshi is where the speakers are A (left) and B (right).
+        moshi_label: who Moshi is where they have other names.
 
     Raises:
-        DataError: a missing or corrupt file, or a word without text or with a negative or infinite time. A word that
-            does not end after its start is kept here and left out of the text stream.
+        DataError: a missing or corrupt file, one without times, or speakers of whom none is known to be Moshi.
     """
-    document = _read_json(path)
-    if isinstance(document, dict) and isinstance(document.get("alignments"), list):
-        words = [_aligned_word(path, i, item) for i, item in enumerate(document["alignments"])]
-        approximate = document.get("word_times") == "approximate"
-        return Transcript(_by_start(words), "alignments", approximate)
-    if isinstance(document, list):
-        words = [_speaker_word(path, i, item, moshi_speaker) for i, item in enumerate(document)]
-        return Transcript(_by_start(words), "speakers")
-    raise DataError(
-        f'{path} is no transcript: expected {{"alignments": [[word, [start, end], speaker], ...]}} '
-        'or [{"speaker", "word", "start", "end"}, ...]'
-    )
+    found = read_any(path, moshi_speaker, moshi_label)
+    if isinstance(found, Untimed):
+        raise DataError(f"{path} has words without times; `ttt-moshi data prepare` places them by the audio")
+    return found
+
+
+def read_any(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | None = None) -> Transcript | Untimed:
+    """`read_transcript` for formats without times too.
+
+    Raises:
+        DataError: see `read_transcript`.
+    """
+    raw = read_raw(path)
+    repairs: Counter[str] = Counter()
+    speakers = _speakers(path, raw, moshi_speaker, moshi_label, repairs)
+    texts = [_clean(piece.text, repairs) for piece in raw.pieces]
+    spoken = [(piece, text, who) for piece, text, who in zip(raw.pieces, texts, speakers, strict=True) if text]
+    if not raw.timed:
+        pairs = [(who, word) for _, text, who in spoken for word in text.split()]
+        if not pairs:
+            raise DataError(f"{path} holds no words")
+        return Untimed(pairs, (*raw.remarks, *_told(repairs)))
+    words, spread = [], False
+    for text, who, start, end in _with_times(spoken, repairs, measured=raw.format != "plain text"):
+        parts = [text] if raw.format == "alignments" else text.split()
+        spread |= len(parts) > 3
+        words += _spread(parts, start, end, who)
+    approximate = raw.approximate or spread or raw.format == "plain text"
+    return Transcript(_by_start(words), raw.format, approximate, dict(repairs), tuple(raw.remarks))
 
 
 def alignments(words: tuple[Word, ...]) -> list[list[Any]]:
@@ -76,48 +135,138 @@ def alignments(words: tuple[Word, ...]) -> list[list[Any]]:
     return [[word.text, [word.start, word.end], word.speaker] for word in words]
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"no transcript at {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+def told_repairs(repairs: dict[str, int]) -> list[str]:
+    """Repairs for people."""
+    return _told(repairs)
 
 
-def _aligned_word(path: Path, index: int, item: Any) -> Word:
-    try:
-        text, (start, end), speaker = item
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: alignment {index} is not [word, [start, end], speaker]: {item!r}") from error
-    return _word(path, index, text, start, end, speaker)
+def _told(repairs: dict[str, int]) -> list[str]:
+    return [f"{count} {'word' if count == 1 else 'words'} {what}" for what, count in repairs.items()]
 
 
-def _speaker_word(path: Path, index: int, item: Any, moshi_speaker: MoshiSpeaker) -> Word:
-    try:
-        text, start, end, speaker = item["word"], item["start"], item["end"], item["speaker"]
-    except (TypeError, KeyError) as error:
-        raise DataError(f"{path}: entry {index} lacks one of speaker, word, start, end: {item!r}") from error
-    if speaker not in ("A", "B"):
-        raise DataError(f"{path}: word {index} has speaker {speaker!r}; this layout knows A (left) and B (right)")
-    return _word(path, index, text, start, end, MAIN_SPEAKER if speaker == moshi_speaker else OTHER_SPEAKER)
+def _clean(text: str, repairs: Counter[str]) -> str:
+    """One space between words, and no marks of what is not speech."""
+    text, marks = _MARK.subn(" ", text)
+    if marks:
+        repairs[_MARKS] += marks
+    return " ".join(text.split())
 
 
-def _word(path: Path, index: int, text: Any, start: Any, end: Any, speaker: Any) -> Word:
-    if not isinstance(text, str) or not isinstance(speaker, str):
-        raise DataError(f"{path}: word {index} needs a text and a speaker, got {text!r} and {speaker!r}")
-    if not (_is_time(start) and _is_time(end)):
+def _speakers(
+    path: Path, raw: RawTranscript, moshi_speaker: MoshiSpeaker, moshi_label: str | None, repairs: Counter[str]
+) -> list[str]:
+    """Of every piece `MAIN_SPEAKER` or another name."""
+    labels = {piece.speaker.casefold(): piece.speaker for piece in raw.pieces if piece.speaker is not None}
+    if not labels:
+        return [MAIN_SPEAKER] * len(raw.pieces)
+    if labels.keys() <= {MAIN_SPEAKER.casefold(), OTHER_SPEAKER.casefold()} or MAIN_SPEAKER in labels.values():
+        moshi = MAIN_SPEAKER.casefold()
+    elif labels.keys() <= {"a", "b"}:
+        moshi = moshi_speaker.casefold()
+    elif moshi_label is not None and moshi_label.casefold() in labels:
+        moshi = moshi_label.casefold()
+    else:
+        names = ", ".join(sorted(labels.values()))
+        told = f", none of them is {moshi_label}" if moshi_label is not None else ""
         raise DataError(
-            f"{path}: word {index} ({text!r}) has the times [{start!r}, {end!r}]; "
-            "they must be seconds from the start of the recording"
+            f"{path} has the speakers {names}{told}: `ttt-moshi data prepare --moshi_label NAME` says who is Moshi"
         )
-    # Line breaks and runs of spaces inside a word say nothing about speech.
-    return Word(" ".join(text.split()), float(start), float(end), speaker)
+    speakers: list[str] = []
+    for index, piece in enumerate(raw.pieces):
+        if piece.speaker is not None:
+            main = piece.speaker.casefold() == moshi
+            speakers.append(MAIN_SPEAKER if main else piece.speaker if raw.format == "alignments" else OTHER_SPEAKER)
+        elif raw.format == "plain text" and not speakers:
+            speakers.append(MAIN_SPEAKER)  # a text that begins without a label begins with Moshi
+        else:
+            repairs[_UNASSIGNED] += 1
+            following = next(p.speaker for p in [*raw.pieces[index:], *raw.pieces] if p.speaker is not None)
+            ahead = MAIN_SPEAKER if following.casefold() == moshi else OTHER_SPEAKER
+            speakers.append(speakers[-1] if speakers else ahead)
+    return speakers
 
 
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+def _with_times(
+    spoken: Sequence[tuple[Piece, str, str]], repairs: Counter[str], measured: bool
+) -> list[tuple[str, str, float, float]]:
+    """`(text, speaker, start, end)` of what has a time or can be given one."""
+    entries: list[list[Any]] = []
+    for piece, text, who in spoken:
+        start, end = _time(piece.start), _time(piece.end)
+        if isinstance(piece.start, str) and start is not None:
+            repairs[_TEXTUAL] += 1
+        if start is not None and start < 0:
+            if start < _SLIGHTLY_NEGATIVE or (end is not None and end <= 0):
+                repairs[_DROPPED] += 1
+                continue
+            start = 0.0
+            repairs[_MOVED] += 1
+        if end is not None and start is None:
+            start = max(0.0, end - _guess(text)) if end > 0 else None
+            end = None if start is None else end
+            if start is not None:
+                repairs[_FILLED] += 1
+        elif start is None or (end is None and measured):
+            repairs[_FILLED] += 1
+        entries.append([text, who, start, end])
+    _fill(entries)
+    return [(text, who, start, end) for text, who, start, end in entries]
 
 
-def _by_start(words: list[Word]) -> tuple[Word, ...]:
+def _fill(entries: list[list[Any]]) -> None:
+    """Gives `[text, speaker, start, end]` what times are missing: the gap between the neighbours, shared by letters."""
+    index = 0
+    while index < len(entries):
+        text, _, start, end = entries[index]
+        following = next((e[2] for e in entries[index + 1 :] if e[2] is not None), None)
+        if start is not None:
+            if end is None:
+                guess = start + _guess(text)
+                entries[index][3] = guess if following is None or following <= start else min(guess, following)
+            index += 1
+            continue
+        run = [entry for entry in entries[index:] if entry[2] is None]
+        run = entries[index : index + next((n for n, e in enumerate(entries[index:]) if e[2] is not None), len(run))]
+        before = entries[index - 1][3] if index else None
+        wanted = sum(_guess(entry[0]) for entry in run)
+        if before is None:
+            before = max(0.0, (following if following is not None else wanted) - wanted)
+        after = before + wanted if following is None or following <= before else following
+        at = before
+        for entry in run:
+            entry[2] = at
+            at += (after - before) * _guess(entry[0]) / wanted
+            entry[3] = at
+        index += len(run)
+
+
+def _spread(parts: Sequence[str], start: float, end: float, who: str) -> list[Word]:
+    """Words that share a time, in proportion to their letters."""
+    if len(parts) == 1:
+        return [Word(parts[0], start, end, who)]
+    edges = [0]
+    for part in parts:
+        edges.append(edges[-1] + len(part) + 1)
+    times = [round(start + (end - start) * edge / edges[-1], 3) for edge in edges]
+    return [Word(part, a, b, who) for part, (a, b) in zip(parts, pairwise(times), strict=True)]
+
+
+def _time(value: Any) -> float | None:
+    """A number of seconds, or None for what is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _guess(text: str) -> float:
+    """How long something takes to say, roughly."""
+    return _SECONDS_A_LETTER * (len(text) + 1)
+
+
+def _by_start(words: Iterable[Word]) -> tuple[Word, ...]:
     return tuple(sorted(words, key=lambda word: word.start))

@@ -1,0 +1,334 @@
+"""One recording of somebody's own, made into a 24 kHz stereo wav with Moshi on the left and a transcript."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, zip_longest
+from pathlib import Path
+
+import blake3
+import numpy as np
+import soundfile
+
+from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
+from ttt_moshi.data.digests import file_digest
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.levels import LevelMeter
+from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
+from ttt_moshi.data.transcripts import (
+    MAIN_SPEAKER,
+    OTHER_SPEAKER,
+    MoshiSpeaker,
+    Transcript,
+    Untimed,
+    Word,
+    alignments,
+    find_transcript,
+    read_any,
+    told_repairs,
+    transcript_path,
+)
+from ttt_moshi.data.turns import assign_spans
+from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
+from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
+
+_CUT = "that end after the recording, cut there"
+_AFTER = "with impossible times, left out"
+_FAR_BEYOND = 2.0
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What only the owner of the recordings can know."""
+
+    moshi_speaker: MoshiSpeaker = "A"
+    """whose channel becomes Moshi's: A is left in the source, B right"""
+    moshi_label: str | None = None
+    """Moshi's name in transcripts whose speakers have names"""
+    channels: tuple[int, ...] | None = None
+    """numbers from 1 of Moshi's and the user's channel; of Moshi's alone"""
+    mono_mix: bool = False
+    """whether a channel may hold both voices"""
+    max_repaired: float = MAX_REPAIRED
+    """share of the words of a transcript that may have had no usable time"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recording as it was found."""
+
+    name: str
+    """relative to the source folder"""
+    files: tuple[Path, ...]
+    """one file, or Moshi's and the user's"""
+    transcript: Path | None
+    """None where a pair has a transcript a file"""
+
+
+@dataclass
+class Outcome:
+    """What became of one recording."""
+
+    source: str
+    """relative to the source folder"""
+    path: str | None = None
+    """relative to the data set; None where the recording was left out"""
+    seconds: float = 0.0
+    words: int = 0
+    """of Moshi"""
+    word_times: str = "none"
+    """given, approximate, or none where there is no transcript"""
+    done: list[str] = field(default_factory=list)
+    """what was done to it, and what to know of it, in words"""
+    left_out: str | None = None
+    """why it is not in the data set"""
+    digest: str = ""
+
+
+def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
+    """Writes `target` and the transcript beside it; where the recording cannot be used, the outcome says why.
+
+    Raises:
+        OSError: `target` cannot be written.
+    """
+    outcome = Outcome(item.name)
+    try:
+        digests = [file_digest(file) for file in item.files]
+        outcome.digest = digests[0] if len(digests) == 1 else blake3.blake3(" ".join(digests).encode()).hexdigest()
+        _prepare(item, target, choices, outcome)
+        outcome.path = ""
+    except DataError as error:
+        outcome.left_out = str(error).removeprefix(str(item.files[0])).lstrip(": ")
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others
+        outcome.left_out = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    if outcome.left_out:
+        target.unlink(missing_ok=True)
+        transcript_path(target).unlink(missing_ok=True)
+    return outcome
+
+
+def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> None:
+    infos = [read_info(file) for file in item.files]
+    seconds = max(info.samples_24k for info in infos) / SAMPLE_RATE
+    if seconds < 1 / FRAME_RATE:
+        raise DataError(f"{seconds:.3f} s are less than one frame (0.08 s)")
+    order = _channels(item, infos, choices)
+    found = _read_words(item, choices)
+    if len(order) == 1 and len(item.files) == 1 and found is not None and not choices.mono_mix:
+        _refuse_two_voices(found)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    decibels = _write_audio(item, infos, order, target, outcome)
+    if isinstance(found, Untimed):
+        outcome.done += found.remarks
+        assert item.transcript is not None
+        outcome.done.append(f"words of {item.transcript.name} spread over the voiced parts")
+        found = Transcript(_guess_times(found.pairs, decibels), "plain text", approximate=True)
+    outcome.seconds = seconds
+    if found is None:
+        outcome.done.append("no transcript: its text stream will be absent")
+        return
+    found = _within(found, seconds)
+    for finding in judge_words("", found, seconds, decibels, choices.max_repaired):
+        if finding.level == "problem":
+            raise DataError(finding.message)
+    outcome.done += [*found.remarks, *told_repairs(found.repairs)]
+    _write_transcript(transcript_path(target), found)
+    outcome.word_times = "approximate" if found.approximate else "given"
+    outcome.words = sum(word.speaker == MAIN_SPEAKER for word in found.words)
+
+
+def _channels(item: Item, infos: Sequence[AudioInfo], choices: Choices) -> tuple[int, ...]:
+    """Which channels are read, Moshi's first; one where there is no user's."""
+    if len(item.files) == 2:
+        for file, info in zip(item.files, infos, strict=True):
+            if info.channels != 1:
+                raise DataError(f"{file.name} has {info.channels} channels; a file of a pair has one")
+        return (0, 1)
+    channels = infos[0].channels
+    if choices.channels is not None:
+        if max(choices.channels) > channels:
+            raise DataError(f"there is no channel {max(choices.channels)}, it has {channels}")
+        return tuple(number - 1 for number in choices.channels)
+    if channels > 2:
+        raise DataError(f"{channels} channels: `--channels 1,2` says which is Moshi's and which the user's")
+    return (0,) if channels == 1 else (1, 0) if choices.moshi_speaker == "B" else (0, 1)
+
+
+def _read_words(item: Item, choices: Choices) -> Transcript | Untimed | None:
+    if item.transcript is not None:
+        found = read_any(item.transcript, choices.moshi_speaker, choices.moshi_label)
+        if isinstance(found, Transcript) and found.format == "alignments" and choices.moshi_speaker == "B":
+            raise DataError(
+                f"{item.transcript.name} says itself who Moshi is (SPEAKER_MAIN, left); leave `--moshi_speaker` at A"
+            )
+        return found
+    if len(item.files) == 1:
+        return None
+    return _words_of_a_pair(item.files)
+
+
+def _words_of_a_pair(files: Sequence[Path]) -> Transcript | None:
+    """Of a file a speaker, whoever the transcripts say speaks."""
+    words: list[Word] = []
+    repairs: Counter[str] = Counter()
+    remarks: list[str] = []
+    approximate = False
+    own = [find_transcript(file) for file in files]
+    if own[0] is None:
+        return None
+    for path, speaker in zip(own, (MAIN_SPEAKER, OTHER_SPEAKER), strict=True):
+        if path is None:
+            continue
+        found = read_any(path)
+        if isinstance(found, Untimed):
+            raise DataError(f"{path.name} has no times: the words of a pair without times belong into one transcript")
+        words += [replace(word, speaker=speaker) for word in found.words]
+        repairs.update(found.repairs)
+        remarks += found.remarks
+        approximate |= found.approximate
+    ordered = tuple(sorted(words, key=lambda word: word.start))
+    return Transcript(ordered, "pair", approximate, dict(repairs), tuple(remarks))
+
+
+def _refuse_two_voices(found: Transcript | Untimed) -> None:
+    speakers = {who for who, _ in found.pairs} if isinstance(found, Untimed) else {w.speaker for w in found.words}
+    if MAIN_SPEAKER in speakers and len(speakers) > 1:
+        raise DataError(
+            "mono, and its transcript has two speakers: Moshi would speak for both; "
+            "`--mono_mix` allows it, one channel a speaker is better"
+        )
+
+
+def _within(transcript: Transcript, seconds: float) -> Transcript:
+    """The words up to the end of the recording. Where all of them lie far beyond it the rules say why."""
+    late = [word for word in transcript.words if word.end > seconds]
+    if not late or max(word.end for word in late) > _FAR_BEYOND * seconds:
+        return transcript
+    repairs = Counter(transcript.repairs)
+    after = sum(word.start >= seconds for word in late)
+    repairs += Counter({_CUT: len(late) - after, _AFTER: after})
+    words = tuple(replace(w, end=min(w.end, seconds)) for w in transcript.words if w.start < seconds)
+    return replace(transcript, words=words, repairs=dict(repairs))
+
+
+def _write_audio(
+    item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...], target: Path, outcome: Outcome
+) -> np.ndarray:
+    """Writes 24 kHz stereo, Moshi left; returns the energies of the channels, Moshi's first, `[channels, hops]`.
+
+    A wav that is right already is copied byte for byte.
+    """
+    file, info = item.files[0], infos[0]
+    right = (info.sample_rate, info.channels, order) == (SAMPLE_RATE, 2, (0, 1)) and _is_stereo_wav(file)
+    levels, energies = LevelMeter(len(order)), EnergyMeter(len(order))
+    blocks = _side_by_side(item.files) if len(item.files) == 2 else (block[list(order)] for block in read_blocks(file))
+    if right:
+        for block in blocks:
+            levels.add(block)
+            energies.add(block)
+        shutil.copyfile(file, target)
+        outcome.done.append("copied")
+    else:
+        with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
+            for block in blocks:
+                levels.add(block)
+                energies.add(block)
+                silence = np.zeros((2 - len(order), block.shape[1]), np.float32)
+                wav.write(np.concatenate([block, silence]).T)
+        outcome.done += _told(item, infos, order)
+    for finding in judge_levels("", levels.levels()):
+        if finding.level == "problem":
+            raise DataError(finding.message)
+        outcome.done.append(finding.message)
+    return energies.decibels()
+
+
+def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> list[str]:
+    """What was done to the audio, for people."""
+    told = []
+    info = infos[0]
+    rates = sorted({info.sample_rate for info in infos} - {SAMPLE_RATE})
+    if rates:
+        told.append(f"resampled from {' and '.join(map(str, rates))} Hz")
+    if len(item.files) == 2:
+        told.append(f"{item.files[0].name} is Moshi, {item.files[1].name} the user")
+        difference = abs(infos[0].seconds - infos[1].seconds)
+        if difference > 1 / FRAME_RATE:
+            told.append(f"the shorter of them ends {difference:.2f} s earlier: silent from there")
+    elif info.channels == 1:
+        told.append("mono: taken as Moshi's voice, with a silent user")
+    elif info.channels == 2 and order == (1, 0):
+        told.append("channels swapped")
+    elif order != (0, 1):
+        user = f"channel {order[1] + 1} the user" if len(order) == 2 else "a silent user"
+        told.append(f"channel {order[0] + 1} of {info.channels} is Moshi, {user}")
+    if info.tracks > 1:
+        told.append(f"{info.tracks} audio tracks, the first is used")
+    return told or ["rewritten as 16-bit wav"]
+
+
+def _is_stereo_wav(file: Path) -> bool:
+    with file.open("rb") as opened:
+        head = opened.read(12)
+    return head[:4] == b"RIFF" and head[8:] == b"WAVE"
+
+
+def _side_by_side(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Two mono recordings as the channels of one, the shorter one filled up with silence."""
+    waiting: list[np.ndarray] = [np.zeros((1, 0), np.float32)] * 2
+    for blocks in zip_longest(*(read_blocks(file) for file in files), fillvalue=None):
+        waiting = [w if b is None else np.concatenate([w, b], axis=1) for w, b in zip(waiting, blocks, strict=True)]
+        ended = [block is None for block in blocks]
+        length = min(w.shape[1] for w, end in zip(waiting, ended, strict=True) if not end)
+        yield np.concatenate([_exactly(w, length) for w in waiting])
+        waiting = [w[:, length:] for w in waiting]
+    length = max(w.shape[1] for w in waiting)
+    if length:
+        yield np.concatenate([_exactly(w, length) for w in waiting])
+
+
+def _exactly(samples: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(samples[:, :length], ((0, 0), (0, max(0, length - samples.shape[1]))))
+
+
+def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray) -> tuple[Word, ...]:
+    """Times for `(speaker, word)` pairs. In stereo each speaker's words lie where his channel is loud."""
+    spans = [voiced_spans(channel) for channel in decibels]
+    turns = []
+    for speaker, group in groupby(pairs, key=lambda pair: pair[0]):
+        channel = 0 if speaker == MAIN_SPEAKER or len(spans) == 1 else 1
+        turns.append((channel, speaker, [word for _, word in group]))
+    for channel, _, texts in turns:
+        if not spans[channel]:
+            whose = "Moshi's" if channel == 0 else "the user's"
+            raise DataError(
+                f"the transcript has words ({texts[0]!r}, ...) for {whose} channel, which is silent throughout"
+            )
+    words: list[Word] = []
+    if {channel for channel, _, _ in turns} == {0, 1}:
+        for turn in assign_spans([(channel, texts) for channel, _, texts in turns], spans):
+            speaker = MAIN_SPEAKER if turn.channel == 0 else OTHER_SPEAKER
+            words += _words([(speaker, text) for text in turn.words], turn.spans)
+    else:
+        # One channel: nothing but the order of the words says where they lie.
+        words = _words(pairs, spans[turns[0][0]])
+    return tuple(sorted(words, key=lambda word: word.start))
+
+
+def _words(pairs: list[tuple[str, str]], spans: Sequence[Span]) -> list[Word]:
+    times = spread_words([text for _, text in pairs], spans)
+    return [Word(text, round(t.start, 3), round(t.end, 3), who) for (who, text), t in zip(pairs, times, strict=True)]
+
+
+def _write_transcript(path: Path, transcript: Transcript) -> None:
+    document: dict[str, object] = {"alignments": alignments(transcript.words)}
+    if transcript.approximate:
+        document["word_times"] = "approximate"
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
