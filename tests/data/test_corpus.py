@@ -272,7 +272,7 @@ def test_a_corrupt_transcript_is_named(data_set, corpus):
     jsonl = data_set(1.0)
     (jsonl.parent / "wavs" / "0.json").write_text('{"alignments": [')
     clips = corpus(jsonl)
-    with pytest.raises(DataError, match=r"0.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"0\.json is no transcript .* not valid JSON"):
         clips.read(clips.clips(0))
 
 

@@ -37,7 +37,14 @@ def dialogue(seed: int, seconds: float = 60.0) -> tuple[np.ndarray, tuple[Word, 
             samples[inside, channel] += 0.3 * np.sin(2 * np.pi * rng.uniform(120, 900) * t)
             # Times as people and recognisers give them.
             start = at + rng.normal(0, 0.05)
-            words.append(Word(f"w{len(words)}", max(0, start), start + length, MAIN if channel == 0 else OTHER_SPEAKER))
+            words.append(
+                Word(
+                    rng.choice(["hello", "you", "fine"]).item(),
+                    max(0, start),
+                    start + length,
+                    MAIN if channel == 0 else OTHER_SPEAKER,
+                )
+            )
             at += length + rng.uniform(0, 0.15)
             if at > seconds - 3:
                 break
