@@ -25,6 +25,8 @@ class Log:
     def __init__(self, metrics: Metrics | None, report: Report) -> None:
         self._metrics, self._report = metrics, report
         self._saves: list[dict[str, float]] = []
+        self.failure: OSError | None = None
+        """why something could not be written; the run ends with the next step, on all ranks together"""
 
     def train(self, record: dict[str, Any]) -> None:
         """One step. Saves that were committed since the last one stand beside its timing."""
@@ -32,25 +34,35 @@ class Log:
             if self._saves:
                 record["timing"]["saves"] = self._saves
             self._saves = []
-            self._metrics.write("train", record)
+            self._write("train", record)
             self._show(record)
 
     def eval(self, record: dict[str, Any]) -> None:
         """One evaluation."""
         if self._metrics is not None:
-            self._metrics.write("eval", record)
+            self._write("eval", record)
             self._show(record)
 
     def saved(self, saved: Committed) -> None:
         """One committed save."""
         if self._metrics is not None:
             self._saves.append({"step": saved.step, **saved.record})
-            self._metrics.write("save", {"step": saved.step, **saved.record})
+            self._write("save", {"step": saved.step, **saved.record})
 
     def sync(self) -> None:
         """Makes durable what was written, before a checkpoint claims that it happened."""
         if self._metrics is not None:
-            self._metrics.sync()
+            try:
+                self._metrics.sync()
+            except OSError as error:
+                self.failure = error
+
+    def _write(self, kind: str, record: dict[str, Any]) -> None:
+        assert self._metrics is not None
+        try:
+            self._metrics.write(kind, record)
+        except OSError as error:
+            self.failure = error
 
     def _show(self, record: dict[str, Any]) -> None:
         try:

@@ -29,6 +29,10 @@ class EvaluationFailed(UserError):  # noqa: N818 - what happened, as a person sa
     """An evaluation could not be finished, and `stop_on_failed_evaluation` is set."""
 
 
+class LogFailed(UserError):  # noqa: N818 - what happened, as a person says it
+    """What happens can no longer be written down."""
+
+
 def train(run: Run) -> None:
     """Steps until the run is over."""
     run.parts.model.train()
@@ -41,6 +45,8 @@ def train(run: Run) -> None:
         check_last(run, step)
         save(run, step.save)
         evaluate(run)
+    if run.world.any(run.log.failure is not None):
+        give_up(run)
 
 
 def read(run: Run) -> Step:
@@ -82,8 +88,7 @@ def compute(run: Run, step: Step) -> None:
     if watched:
         step.record["memory"] = _memory(seen)
     if "give up" in result.votes:
-        assert run.saves is not None
-        run.saves.raise_failure()
+        give_up(run)
 
 
 def record(run: Run, step: Step) -> None:
@@ -135,6 +140,16 @@ def evaluate(run: Run) -> None:
         _failed(run, number, "; ".join(skipped))
 
 
+def give_up(run: Run) -> None:
+    """Ends the run, on all ranks, where one of them cannot save or cannot write down what happens, and says why."""
+    reasons = run.world.gather(None if run.log.failure is None else str(run.log.failure))
+    for reason in reasons:
+        if reason is not None:
+            raise LogFailed(f"the metrics cannot be written: {reason}")
+    if run.saves is not None:
+        run.saves.raise_failure()
+
+
 def _failed(run: Run, number: int, reason: str) -> None:
     if run.args.stop_on_failed_evaluation:
         raise EvaluationFailed(f"the evaluation after step {number} failed: {reason}")
@@ -153,7 +168,7 @@ def _votes(run: Run) -> list[str]:
             wanted = True
     if wanted:
         votes.append("save")
-    if run.saves is not None and run.saves.failed:
+    if run.log.failure is not None or (run.saves is not None and run.saves.failed):
         votes.append("give up")
     return votes
 

@@ -180,22 +180,20 @@ def size_of(run: RunDir) -> int:
     return sum(path.lstat().st_size for path in run.path.rglob("*") if not path.is_dir())
 
 
-def delete_earlier(run: RunDir, store: CheckpointStore, is_main: bool) -> None:
-    """Deletes what the folder holds, but for the lock, which the caller holds. All ranks call it.
+def mark_replaced(run: RunDir) -> None:
+    """From here on the run in the folder counts as deleted, even if a crash leaves something of it."""
+    write_atomically(run.replacing, b"")
 
-    A crash in the middle leaves a folder that counts as one without a checkpoint.
-    """
-    if is_main:
-        write_atomically(run.replacing, b"")
-    store.clear()
-    if is_main:
-        for path in run.path.iterdir():
-            if path in (run.checkpoints, run.replacing):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+
+def delete_around_checkpoints(run: RunDir) -> None:
+    """Deletes what the folder of a replaced run holds beside its checkpoints."""
+    for path in run.path.iterdir():
+        if path in (run.checkpoints, run.replacing):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def claim(run: RunDir, args: TrainArgs) -> None:

@@ -76,8 +76,11 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk."""
-        os.fsync(self._file.fileno())
+        """Waits until the lines are on the disk. Raises OSError with the path."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Closes the file."""

@@ -13,7 +13,15 @@ from ttt_moshi.training.checkpoints import Progress
 from ttt_moshi.training.distributed import World
 from ttt_moshi.training.evaluate import check_evaluation
 from ttt_moshi.training.identity import Difference
-from ttt_moshi.training.run_dir import RunDir, Start, claim, delete_earlier, record_launch, size_of
+from ttt_moshi.training.run_dir import (
+    RunDir,
+    Start,
+    claim,
+    delete_around_checkpoints,
+    mark_replaced,
+    record_launch,
+    size_of,
+)
 from ttt_moshi.training.sinks import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -71,14 +79,16 @@ def take(place: Place, found: list[Difference]) -> tuple[Progress, bool]:
             message = "step %d of %s is %s: nothing to train; raise --max_steps for more"
             logger.warning(message, progress.step, path, what)
     elif place.start.replace:
-        delete_earlier(run_dir, store, world.is_main)
+        world.from_main(lambda: mark_replaced(run_dir))
+        store.clear()
+        world.from_main(lambda: delete_around_checkpoints(run_dir))
 
     def write() -> None:
         if not place.start.resume:
             claim(run_dir, args)
         record_launch(run_dir, args, world.size, progress.step, progress.cursor)
 
-    world.together(lambda: write() if world.is_main else None)
+    world.from_main(write)
     return progress, anew
 
 
