@@ -170,6 +170,21 @@ def test_what_is_learned_starts_at_the_half_lives_and_stays_below_their_multiple
         assert half_lives().std(-1).min() > 0
 
 
+def test_half_lives_of_hours_are_not_lost_to_rounding():
+    torch.manual_seed(0)
+    layer = TTTLayer(TTTConfig(dim=48, num_heads=3, inner="delta", half_life_frames=(10_000, 1_000_000)))
+    found = -torch.log(torch.tensor(2.0)) / layer.inner._log_retain(torch.randn(1, 1, 48))[0, :, 0]
+    torch.testing.assert_close(found, torch.tensor([1e4, 1e5, 1e6]), rtol=1e-5, atol=0)
+    with torch.no_grad():
+        _, state = layer(torch.randn(1, 64, 48))
+        written = state.W1 - layer.inner.W1
+        layer.inner.learnable_ttt_lr_bias.fill_(-torch.inf)
+        for x in torch.randn(500, 1, 1, 48):
+            layer.stream(x, state)
+        left = (state.W1 - layer.inner.W1).norm(dim=(2, 3)) / written.norm(dim=(2, 3))
+    torch.testing.assert_close(left[0], torch.tensor([0.5**0.05, 0.5**0.005, 0.5**0.0005]), rtol=1e-4, atol=0)
+
+
 def test_without_writing_what_was_written_halves(max_rel):
     torch.manual_seed(0)
     layer = TTTLayer(TTTConfig(dim=48, num_heads=3, inner="delta", half_life_frames=(16, 64)))

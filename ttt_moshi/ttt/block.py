@@ -42,7 +42,7 @@ class Rule:
     def retain(self, heads: int, like: Tensor) -> Tensor:
         """Share of what each head holds that is left after a mini-batch, [H, 1, 1]; the rest fades to the start."""
         assert self.half_lives is not None
-        return retained(self.half_lives, self.mini_batch_size, heads, like)
+        return log_retained(self.half_lives, self.mini_batch_size, heads, like).exp()[:, None, None]
 
     @property
     def last_tau(self) -> float:
@@ -50,14 +50,13 @@ class Rule:
         return 1.0 / self.mini_batch_size if self.reciprocal_positions else 1.0
 
 
-def retained(half_lives: tuple[float, float], frames: int, heads: int, like: Tensor) -> Tensor:
-    """What is left after so many frames, [H, 1, 1]: half-lives spread log-uniformly from the first head to the last.
-
-    Made where it is used, on `like`'s device: nothing is copied to it.
+def log_retained(half_lives: tuple[float, float], frames: int, heads: int, like: Tensor) -> Tensor:
+    """Logarithm of what is left after so many frames, [H]: half-lives spread log-uniformly from the first head to the
+    last. Made where it is used, on `like`'s device: nothing is copied to it.
     """
     first, last = (math.log(half_life) for half_life in half_lives)
     spread = torch.linspace(first, last, heads, device=like.device, dtype=like.dtype)
-    return torch.exp2(torch.exp(-spread) * -frames)[:, None, None]
+    return torch.exp(-spread) * (-math.log(2.0) * frames)
 
 
 class Norm(NamedTuple):

@@ -95,12 +95,10 @@ def delta_step(frames: DeltaFrames, W: Tensor, start: Tensor, in_place: bool = F
     q, k, v, beta, log_retain = frames
     both = torch.cat([k, q], dim=2)
     predicted = _times(both, W)
-    retain = None
     if log_retain is not None:
-        retain = log_retain.exp()[..., None]  # [B, H, 1, 1]
-        at_start = both @ start
-        predicted = torch.lerp(at_start, predicted, retain)
-        W = W.lerp_(start, 1.0 - retain) if in_place else torch.lerp(W, start, 1.0 - retain)
+        gone = -torch.expm1(log_retain)[..., None]  # [B, H, 1, 1]; 1 - exp(...) would lose long half-lives to rounding
+        predicted = torch.lerp(predicted, both @ start, gone)
+        W = W.lerp_(start, gone) if in_place else torch.lerp(W, start, gone)
     k_now, q_now = predicted.split(1, dim=2)
     u = beta[..., None] * (v - k_now)
     z = q_now + (q * k).sum(-1, keepdim=True) * u

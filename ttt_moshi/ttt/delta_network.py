@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_moshi.ttt import delta_kernel
-from ttt_moshi.ttt.block import retained
+from ttt_moshi.ttt.block import log_retained
 from ttt_moshi.ttt.config import LONGEST, TTTConfig
 from ttt_moshi.ttt.delta import DeltaFrames, delta_scan, delta_step
 from ttt_moshi.ttt.functional import layer_norm, rms_norm
@@ -120,4 +120,4 @@ class DeltaNetwork(InnerNetwork):
 def _log_retain(config: TTTConfig, like: Tensor) -> Tensor:
     """[H, 1], of one frame."""
     assert config.half_lives is not None
-    return retained(config.half_lives, 1, config.num_heads, like)[..., 0].log()
+    return log_retained(config.half_lives, 1, config.num_heads, like)[:, None]
