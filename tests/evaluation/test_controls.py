@@ -123,7 +123,13 @@ def test_a_control_changes_the_number(measure, usual, name, control):
         assert found.tolist() == [0.0]  # what is never written stays at W0
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Tasks that are scored by the very code of another one are left to the slow tests here.
+LIKE_OTHERS = ("sblimp", "tsc", "salmon", "needle", "context", "dialogue")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_OTHERS else name for name in NAMES]
+)
 @pytest.mark.parametrize("options", [
     {"ttt": "reset:100000"}, {"ttt": "swapped:100000"}, {"chunk_frames": 11}, {"rows": 1},
 ])  # fmt: skip

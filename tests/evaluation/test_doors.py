@@ -14,6 +14,7 @@ def place(tmp_path) -> Path:
     """A folder of things that are not what they should be."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.yaml").write_bytes(b"run_dir: caf\xe9\n")
     (tmp_path / "broken.yaml").write_text("data: [")
     (tmp_path / "types.yaml").write_text("paper_metrics:\n  tasks: [1, 2]\n")
     (tmp_path / "negative.yaml").write_text("paper_metrics:\n  max_items: -3\n")
@@ -39,7 +40,7 @@ BAD = [
     ["--sink", "2", "--text", "sampled"], ["--sink", "2", "--ttt", "swapped:4"], ["--sink", "9999"],
     ["--out", "{place}/file"], ["--cache_dir", "{place}/file"],
     ["--data_root", "{place}/gone"], ["--data_root", "{place}/file"],
-    *(["--config", f"{{place}}/{name}"] for name in ("gone.yaml", "empty", "broken.yaml", "types.yaml",
+    *(["--config", f"{{place}}/{name}"] for name in ("gone.yaml", "empty", "latin.yaml", "broken.yaml", "types.yaml",
                                                      "negative.yaml", "unknown.yaml")),
     *(["--data", f"{{place}}/{name}"] for name in ("gone", "empty", "latin.jsonl", "gone.jsonl", "file")),
     ["--tasks", "ssc,tsc", "--data_root", "{place}/empty"],

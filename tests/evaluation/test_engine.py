@@ -106,7 +106,7 @@ def test_processes_that_share_a_cache_write_under_names_of_their_own(tmp_path, t
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0].splitlines() for process in pair]
+    outputs = [process.communicate(timeout=600)[0].splitlines() for process in pair]
     assert [process.returncode for process in pair] == [0, 0]
     numbers = [[line for line in output if line != "batch"] for output in outputs]
     assert numbers[0] == numbers[1] and numbers[0]

@@ -156,7 +156,7 @@ def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks, stop_after=-1)
         subprocess.Popen([*command, str(rank), str(folder / "meet")], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    return [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in ranks]
+    return [json.loads(process.communicate(timeout=600)[0].splitlines()[-1]) for process in ranks]
 
 
 def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path):

@@ -181,6 +181,6 @@ def test_two_ranks_return_what_one_returns(model, new_clips, tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [json.loads(process.communicate(timeout=90)[0].splitlines()[-1]) for process in ranks]
+    outputs = [json.loads(process.communicate(timeout=600)[0].splitlines()[-1]) for process in ranks]
     alone = as_task(evaluate_perplexity(model, new_clips(LENGTHS)))
     assert outputs[0] == outputs[1] == json.loads(json.dumps(alone))
