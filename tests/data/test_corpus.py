@@ -240,7 +240,7 @@ LINE = '{"path": "wavs/0.wav", "duration": 1.0}'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"path": "wavs/none.wav", "duration": 1.0}', r"line 1: no sound file wavs/none.wav"),
+        ('{"path": "wavs/none.wav", "duration": 1.0}', r"line 1: no audio file wavs/none.wav"),
         (LINE + "\n" + LINE[:-1], r"line 2 is not valid JSON"),
         ("[1, 2]", r"line 1 is not \{\"path\""),
         ('{"path": "wavs/0.wav"}', r"line 1: `duration` must be a number of seconds, got None"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ttt_moshi.data import Alphabet, ClipLoader, Corpus, DataError, EvalSet, names_sound
+from ttt_moshi.data import Alphabet, ClipLoader, Corpus, DataError, EvalSet, names_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.encoded import read_encoded, write_encoded
 
@@ -54,12 +54,12 @@ def test_clips_are_slices_of_the_codes_without_any_codec(encoded_set):
 
 def test_sound_and_codes_may_stand_in_one_list(encoded_set, data_set, codec, tokenizer):
     codes, sound = encoded_set(25), data_set(2.0)
-    assert not names_sound(str(codes)) and names_sound(f"{codes},{sound}")
+    assert not names_audio(str(codes)) and names_audio(f"{codes},{sound}")
     corpus = Corpus(f"{codes},{sound}", codec, tokenizer, 0.8)
     alone = Corpus(str(sound), codec, tokenizer, 0.8)
     assert torch.equal(corpus.read(corpus.clips(1)).codes, alone.read(alone.clips(0)).codes)
     assert torch.equal(corpus.read(corpus.clips(0)[:1]).codes[0], random_codes(25)[:, :10])
-    with pytest.raises(DataError, match=r"0\.wav is sound: it needs a codec"):
+    with pytest.raises(DataError, match=r"0\.wav is audio: it needs a codec"):
         open_without_codec(f"{codes},{sound}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ USAGE = """usage: ttt-moshi data COMMAND [options]
 commands:
   check       say what is wrong with a data set, file by file
   prepare     turn a folder of recordings into a data set
+  encode      make the codes of a data set, one shard of it at a time
   where       say what a step of a run heard
   make-bench  make mini benchmarks in the layouts of the official ones
 
@@ -35,7 +37,13 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    commands = {"check": run_check, "prepare": run_prepare, "where": run_where, "make-bench": run_make_bench}
+    commands = {
+        "check": run_check,
+        "prepare": run_prepare,
+        "encode": run_encode,
+        "where": run_where,
+        "make-bench": run_make_bench,
+    }
     if argv[0] not in commands:
         raise UserError(f"unknown command `data {argv[0]}`; there are {', '.join(commands)}")
     return commands[argv[0]](argv[1:])
@@ -145,6 +153,57 @@ def _rule(moshi_speaker: str, channels: tuple[int, ...] | None, pair: str | None
 def _shown(text: str) -> str:
     """A line for the screen, whatever is in the names of files."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+
+
+def run_encode(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data encode",
+        description="Make the Mimi codes of a data set before training, so that no training waits for them: on one "
+        "machine, or one shard on each of several. What is there is not made again.",
+    )
+    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
+    parser.add_argument("--hf_repo_id", default="kyutai/moshiko-pytorch-bf16", help="the base model, or its folder")
+    parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
+    parser.add_argument("--shard", default="1/1", help="which part, such as 2/8; parts are alike long")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
+    args = parser.parse_args(argv)
+    number, shards = _shard(args.shard)
+    from ttt_moshi.config import ModelPaths
+    from ttt_moshi.data import Alphabet, Codec, Corpus
+    from ttt_moshi.frames import frames_to_seconds
+    from ttt_moshi.moshi import resolve_model
+    from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.loading import geometry
+    from ttt_moshi.moshi.paths import text_tokenizer
+
+    device = choose_device(args.device)
+    info = resolve_model(ModelPaths(hf_repo_id=args.hf_repo_id))
+    shape = geometry(info.lm_config)
+    alphabet = Alphabet(1 + shape["n_q"], shape["text_card"], shape["card"])
+    codec = Codec(info.get_mimi(device=device), info.mimi_config)
+    corpus = Corpus(args.path, codec, text_tokenizer(info), 1.0, args.cache_dir, alphabet=alphabet)
+    began, heard = time.monotonic(), 0.0
+    with _progress("encoding") as show:
+
+        def on_recording(name: str, done: int, total: int) -> None:
+            nonlocal heard
+            heard = frames_to_seconds(done)
+            show(name, done, total)
+
+        corpus.encode_all(number - 1, shards, on_recording)
+    seconds = max(time.monotonic() - began, 1e-3)
+    print(
+        f"shard {number} of {shards}: {_clock(heard)} of audio in {_clock(seconds)}, {heard / seconds:.1f}x real time"
+    )
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`2/8` as numbers."""
+    number, slash, shards = text.partition("/")
+    if not (slash and number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
+        raise UserError(f"`--shard` is a part of how many, from 1/1, such as 2/8; got {text!r}")
+    return int(number), int(shards)
 
 
 def run_where(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.encoded import Alphabet
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.loader import ClipLoader, EvalSet
-from ttt_moshi.data.sources import names_sound
+from ttt_moshi.data.sources import names_audio
 from ttt_moshi.data.streams import StreamBatch, StreamLoader
 
 __all__ = [
@@ -21,5 +21,5 @@ __all__ = [
     "EvalSet",
     "StreamBatch",
     "StreamLoader",
-    "names_sound",
+    "names_audio",
 ]

@@ -1,6 +1,6 @@
 """Codes on disk, so that every recording is encoded once.
 
-One safetensors file per recording and codec, named by the BLAKE3 digests of the sound file's bytes and of the codec. A
+One safetensors file per recording and codec, named by the BLAKE3 digests of the audio file's bytes and of the codec. A
 file is written under another name and renamed into place, and its content is checked on every read.
 """
 
@@ -41,10 +41,10 @@ class CodeCache:
         self._digests = digests or Digests(folder)
 
     def codes(self, audio: Path, on_frames: OnFrames | None = None) -> torch.Tensor:
-        """Codes `[channels, num_codebooks, T]` of a sound file, from the folder or freshly encoded into it.
+        """Codes `[channels, num_codebooks, T]` of an audio file, from the folder or freshly encoded into it.
 
         Raises:
-            DataError: a sound file that cannot be used, or a folder that cannot be written.
+            DataError: an audio file that cannot be used, or a folder that cannot be written.
         """
         file, key = self._place(audio)
         if file.exists():
@@ -67,11 +67,11 @@ class CodeCache:
             on_recording: called with the number of recordings that are done and of all that were given.
 
         Raises:
-            DataError: a sound file that cannot be used, or a folder that cannot be written.
+            DataError: an audio file that cannot be used, or a folder that cannot be written.
         """
         missing = [audio for audio in dict.fromkeys(recordings) if not self.has(audio)]
         infos = {audio: read_info(audio, self._digests) for audio in missing}
-        # By length, so that few places are left over; a group's sound is in memory together.
+        # By length, so that few places are left over; a group's audio is in memory together.
         order = sorted(missing, key=lambda audio: infos[audio].frames)
         short = [audio for audio in order if infos[audio].frames <= SHORT_FRAMES]
         groups = [short[i : i + _GROUP] for i in range(0, len(short), _GROUP)] + [[a] for a in order[len(short) :]]
@@ -90,7 +90,7 @@ class CodeCache:
                 on_recording(done, len(recordings))
 
     def has(self, audio: Path) -> bool:
-        """Whether codes of this sound file are in the folder."""
+        """Whether codes of this audio file are in the folder."""
         return self._place(audio)[0].exists()
 
     def _place(self, audio: Path) -> tuple[Path, str]:

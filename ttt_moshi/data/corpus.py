@@ -56,14 +56,14 @@ class Corpus:
 
     Args:
         spec: comma-separated jsonl files or folders of them, each with an optional `:weight`.
-        codec: the codec of the language model; None where all recordings come encoded.
-        tokenizer: its text tokenizer; None where all recordings come encoded.
+        codec: the codec of the language model; None where all recordings are pre-tokenized.
+        tokenizer: its text tokenizer; None where all recordings are pre-tokenized.
         duration_sec: length of a clip; rounded up to whole frames.
         cache_dir: folder for cached codes; None takes `.mimi_codes` beside each jsonl file.
-        alphabet: what the language model reads, checked in recordings that come encoded; None checks nothing.
+        alphabet: what the language model reads, checked in pre-tokenized recordings; None checks nothing.
 
     Raises:
-        DataError: see `open_sources`; recordings of different streams, or sound without a codec.
+        DataError: see `open_sources`; recordings of different streams, or audio without a codec.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Corpus:
                         "text, the codebooks of Moshi, the codebooks of the user"
                     )
             elif self._codec is None or self._tokenizer is None:
-                raise DataError(f"{recording.audio} is sound: it needs a codec and a tokenizer")
+                raise DataError(f"{recording.audio} is audio: it needs a codec and a tokenizer")
         return streams
 
     def _identity(self) -> dict[str, object]:

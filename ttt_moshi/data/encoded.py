@@ -1,4 +1,4 @@
-"""Recordings that come encoded: files of codes and tokens instead of sound, made wherever a codec was at hand.
+"""Pre-tokenized recordings: files of codes and tokens instead of audio, made wherever a codec was at hand.
 
 A safetensors file with one tensor `codes`, int16, int32 or int64 `[1 + 2K, T]`: the text stream, K codebooks of Moshi,
 K of the user, at 12.5 frames a second and not delayed; -1 where a stream is absent. Streams of Moshi that are absent

@@ -1,6 +1,6 @@
 """Lists of recordings: jsonl files with a `{"path", "duration"}` object per line.
 
-A path names a sound file, or a file of codes (`ttt_moshi.data.encoded`).
+A path names an audio file, or a file of codes (`ttt_moshi.data.encoded`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Recording:
 
     @property
     def encoded(self) -> bool:
-        """Whether the file holds codes and tokens, so that there is neither sound nor a transcript to read."""
+        """Whether the file holds codes and tokens, so that there is neither audio nor a transcript to read."""
         return isinstance(self.info, EncodedInfo)
 
 
@@ -116,8 +116,8 @@ def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:
     return [_open_source(i, path, weight, digests) for i, (path, weight) in enumerate(split_spec(spec))]
 
 
-def names_sound(spec: str) -> bool:
-    """Whether some recording of the list is a sound file, so that a codec is needed. Looks at the lists alone.
+def names_audio(spec: str) -> bool:
+    """Whether some recording of the list is an audio file, so that a codec is needed. Looks at the lists alone.
 
     Raises:
         DataError: an empty or malformed list, a missing jsonl file or a corrupt line.
@@ -229,7 +229,7 @@ def _open_source(index: int, path: Path, weight: Fraction, digests: DigestsFor) 
 def _open_recording(line: Line, digests: Digests) -> Recording:
     """The recording of a line, which has no name of its own yet."""
     if not line.audio.is_file():
-        what = "file of codes" if is_encoded(line.path) else "sound file"
+        what = "file of codes" if is_encoded(line.path) else "audio file"
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
     info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio, digests)
     if isinstance(info, AudioInfo) and info.channels > 2:

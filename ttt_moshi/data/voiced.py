@@ -1,4 +1,4 @@
-"""Guessing when words were spoken, from nothing but the words and where the sound is loud."""
+"""Guessing when words were spoken, from nothing but the words and where the audio is loud."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ttt_moshi.data.audio import SAMPLE_RATE
 
 HOP = 480
-"""samples of 24 kHz sound per energy value: 20 ms"""
+"""samples of 24 kHz audio per energy value: 20 ms"""
 
 _FLOOR_DB = -60.0
 _BELOW_SPEECH_DB = 25.0
@@ -22,7 +22,7 @@ _SHORTEST_SPEECH = 4
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of sound, in seconds."""
+    """A stretch of audio, in seconds."""
 
     start: float
     end: float

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
-from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_sound
+from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_audio
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
@@ -165,7 +165,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     alphabet = Alphabet(1 + arguments["n_q"], arguments["text_card"], arguments["card"])
     codec = tokenizer = None
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
-    if args.paper_metrics.enable or any(names_sound(spec) for spec in specs):
+    if args.paper_metrics.enable or any(names_audio(spec) for spec in specs):
         codec = Codec(info.get_mimi(device=device), info.mimi_config)
         tokenizer = text_tokenizer(info)
 
