@@ -108,9 +108,10 @@ def _compare(place: Place) -> list[Difference]:
         logger.warning("%s was saved by an earlier version, which did not tell data by content: not compared", path)
     found = identity.differences(before, identity.identity_of_run(args, place.world.size, place.parts))
     if found:
-        logger.info("different from %s:", path)
+        level = logging.INFO if all(d.meaning == identity.SAME for d in found) else logging.WARNING
+        logger.log(level, "different from %s:", path)
         for line in identity.table(found):
-            logger.info("  %s", line)
+            logger.log(level, "  %s", line)
     identity.refuse(found, args.checkpoint.accept_changes, path)
     return found
 
