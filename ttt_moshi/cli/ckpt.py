@@ -275,6 +275,11 @@ def _prune(argv: list[str], console: Console) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     options = parser.parse_args(argv)
+    for name, least in (("last", 1), ("every", 1), ("best", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            what = "; that would leave none" if name == "last" else ""
+            raise UserError(f"--{name} must be at least {least}, got {value}{what}")
     root = _folder(options.path)
     also = [kind for kind in options.also.split(",") if kind]
     if options.last is None:

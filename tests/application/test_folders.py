@@ -1,0 +1,91 @@
+"""A folder that goes read-only, full or away: the command says so, and what was saved is there."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.application.harness import Fault, Place, changes, snapshot
+from tests.application.tally import TALLY
+
+WRITES = ("mkdir", "create", "pwrite", "write", "rename", "fsync", "posix_fallocate", "ftruncate")
+
+
+def broken(number: str, nth: int = 1, path: str = "/run/") -> tuple[Fault, ...]:
+    """A disk on which, from the nth of each on, nothing can be written."""
+    return tuple(Fault(call, path, nth, errno=number) for call in WRITES)
+
+
+@pytest.fixture()
+def twin(finished: Path, material: Path, warm: object) -> str:
+    """State id after six steps of a run that was left alone."""
+    return Place(finished.parent, material, warm).state_id(6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", ["EROFS", "ENOSPC"])
+def test_a_start_on_a_disk_that_takes_nothing(number: str, new_place: Callable[[str], Place], twin: str) -> None:
+    place = new_place("case")
+    ended = place.do(*place.train(), faults=broken(number))
+    TALLY.saw("train", f"{number} from the start", ended)
+    assert ended.status == 2 and ended.lines[-1].startswith("error: "), ended
+    assert "Traceback" not in ended.err and str(place.run) in ended.lines[-1], ended
+    again = place.do(*place.train("--checkpoint.resume", "auto"))
+    assert again.status == 0 and place.state_id(6) == twin, again
+
+
+@pytest.mark.parametrize("number", ["EROFS", "ENOSPC", "EIO"])
+def test_a_disk_that_fails_during_a_save(number: str, new_place: Callable[[str], Place], twin: str) -> None:
+    place = new_place("case")
+    faults = tuple(Fault(call, ".saving_000004", errno=number) for call in WRITES)
+    ended = place.do(*place.train(), faults=faults)
+    TALLY.saw("train", f"{number} during a save", ended)
+    assert ended.status == 1 and "Traceback" not in ended.err, ended
+    assert "--checkpoint.resume" in ended.err and place.store.steps() == [2], ended
+    assert ".saving_000004" in ended.err or "checkpoint_000004" in ended.err or "step 4" in ended.err, ended
+    again = place.do(*place.train("--checkpoint.resume", "auto"))
+    assert again.status == 0 and place.state_id(6) == twin, again
+
+
+def test_a_folder_that_goes_away(new_place: Callable[[str], Place], twin: str) -> None:
+    place = new_place("case")
+    process = place.start(*place.train("--max_steps", "60"))
+    metrics, moved = place.run / "metrics.train.jsonl", place.folder / "moved"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.005)
+    place.run.rename(moved)
+    ended = process.wait()
+    said = [line for line in ended.lines if line.startswith("error: ")]
+    assert ended.status == 1 and len(said) == 1 and str(place.run) in said[0], ended
+    assert "finished" not in ended.err
+    shutil.rmtree(place.run, ignore_errors=True)
+    moved.rename(place.run)
+    again = place.do(*place.train("--max_steps", "60", "--checkpoint.resume", "auto"))
+    assert again.status == 0 and place.store.steps()[-1] == 60, again
+
+
+@pytest.mark.parametrize("name", ["generate", "eval", "export", "prepare"])
+def test_output_on_a_disk_that_takes_nothing(name: str, place: Place) -> None:
+    wav = next((place.material / "eval/data_stereo").glob("*.wav"))
+    words = {
+        "generate": ["generate", "--checkpoint_dir", place.run, "--input", wav, "--out", place.folder / "out/talk.wav"],
+        "eval": [
+            "eval",
+            "--checkpoint_dir",
+            place.run / "checkpoints/checkpoint_000006",
+            "--out",
+            place.folder / "out/e",
+        ],
+        "export": ["ckpt", "export", place.run, place.folder / "out/x"],
+        "prepare": ["data", "prepare", place.material / "train/data_stereo", "--out", place.folder / "out/d"],
+    }[name]
+    (place.folder / "out").mkdir()
+    before = snapshot(place.run)
+    ended = place.do(*words, faults=broken("ENOSPC", path="/out/"))
+    TALLY.saw(name, "ENOSPC", ended)
+    assert ended.status == 2 and ended.lines[-1].startswith("error: ") and "/out" in ended.lines[-1], ended
+    assert "Traceback" not in ended.err
+    assert changes(before, snapshot(place.run)) == []
