@@ -47,7 +47,7 @@ def judge_levels(name: str, levels: Levels) -> Iterator[Finding]:
     elif len(levels.peaks) == 2 and levels.silent_channel(1):
         yield Finding("note", "silence", name, "the user's channel is silent from beginning to end")
     if levels.identical and not levels.silent_channel(0):
-        message = "both channels are the same: mono, stored as stereo; Moshi would hear itself as its user"
+        message = "both channels are the same: mono as stereo; `ttt-moshi data prepare --channels 1` makes it mono"
         yield Finding("problem", "identical channels", name, message)
     for channel, channel_name in zip(range(len(levels.peaks)), whose, strict=False):
         if levels.clips(channel):
