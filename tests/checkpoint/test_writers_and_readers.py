@@ -206,3 +206,15 @@ def test_a_writer_that_lost_its_lock_commits_and_deletes_nothing_more(tmp_path, 
         second.save(6, kind="adapters", tensors=TENSORS, state={})
         assert second.wait().step == 6
         second.close()
+
+
+def test_a_start_that_fails_after_its_claim_gives_the_claim_back(tmp_path, faults):
+    class Broken(faults.Files):
+        def rename(self, source, target):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / ".saving_000001").mkdir()
+    with pytest.raises(OSError, match="Input/output error"), CheckpointStore(tmp_path, files=Broken()):
+        pass
+    with CheckpointStore(tmp_path) as store:
+        assert store.steps() == []

@@ -333,7 +333,11 @@ class CheckpointStore:
         return self._coordinator.next_round()
 
     def __enter__(self) -> CheckpointStore:
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.close()  # nobody else would give the claim back
+            raise
         return self
 
     def __exit__(self, *details: object) -> None:
