@@ -230,6 +230,6 @@ def _tasks(options: Any, section: dict[str, Any], controls: Controls) -> tuple[l
     else:
         names = ["perplexity"]
     refused = check_controls(names, controls)
-    if refused and asked != "all":
+    if refused and (asked or "").strip() != "all":
         raise UserError("; ".join(f"`{name}`: {reason}" for name, reason in refused.items()))
     return names, refused
