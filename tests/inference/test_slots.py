@@ -42,7 +42,7 @@ ACTIONS = st.sampled_from(["hear"] * 6 + ["wait", "wait", "next", "move", "again
 PROGRAMS = st.lists(st.tuples(*[ACTIONS] * SLOTS), min_size=1, max_size=45)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(program=PROGRAMS)
 def test_rows_equal_solo_runs(company, program):
     """Under random joins, leaves, pauses, saves and resumes in other slots."""

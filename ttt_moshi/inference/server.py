@@ -99,7 +99,9 @@ class House:
 
     async def receive(self, request: web.Request, wish: Wish) -> web.WebSocketResponse:
         """Serves one connection to its end."""
-        socket = web.WebSocketResponse(heartbeat=PING_SECONDS, max_msg_size=MAX_MESSAGE_BYTES, timeout=0.5)
+        socket = web.WebSocketResponse(
+            heartbeat=PING_SECONDS, max_msg_size=MAX_MESSAGE_BYTES, timeout=0.5, compress=False
+        )
         await socket.prepare(request)
         visit = Visit(self, socket, request.transport, wish)
         self._visits.add(visit)
