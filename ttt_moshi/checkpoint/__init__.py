@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ttt_moshi.checkpoint.bare_disk import forget, read_speed, write_speed
     from ttt_moshi.checkpoint.checking import Problem, VerifyReport, verify
     from ttt_moshi.checkpoint.commit import put_back
     from ttt_moshi.checkpoint.errors import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ttt_moshi.checkpoint.unpacking import export_weights
 
 _MODULES = {
+    "bare_disk": ("forget", "read_speed", "write_speed"),
     "checking": ("Problem", "VerifyReport", "verify"),
     "commit": ("put_back",),
     "errors": (
@@ -97,6 +99,7 @@ __all__ = [
     "describe",
     "diff",
     "export_weights",
+    "forget",
     "iter_tensors",
     "list_folder",
     "make_room",
@@ -106,9 +109,11 @@ __all__ = [
     "read_bytes",
     "read_document",
     "read_manifest",
+    "read_speed",
     "read_tensors",
     "repair",
     "set_pinned",
     "step_of",
     "verify",
+    "write_speed",
 ]

@@ -6,7 +6,6 @@ The weights are random. The base model is in memory once, in bfloat16; nothing e
 from __future__ import annotations
 
 import gc
-import os
 import resource
 import shutil
 import time
@@ -19,10 +18,16 @@ from blake3 import blake3
 from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 
-from ttt_moshi.checkpoint import CheckpointStore, Export, read_manifest, read_tensors, verify
-from ttt_moshi.checkpoint.files import Files
-from ttt_moshi.checkpoint.output import PIECE, Output, aligned
-from ttt_moshi.checkpoint.rows import as_bytes
+from ttt_moshi.checkpoint import (
+    CheckpointStore,
+    Export,
+    forget,
+    read_manifest,
+    read_speed,
+    read_tensors,
+    verify,
+    write_speed,
+)
 from ttt_moshi.config import LoraArgs, OptimArgs, TTTArgs
 from ttt_moshi.errors import UserError
 from ttt_moshi.moshi import (
@@ -109,10 +114,10 @@ def prove_full_size(
     found.exported_tensors = len(exported)
     found.exported_elements = sum(_elements(entry["shape"]) for entry in exported.values())
     say("measuring the bare disk, reading")
-    found.raw_read = _raw_read(folder / "raw", raw_bytes)
+    found.raw_read = read_speed(folder / "raw", raw_bytes)
     (folder / "raw").unlink()
     say("verifying every byte")
-    _forget(path)
+    forget(path)
     began = time.perf_counter()
     report = verify(path)
     found.seconds["verify"] = time.perf_counter() - began
@@ -178,7 +183,7 @@ def _save(
     with CheckpointStore(root) as store:
         store.reserve(tensors)
         say("measuring the bare disk, writing")
-        found.raw_write = _raw_write(root.parent / "raw", raw_bytes)
+        found.raw_write = write_speed(root.parent / "raw", raw_bytes)
         say("saving")
         began = time.perf_counter()
         store.save(
@@ -201,7 +206,7 @@ def _load(
 ) -> None:
     """Loads the resumable state and then the whole model, and compares every tensor's digest."""
     say("loading the state to resume from")
-    _forget(path)
+    forget(path)
     entries = read_manifest(path)["tensors"]
     targets = {name: torch.zeros(entries[name]["shape"]) for name in state}
     began = time.perf_counter()
@@ -223,40 +228,8 @@ def _load(
 
 
 def _digest(tensor: Tensor) -> str:
-    return blake3(as_bytes(tensor.contiguous()), max_threads=blake3.AUTO).hexdigest()
-
-
-def _raw_write(path: Path, size: int) -> float:
-    """Bytes per second of direct writes with a final fsync."""
-    memory = as_bytes(aligned(PIECE).random_(generator=torch.Generator().manual_seed(0)))
-    began = time.perf_counter()
-    with Output(Files(), path, size, direct=True) as output:
-        for offset in range(0, size, PIECE):
-            output.write(memory[: min(PIECE, size - offset)], offset)
-    return size / (time.perf_counter() - began)
-
-
-def _raw_read(path: Path, size: int) -> float:
-    """Bytes per second of direct reads, or of reads past a dropped page cache where the disk has no direct ones."""
-    memory = as_bytes(aligned(PIECE))
-    _forget(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        fd = os.open(path, os.O_RDONLY)
-    began = time.perf_counter()
-    for offset in range(0, size, PIECE):
-        os.preadv(fd, [memory[: min(PIECE, size - offset)]], offset)
-    os.close(fd)
-    return size / (time.perf_counter() - began)
-
-
-def _forget(path: Path) -> None:
-    """Drops a file, or all files of a folder, from the page cache."""
-    for file in [path] if path.is_file() else [child for child in path.rglob("*") if child.is_file()]:
-        fd = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return blake3(memoryview(data), max_threads=blake3.AUTO).hexdigest()
 
 
 def _elements(shape: list[int]) -> int:
