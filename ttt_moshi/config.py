@@ -276,7 +276,7 @@ _STEPS = Range(0, meaning=" (it counts steps)")
 # Every key that is a number. Where null is allowed, null passes.
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**63 - 1),
-    "duration_sec": _POSITIVE,
+    "duration_sec": Range(0, 86_400, above=True, meaning=" (seconds: a day)"),
     "batch_size": _ONE,
     "num_microbatches": _ONE,
     "max_steps": _ONE,

@@ -91,7 +91,7 @@ def _options() -> list[Case]:
         "max_steps": ("0", "-3", "1e400"),
         "batch_size": ("0", "-1", "two"),
         "num_microbatches": ("0",),
-        "duration_sec": ("0", "nan", "inf", "-4"),
+        "duration_sec": ("0", "nan", "inf", "-4", "1e9"),
         "max_norm": ("0", "nan"),
         "first_codebook_weight_multiplier": ("-1", "nan"),
         "text_padding_weight": ("-0.5", "inf"),
