@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what a file system without direct access answers
@@ -159,13 +160,25 @@ def make_folders(files: Files, path: Path) -> list[Path]:
     return made
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system inside name the path: those about a descriptor do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_file(files: Files, path: Path, data: bytes) -> None:
     """Write a small file and make its bytes (not yet its name) durable."""
     fd = files.create(path)
     try:
-        write_fully(files, fd, data, 0)
-        files.truncate(fd, len(data))
-        files.sync(fd)
+        with naming(path):
+            write_fully(files, fd, data, 0)
+            files.truncate(fd, len(data))
+            files.sync(fd)
     finally:
         files.close(fd)
 

@@ -12,7 +12,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, open_direct, write_fully
+from ttt_moshi.checkpoint.files import PAGE, REFUSED, Files, naming, open_direct, write_fully
 from ttt_moshi.checkpoint.memory import aligned_memory
 from ttt_moshi.checkpoint.rows import as_bytes
 
@@ -30,7 +30,8 @@ class Output:
         self._fd, self.direct = open_direct(files.create, path, direct)
         if reserve and size:
             try:
-                files.allocate(self._fd, size)
+                with naming(path):
+                    files.allocate(self._fd, size)
             except BaseException:
                 files.close(self._fd)
                 raise
@@ -39,7 +40,8 @@ class Output:
         """Write at `offset`. In direct mode offset and memory are page-aligned; the length is whole pages."""
         if self.direct:
             try:
-                write_fully(self._files, self._fd, data, offset)
+                with naming(self._path):
+                    write_fully(self._files, self._fd, data, offset)
                 return
             except OSError as error:
                 if error.errno not in REFUSED:
@@ -47,7 +49,8 @@ class Output:
             self._files.close(self._fd)
             self.direct = False
             self._fd = self._files.create(self._path)
-        write_fully(self._files, self._fd, data, offset)
+        with naming(self._path):
+            write_fully(self._files, self._fd, data, offset)
         self._files.push(self._fd, offset, len(data))
 
     def __enter__(self) -> Output:
@@ -56,8 +59,9 @@ class Output:
     def __exit__(self, kind: object, *details: object) -> None:
         try:
             if kind is None:
-                self._files.truncate(self._fd, self.size)
-                self._files.sync(self._fd)
+                with naming(self._path):
+                    self._files.truncate(self._fd, self.size)
+                    self._files.sync(self._fd)
         finally:
             self._files.close(self._fd)
 
