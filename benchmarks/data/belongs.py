@@ -44,7 +44,7 @@ def main() -> None:
         for fault, words, decibels in faults(part, stretches[number + 1 :] + stretches[:number]):
             found = [finding.kind for finding in judge_fit("", measure(words, decibels))]
             counts.setdefault(fault, Counter())[found[0] if found else "no problem"] += 1
-    print(f"{len(stretches)} stretches of {args.seconds:g} s with {ENOUGH_WORDS} words of Moshi or more")
+    print(f"{len(stretches)} stretches of {args.seconds:g} s with {ENOUGH_WORDS} words of the agent or more")
     for fault, verdicts in counts.items():
         missed = verdicts["no problem"]
         right = fault.startswith("as it is")

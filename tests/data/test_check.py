@@ -119,7 +119,7 @@ def test_nothing_to_check_is_an_error(tmp_path):
 def test_the_command_reports_and_its_status_tells(data_set, capsys):
     jsonl = data_set(2.0, 1.0)
     assert main(["data", "check", str(jsonl)]) == 0
-    assert capsys.readouterr().out == "2 recordings, 0:00:03, 4 words of Moshi: no problems, 0 notes\n"
+    assert capsys.readouterr().out == "2 recordings, 0:00:03, 4 words of the agent: no problems, 0 notes\n"
     wav(jsonl).unlink()
     assert main(["data", "check", str(jsonl)]) == 1
     out = capsys.readouterr().out

@@ -67,4 +67,4 @@ def test_training_is_told_of_words_that_it_cannot_learn(data_set, codec, tokeniz
             corpus.encode_all()
     else:
         corpus.encode_all()
-        assert "of 20 words of Moshi the tokenizer does not know 1" in caplog.text
+        assert "of 20 words of the agent the tokenizer does not know 1" in caplog.text

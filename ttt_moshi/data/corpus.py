@@ -175,7 +175,7 @@ class Corpus:
                 if word.speaker == MAIN_SPEAKER
             ),
         )
-        told = f"of {found.words:,} words of Moshi the tokenizer does not know {found.unknown:,} and spells "
+        told = f"of {found.words:,} words of the agent the tokenizer does not know {found.unknown:,} and spells "
         told += f"{found.in_bytes:,} byte by byte, such as {found.example!r}"
         if found.unknown > MAX_UNKNOWN * found.words:
             raise DataError(f"{told}: it is a tokenizer of another language or spelling")

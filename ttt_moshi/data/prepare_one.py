@@ -166,7 +166,8 @@ def _read_words(item: Item, choices: Choices) -> Transcript | Untimed | None:
         found = read_any(item.transcript, choices.moshi_speaker, choices.moshi_label)
         if isinstance(found, Transcript) and found.format == "alignments" and choices.moshi_speaker == "B":
             raise DataError(
-                f"{item.transcript.name} says itself who Moshi is (SPEAKER_MAIN, left); leave `--moshi_speaker` at A"
+                f"{item.transcript.name} says itself which speaker is the agent (SPEAKER_MAIN, left); "
+                "leave `--moshi_speaker` at A"
             )
         return found
     if len(item.files) == 1:

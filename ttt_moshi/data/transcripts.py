@@ -1,6 +1,6 @@
 """Transcripts of every format as words with times, of which some are Moshi's.
 
-Whatever a file lacks is mended word by word and counted; who Moshi is, is never guessed.
+Whatever a file lacks is mended word by word and counted; which speaker is the agent is never guessed.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: 
     Words are put in the order of their start times (ties keep the file's order).
 
     Args:
-        moshi_speaker: who Moshi is where the speakers are A (left) and B (right).
-        moshi_label: who Moshi is where they have other names.
+        moshi_speaker: which speaker is the agent where the speakers are A (left) and B (right).
+        moshi_label: which speaker is the agent where they have other names.
 
     Raises:
         DataError: a missing or corrupt file, one without times, or speakers of whom none is known to be Moshi.

@@ -41,7 +41,7 @@ def reach(context: int) -> int:
 
 
 def write_base_model(folder: Path, seed: int) -> Path:
-    """Random weights that depend on `seed` alone, for recordings that come encoded in two codebooks a speaker.
+    """Random weights that depend on `seed` alone, for pre-tokenized recordings of two codebooks a speaker.
 
     Mimi belongs to the layout and is never used.
     """
