@@ -286,7 +286,7 @@ def test_the_command(recordings, tmp_path, capsys):
     argv = ["data", "prepare", str(recordings), "--out", str(tmp_path / "out"), "--eval_fraction", "0.25"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "ok        right.wav: 1.00 s, 1 word of Moshi; copied\n" in out
+    assert "ok        right.wav: 1.00 s, 1 word of the agent; copied\n" in out
     assert "4 recordings, 0:00:04" in out and "eval.jsonl: 1 recording\n" in out
     assert main(argv) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def run_prepare(argv: list[str]) -> int:
         print(_shown(f"passed over, neither audio nor a transcript: {kinds}"))
     used = [outcome for outcome in result.outcomes if outcome.path]
     seconds, words = sum(o.seconds for o in used), sum(o.words for o in used)
-    print(f"\n{_counted(len(used), 'recording')}, {_clock(seconds)}, {_counted(words, 'word')} of Moshi")
+    print(f"\n{_counted(len(used), 'recording')}, {_clock(seconds)}, {_counted(words, 'word')} of the agent")
     print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
         print(f"  {args.out / name}: {_counted(count, 'recording')}")
@@ -262,8 +262,8 @@ def _outcome_line(outcome: Outcome) -> str:
     if outcome.left_out:
         return f"left out  {outcome.source}: {outcome.left_out}"
     words = {
-        "given": f"{_counted(outcome.words, 'word')} of Moshi",
-        "approximate": f"{_counted(outcome.words, 'word')} of Moshi at approximate times",
+        "given": f"{_counted(outcome.words, 'word')} of the agent",
+        "approximate": f"{_counted(outcome.words, 'word')} of the agent at approximate times",
         "none": "no words",
     }[outcome.word_times]
     return f"ok        {outcome.source}: {outcome.seconds:.2f} s, {words}; {'; '.join(outcome.done)}"
@@ -279,7 +279,7 @@ def _print_report(report: Report) -> None:
     if report.findings:
         print()
     summary = f"{_counted(report.recordings, 'recording')}, {_clock(report.seconds)}, "
-    summary += f"{_counted(report.words, 'word')} of Moshi: "
+    summary += f"{_counted(report.words, 'word')} of the agent: "
     notes = len(report.findings) - len(report.problems)
     problems = _counted(len(report.problems), "problem") if report.problems else "no problems"
     print(f"{summary}{problems}, {_counted(notes, 'note')}")
