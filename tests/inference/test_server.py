@@ -21,6 +21,7 @@ from ttt_moshi.inference.settings import Settings
 PATIENT = Settings(max_lag=None, idle_seconds=600.0)
 """the tests' machine may be slower than real time: nothing is dropped"""
 WAIT = 120.0
+"""seconds for a whole scene: whoever waits for what never comes fails"""
 
 
 def noise(frames: int, seed: int = 0) -> np.ndarray:
@@ -74,7 +75,7 @@ class Client:
 
     async def receive(self) -> bool:
         """One more message; False when the connection has been closed."""
-        message = await self.socket.receive(timeout=WAIT)
+        message = await self.socket.receive()
         if message.type is not aiohttp.WSMsgType.BINARY:
             return False
         kind, content = message.data[0], message.data[1:]
@@ -142,7 +143,7 @@ def play(one_speaker):
             async with TestServer(make_app(house, page)) as server, aiohttp.ClientSession() as session:
                 await scene(Scene(server, house, session))
 
-        asyncio.run(whole())
+        asyncio.run(asyncio.wait_for(whole(), WAIT))
 
     return run
 
@@ -243,6 +244,8 @@ BAD_MESSAGES = [
     (b"", "", 1003),
     (b"\x63odd", "", 1003),
     (b"\x01" + b"OggS\x65" + bytes(range(200)), "", 1007),
+    (b"\x01x", "", 1007),
+    (b"\x01Ogx", "", 1007),
     (b"\x01" + bytes(9000), "", 1007),
     (b"\x01" + bytes(70_000), "", 1009),
     (b"\x01" + bytes(3), "?format=pcm", 1007),
@@ -254,15 +257,15 @@ BAD_MESSAGES = [
 
 
 def test_a_thousand_malformed_messages_end_their_own_connection_only(one_speaker, play):
-    """Each with the right code, while somebody else talks undisturbed."""
+    """Each with the right code, before a place is found and after, while somebody else talks undisturbed."""
     voice = pcm(noise(24))
     answer = solo(one_speaker, voice)
     rng = np.random.default_rng(0)
     codes: dict[int, int] = {}
 
     async def scene(scene: Scene) -> None:
-        async def bad(message: str | bytes, query: str) -> int:
-            async with scene.client(query, greet=False) as client:
+        async def bad(message: str | bytes, query: str, greet: bool = False) -> int:
+            async with scene.client(query, greet) as client:
                 if isinstance(message, str):
                     await client.socket.send_str(message)
                 else:
@@ -273,7 +276,10 @@ def test_a_thousand_malformed_messages_end_their_own_connection_only(one_speaker
 
         async with scene.client("?format=pcm") as client:
             for message, query, code in BAD_MESSAGES:
-                assert await bad(message, query) == code, message
+                assert await bad(message, query, greet=True) == code, message
+            async with scene.client():  # has the other place
+                for message, query, code in BAD_MESSAGES:
+                    assert await bad(message, query) == code, message
             count = sum(codes.values())
             while count < 1000:
                 batch = [
@@ -334,7 +340,7 @@ def test_who_does_not_read_stalls_nobody(one_speaker, play):
 
         for _ in range(200):  # as if the network took nothing: the outbox fills
             visit._send(b"\x02x")
-        await asyncio.wait_for(visit.over.wait(), WAIT)
+        await visit.over.wait()
         async with scene.client("?format=pcm") as client:
             await client.say(voice)
             await client.until(lambda: len(client.sound) == len(answer))
@@ -360,6 +366,16 @@ def test_who_says_nothing_is_let_go(play):
     async def scene(scene: Scene) -> None:
         async with scene.client() as client:
             assert await client.closing() == 1008
+        async with scene.client() as client:
+
+            async def babble() -> None:
+                while True:  # messages of audio without any
+                    await client.socket.send_bytes(b"\x01")
+                    await asyncio.sleep(0.1)
+
+            babbling = asyncio.create_task(babble())
+            assert await client.closing() == 1008
+            babbling.cancel()
         async with scene.client():
             pass
 
@@ -566,6 +582,6 @@ def test_a_stop_saves_everything(one_speaker, tmp_path):
             _, *codes = await asyncio.gather(server.close(), *(client.closing() for client in clients))
             assert codes == [1001] * 4
 
-    asyncio.run(whole())
+    asyncio.run(asyncio.wait_for(whole(), WAIT))
     assert [one.info.frames for one in sessions.listed()] == [4, 4, 4]
     assert not any(getattr(m, "_streaming_state", None) for m in one_speaker.model.modules())

@@ -45,7 +45,9 @@ class Lobby:
 
     def _serve(self) -> None:
         while self._free and self._waiting:
-            self._waiting.popleft().given.set_result(self._free.pop())
+            ticket = self._waiting.popleft()
+            if not ticket.given.done():  # cancelled: whoever waited is on the way out and takes no place along
+                ticket.given.set_result(self._free.pop())
         for place, ticket in enumerate(self._waiting, 1):
             ticket.tell(place)
 

@@ -25,6 +25,9 @@ from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT
 ELSEWHERE, UNKNOWN_SESSION = 4001, 4004
 """close codes of our own: the conversation goes on in another connection; there is none of that id"""
 
+WISHES = ("save", "forget")
+"""what a page may ask for in JSON"""
+
 MAX_OUTBOX = 125
 """messages that may wait for a client to read them: ten seconds of audio"""
 
@@ -243,7 +246,8 @@ class Visit:
         if self._slot is None:
             return  # whoever waits is not heard
         house, size = self._house, self._house.frame_size
-        self._last_audio = time.monotonic()
+        if len(samples):  # bytes that never become sound hold no place
+            self._last_audio = time.monotonic()
         self._heard = np.concatenate([self._heard, samples])
         while len(self._heard) >= size:
             frame, self._heard = torch.from_numpy(self._heard[:size].copy()), self._heard[size:]
@@ -254,12 +258,14 @@ class Visit:
             house.metrics.dropped.inc(dropped)
 
     async def _obey(self, wish: dict[str, Any]) -> None:
-        """A JSON message of the page."""
+        """A JSON message of the page; a known wish means nothing before the conversation has begun."""
+        if wish["type"] not in WISHES:
+            raise WireError(f"an unknown wish: {wish['type'][:40]}")
         if self._slot is None:
             return
         if wish["type"] == "save":
             await self._save()
-        elif wish["type"] == "forget":
+        else:
             slot, old = self._slot, self._session
             async with self._keeping:
                 try:
@@ -273,8 +279,6 @@ class Visit:
                 self._house.forget_visit(self, old)
             self._wish = Wish(self._wish.events, self._wish.format)
             await self._begin(slot, None)
-        else:
-            raise WireError(f"an unknown wish: {wish['type'][:40]}")
 
     async def _save(self) -> None:
         """Keeps the conversation; a failure is told, and the conversation goes on."""

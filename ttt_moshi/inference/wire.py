@@ -18,6 +18,7 @@ IGNORED = (b"\x00", b"\x03", b"\x05", b"\x06")
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_OPUS_BYTES = 8 * 1024
+OGG_BEGINS = b"OggS"
 MAX_SECONDS_A_MESSAGE = 2.0
 
 
@@ -44,10 +45,15 @@ class Opus:
         self._sample_rate = sample_rate
         self._reader = sphn.OpusStreamReader(sample_rate)
         self._writer = sphn.OpusStreamWriter(sample_rate)
+        self._begun = b""
 
     def decode(self, data: bytes) -> np.ndarray:
         if len(data) > MAX_OPUS_BYTES:
             raise WireError(f"{len(data)} bytes of Opus in one message; at most {MAX_OPUS_BYTES} are read")
+        # The reader says nothing before it has a page's whole header, so of a few wrong bytes it would await more.
+        self._begun += data[: len(OGG_BEGINS) - len(self._begun)]
+        if not OGG_BEGINS.startswith(self._begun):
+            raise WireError("not Opus in Ogg: the stream does not begin with OggS")
         try:
             samples = self._reader.append_bytes(data)
         except ValueError as error:
