@@ -7,11 +7,15 @@ import pytest
 from ttt_moshi.evaluation import EvaluationError, Results, read_results, write_results
 from ttt_moshi.evaluation.results import skipped
 
-OK_TASK = {"status": "ok", "value": 0.7, "ci95": [0.6, 0.8], "n": 10}
+CHECKPOINT = {"state_id": "ab", "step": 3, "kind": "adapters"}
+OK_TASK = {
+    "status": "ok", "value": 0.7, "ci95": [0.6, 0.8], "n": 10,
+    "metric": "accuracy", "unit_of_n": "pairs", "better": "higher",
+}  # fmt: skip
 
 
 def test_what_is_written_is_read_and_equal_results_are_equal_bytes(tmp_path):
-    results = Results({"state_id": "ab", "step": 3, "kind": "adapters"}, {"sblimp": OK_TASK}, {"dtype": "float32"})
+    results = Results(CHECKPOINT, {"sblimp": OK_TASK}, {"dtype": "float32"})
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
     first = (tmp_path / "results.json").read_bytes()
@@ -22,7 +26,7 @@ def test_what_is_written_is_read_and_equal_results_are_equal_bytes(tmp_path):
 
 
 def test_a_task_that_did_not_run_has_a_reason_and_no_number(tmp_path):
-    results = Results({"state_id": "ab"}, {"ssc": skipped("no folder sSC"), "sblimp": OK_TASK})
+    results = Results(CHECKPOINT, {"ssc": skipped("no folder sSC"), "sblimp": OK_TASK})
     write_results(tmp_path / "results.json", results)
     entry = json.loads((tmp_path / "results.json").read_text())["tasks"]["ssc"]
     assert entry["value"] is None and entry["reason"] == "no folder sSC" and entry["status"] == "skipped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,9 @@ def well_formed(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{path} is not valid JSON: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # Invalid JSON and text that is not UTF-8 are ValueErrors too.
+        # Text that is not UTF-8 is a ValueError too.
         what = " ".join(str(error).split())
         raise EvaluationError(f"{path} is not what an evaluation writes ({type(error).__name__}: {what})") from None
