@@ -180,6 +180,8 @@ def test_ctrl_c_ends_the_demo_in_one_line_and_leaves_nothing_running(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "ttt_moshi", "demo", "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        # Where the tests themselves run in the background of a script, Ctrl-C is ignored by all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while len(processes_about(out)) < 3:  # the demo and its two lanes
         assert process.poll() is None

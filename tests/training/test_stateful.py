@@ -169,7 +169,7 @@ def test_two_ranks_continue_what_one_carried(launch: Callable[..., Any]) -> None
     assert [r["sample_ids"] for r in moved.records] == [r["sample_ids"] for r in whole.records]
     assert [r["loss"] for r in moved.records] == pytest.approx([r["loss"] for r in whole.records], rel=1e-4)
     error = moved.run("--checkpoint.resume", "true", "--batch_size", "3", "--max_steps", "9", status=2).stderr
-    assert "carries the recordings of [1, 2]" in error
+    assert "clips in a step" in error and "--checkpoint.accept_changes" in error
 
 
 def test_a_schedule_changes_the_clip_length_and_survives_a_kill(launch: Callable[..., Any]) -> None:
