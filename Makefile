@@ -43,7 +43,7 @@ test-browser: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
 
 # Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
-# processes on one folder; one tally at the end. About half an hour on two idle cores.
+# processes on one folder; one tally at the end.
 test-doors: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/application --ignore tests/application/test_wheel.py -s
 

@@ -37,7 +37,7 @@ def test_a_start_on_a_disk_that_takes_nothing(number: str, new_place: Callable[[
     assert again.status == 0 and place.state_id(6) == twin, again
 
 
-@pytest.mark.parametrize("number", ["EROFS", "ENOSPC", "EIO"])
+@pytest.mark.parametrize("number", ["ENOSPC", *(pytest.param(n, marks=pytest.mark.slow) for n in ("EROFS", "EIO"))])
 def test_a_disk_that_fails_during_a_save(number: str, new_place: Callable[[str], Place], twin: str) -> None:
     place = new_place("case")
     faults = tuple(Fault(call, ".saving_000004", errno=number) for call in WRITES)

@@ -77,8 +77,8 @@ def twin(finished: Path, material: Path, warm: object) -> str:
         ("in a save", "SIGKILL"),
         ("at the commit", "SIGTERM"),
         ("evaluation", "SIGTERM"),
-        ("start, claiming the folder", "SIGUSR1"),
-        ("the last commit", "SIGKILL"),
+        pytest.param("start, claiming the folder", "SIGUSR1", marks=pytest.mark.slow),
+        pytest.param("the last commit", "SIGKILL", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_loses_nothing(phase: str, name: str, new_place: Callable[[str], Place], twin: str) -> None:

@@ -34,7 +34,10 @@ def refused(ended: Ended) -> bool:
     return ended.status == 2 and ended.lines[-1].startswith("error: ") and "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("name", ["train", "resume", "auto", "overwrite", "prune", "repair"])
+@pytest.mark.parametrize(
+    "name",
+    ["train", "overwrite", "prune", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resume", "auto", "repair"))],
+)
 def test_a_running_run_has_one_writer(name: str, new_place: Callable[[str], Place]) -> None:
     place = new_place("case")
     first = running(place, *LONG)
