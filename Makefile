@@ -79,8 +79,8 @@ bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
 	OMP_NUM_THREADS=1 $(BIN)/ttt-moshi train --config configs/moshi_7b_ttt_long.yaml --estimate
 
-# The shipped 7B configuration on this machine's processor, with random weights: trains, is killed, resumes and talks. Half an hour on two
-# idle cores, 22 GB of free memory and 22 GB of disk; refuses to begin with less.
+# The shipped 7B configuration on this machine's processor, with random weights: trains, is killed, resumes and talks.
+# 22 GB of free memory and 22 GB of disk; refuses to begin with less.
 rehearse-7b: $(READY)
 	$(BIN)/python -m benchmarks.moshi.rehearse
 
