@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import re
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import numpy as np
@@ -266,10 +267,11 @@ def test_a_thousand_malformed_messages_end_their_own_connection_only(one_speaker
     async def scene(scene: Scene) -> None:
         async def bad(message: str | bytes, query: str, greet: bool = False) -> int:
             async with scene.client(query, greet) as client:
-                if isinstance(message, str):
-                    await client.socket.send_str(message)
-                else:
-                    await client.socket.send_bytes(message)
+                with suppress(ConnectionResetError):  # the server may close while a long one is still being sent
+                    if isinstance(message, str):
+                        await client.socket.send_str(message)
+                    else:
+                        await client.socket.send_bytes(message)
                 code = await client.closing()
                 codes[code] = codes.get(code, 0) + 1
                 return code
@@ -508,7 +510,8 @@ def test_a_failed_save_is_told_and_the_conversation_goes_on(play, tmp_path):
             heard = len(client.sound)
             await client.say(pcm(noise(4)))
             await client.until(lambda: len(client.sound) >= heard + 4)
-        assert "failed_saves_total 1.0" in (await scene.get("/metrics"))[1]
+        # The save at the end of the conversation fails too, before or after this is asked.
+        assert re.search(r"failed_saves_total [12]\.0", (await scene.get("/metrics"))[1])
 
     play(scene, sessions=Sessions(tmp_path / "file"))
 
