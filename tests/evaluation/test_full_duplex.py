@@ -120,7 +120,7 @@ CANDOR, ICC = "candor_turn_taking/1", "icc_backchannel/1"
     (f"{CANDOR}/turn_taking.json", "[]", r"turn_taking\.json is not what"),
     (f"{ICC}/output.json", None, "let the model answer it first"),
     (f"{ICC}/output.json", '{"chunks": [1]}', r"output\.json is not what"),
-    (f"{ICC}/output.json", "{", r"output\.json is not what"),
+    (f"{ICC}/output.json", "{", r"output\.json is not valid JSON"),
     (f"{ICC}/input.wav", None, r"no input\.wav"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": "x"}', "icc_gt_distribution"),
     ("something/1/output.json", "", "the name of a subset holds one of"),
