@@ -60,6 +60,8 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
         (["--checkpoint_dir", "base"], "which model?"),
         (["--checkpoint_dir", "base", "--hf_repo_id", "./missing"], "missing"),
         (["--hf_repo_id", ""], "--hf_repo_id is empty"),
+        (["--sink", "-1"], "--sink counts frames"),
+        (["--sink", "32"], "sink of 32 frames does not fit into a window of 32"),
         (["--prompt_text", ""], "--prompt_text is empty"),
         (["--prompt_voice", "missing.wav"], "no recording at missing.wav"),
         (["--checkpoint_dir", "missing"], "no folder at missing"),
@@ -137,6 +139,17 @@ def test_every_option_of_the_draws_acts(trained, short, tmp_path, options):
     assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "b.wav").read_bytes() or (
         (tmp_path / "a.json").read_text() != (tmp_path / "b.json").read_text()
     )
+
+
+def test_a_sink_acts_and_is_refused_by_the_server_too(trained, recording, tmp_path, capsys):
+    for name, options in (("plain", []), ("sink", ["--sink", "4"])):
+        assert generate(trained, recording, tmp_path / f"{name}.wav", "--temp", "2", "--temp_text", "2", *options) == 0
+    plain, sink = (soundfile.read(tmp_path / f"{name}.wav")[0][:, 0] for name in ("plain", "sink"))
+    inside = 28 * 1920  # the window has not filled up yet
+    assert (plain[:inside] == sink[:inside]).all() and (plain != sink).any()
+    capsys.readouterr()
+    assert main(["serve", "--checkpoint_dir", str(trained), "--port", "0", "--sink", "-1"]) == 2
+    assert "--sink counts frames" in capsys.readouterr().err
 
 
 def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp_path, capsys):

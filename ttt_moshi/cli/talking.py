@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,13 @@ def add_options(parser: Parser) -> None:
     ):
         add(f"--{name}", type=kind, help=what)
     add(
+        "--sink",
+        type=int,
+        default=0,
+        help="so many first frames of a conversation stay in the attention window beside the newest (StreamingLLM), "
+        "within the same size; default: none",
+    )
+    add(
         "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
     )
     add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
@@ -63,6 +71,8 @@ def check_options(options: Any) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be greater than 0, not {value}; for the likeliest token there is --greedy")
+    if options.sink < 0:
+        raise UserError(f"--sink counts frames and cannot be negative, got {options.sink}")
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
     if options.prompt_text == "":
@@ -79,14 +89,18 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
     """Verifies and loads the model.
 
     Raises:
-        UserError: a corrupt or missing checkpoint, or a device that is not here.
+        UserError: a corrupt or missing checkpoint, a device that is not here, or a sink larger than the window.
     """
     from ttt_moshi.inference import Sampling
     from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.sink import check_sink
 
     device = choose_device(options.device)
     use_device(device)
     speaker = _open(options, device, console)
+    if options.sink:
+        check_sink(speaker.model, options.sink)
+        speaker = replace(speaker, sink=options.sink)
     names = ("temp", "top_k", "temp_text", "top_k_text")
     greedy = {"greedy": True} if options.greedy else {}
     return speaker, Sampling.of(speaker.generation, **greedy, **{name: getattr(options, name) for name in names})

@@ -17,6 +17,7 @@ from ttt_moshi.inference.generator import Generator
 from ttt_moshi.inference.rows import Parts, empty_rings, fits, read_row, write_row
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.speaker import Speaker
+from ttt_moshi.moshi.sink import attention_sink
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Slots:
     def __enter__(self) -> Slots:
         try:
             with self._eager():
+                if self.speaker.sink:
+                    self._streaming.enter_context(attention_sink(self.speaker.model, self.speaker.sink))
                 self._streaming.enter_context(self.speaker.mimi.streaming(self.count))
                 self._streaming.enter_context(self._generator.streaming(self.count))
         except BaseException:
@@ -180,7 +183,7 @@ class Slots:
         """
         if not fits(self._parts, snapshot.tensors):
             raise InferenceError(
-                "the conversation has another form than this model's: was it saved with another --dtype?"
+                "the conversation has another form than this model's: was it saved with another --dtype or --sink?"
             )
         write_row(self._parts, slot, snapshot.tensors)
         self._occupy(slot, snapshot.seed, snapshot.frames)

@@ -37,6 +37,7 @@ class Speaker:
         tokenizer: a sentencepiece processor.
         model_type: as the base model's configuration names it, normally "moshi".
         generation: settings of the official generator that the base model recommends.
+        sink: so many first positions of a conversation stay in the attention window for good (StreamingLLM).
     """
 
     state_id: str
@@ -45,6 +46,7 @@ class Speaker:
     tokenizer: Any
     model_type: str
     generation: Mapping[str, Any]
+    sink: int = 0
 
 
 def open_checkpoint(
