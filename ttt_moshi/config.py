@@ -31,6 +31,9 @@ class DataArgs:
     """whether the clips of each epoch are visited in a random order that depends on `seed` and the epoch alone"""
     code_cache_dir: Optional[str] = None
     """folder for cached Mimi codes; null puts it beside the jsonl file (`.mimi_codes`)"""
+    no_whitespace_before_word: bool = False
+    """whether words follow one another without spaces, as in Japanese and Chinese; each token is then written when it
+    is said"""
 
 
 @dataclass

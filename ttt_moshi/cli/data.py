@@ -179,7 +179,7 @@ def run_encode(argv: list[str]) -> int:
     device = choose_device(args.device)
     info = resolve_model(ModelPaths(hf_repo_id=args.hf_repo_id))
     shape = geometry(info.lm_config)
-    alphabet = Alphabet(1 + shape["n_q"], shape["text_card"], shape["card"])
+    alphabet = Alphabet.of_model(shape)
     codec = Codec(info.get_mimi(device=device), info.mimi_config)
     corpus = Corpus(args.path, codec, text_tokenizer(info), 1.0, args.cache_dir, alphabet=alphabet)
     began, heard = time.monotonic(), 0.0

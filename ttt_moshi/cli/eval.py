@@ -104,7 +104,7 @@ class _Run:
 
             def engine(name: str) -> Engine:
                 text, user = options.text or known[name].text, options.user or known[name].user
-                recordings = Recordings(subject.codec, cache / "codes", text, user, subject.tokenizer)
+                recordings = Recordings(subject.codec, cache / "codes", text, user, subject.tokenizer, subject.style)
                 return Engine(scorer, recordings, scores, policy, bars.update, self.ranks)
 
             found = run_suite(request.names, _benchmarks(request, self.args, subject), engine, request.refused)
@@ -154,6 +154,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None) -> Any:
             options.max_items,
             options.seed,
             request.controls,
+            *([subject.style] if subject else []),
         )
     root = options.data_root or (Path(named) if (named := args.paper_metrics.data_root) else None)
     return Benchmarks(root, request.split, request.max_items, options.seed, recorded=recorded)

@@ -6,6 +6,7 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.encoded import Alphabet
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.interleaver import TextStyle
 from ttt_moshi.data.loader import ClipLoader, EvalSet
 from ttt_moshi.data.sources import names_audio
 from ttt_moshi.data.streams import StreamBatch, StreamLoader
@@ -21,5 +22,6 @@ __all__ = [
     "EvalSet",
     "StreamBatch",
     "StreamLoader",
+    "TextStyle",
     "names_audio",
 ]

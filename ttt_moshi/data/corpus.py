@@ -19,12 +19,13 @@ from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.interleaver import ABSENT, absent_row, text_row
+from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE, TextStyle, absent_row, text_row
 from ttt_moshi.data.judge import CERTAIN, judge_recording
 from ttt_moshi.data.rules import Finding
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.tokenizer import MAX_UNKNOWN, Tokenizer, check_tokenizer, coverage
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
+from ttt_moshi.data.unspaced import is_unspaced_text
 from ttt_moshi.frames import seconds_to_frames
 
 OnRecording = Callable[[str, int, int], None]
@@ -61,6 +62,7 @@ class Corpus:
         duration_sec: length of a clip; rounded up to whole frames.
         cache_dir: folder for cached codes; None takes `.mimi_codes` beside each jsonl file.
         alphabet: what the language model reads, checked in pre-tokenized recordings; None checks nothing.
+        style: how its text stream is written.
 
     Raises:
         DataError: see `open_sources`; recordings of different streams, or audio without a codec.
@@ -75,6 +77,7 @@ class Corpus:
         cache_dir: str | Path | None = None,
         *,
         alphabet: Alphabet | None = None,
+        style: TextStyle = MOSHI_STYLE,
     ):
         self.clip_frames = seconds_to_frames(duration_sec)
         if self.clip_frames < 1:
@@ -85,8 +88,9 @@ class Corpus:
         self._codec = codec
         self._tokenizer = tokenizer
         self._alphabet = alphabet
+        self._style = style
         if alphabet is not None and tokenizer is not None and not all(r.encoded for r in self.recordings):
-            check_tokenizer(tokenizer, alphabet.text_card)
+            check_tokenizer(tokenizer, alphabet.text_card, style)
         self.streams: int = self._count_streams()
         """text, Moshi's codebooks, the user's codebooks"""
         self._caches: dict[Path, CodeCache] = {}
@@ -165,22 +169,28 @@ class Corpus:
         """
         if self._tokenizer is None:
             return
-        found = coverage(
-            self._tokenizer,
-            (
-                word.text
-                for recording in recordings
-                if recording.transcript is not None
-                for word in read_transcript(recording.transcript, recording.moshi_speaker).words
-                if word.speaker == MAIN_SPEAKER
-            ),
-        )
+        words = [
+            word.text
+            for recording in recordings
+            if recording.transcript is not None
+            for word in read_transcript(recording.transcript, recording.moshi_speaker).words
+            if word.speaker == MAIN_SPEAKER
+        ]
+        found = coverage(self._tokenizer, words, self._style)
         told = f"of {found.words:,} words of the agent the tokenizer does not know {found.unknown:,} and spells "
         told += f"{found.in_bytes:,} byte by byte, such as {found.example!r}"
         if found.unknown > MAX_UNKNOWN * found.words:
             raise DataError(f"{told}: it is a tokenizer of another language or spelling")
         if found.unknown or found.in_bytes:
             _log.warning("%s", told)
+        unspaced = sum(map(is_unspaced_text, words))
+        if 2 * unspaced > len(words) and not self._style.no_whitespace_before_word:
+            _log.warning(
+                "%d of %d words of the agent are in a script without spaces, and the model would learn a space before "
+                "each: `data.no_whitespace_before_word: true` writes them without",
+                unspaced,
+                len(words),
+            )
 
     def _read_clip(self, clip: Clip) -> Batch:
         recorded = self._load(clip.recording)
@@ -226,7 +236,7 @@ class Corpus:
             return torch.from_numpy(absent_row(frames))
         assert self._tokenizer is not None
         transcript = read_transcript(recording.transcript, recording.moshi_speaker)
-        return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames))
+        return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames, self._style))
 
     def _cache(self, recording: Recording) -> CodeCache:
         assert self._codec is not None
@@ -272,13 +282,16 @@ class Corpus:
         codec, tokenizer = self._codec, self._tokenizer
         if all(recording.encoded for recording in self.recordings):
             codec = tokenizer = None
+        text = tokenizer and blake3.blake3(tokenizer.serialized_model_proto()).hexdigest()
+        if text and self._style != MOSHI_STYLE:
+            text += f" {self._style}"
         return {
             "recordings": _digest_of([[_content(r) for r in source.recordings] for source in self.sources]),
             "count": len(self.recordings),
             "weights": [str(source.weight) for source in self.sources],
             "clip_frames": self.clip_frames,
             "codec": codec and codec.fingerprint,
-            "tokenizer": tokenizer and blake3.blake3(tokenizer.serialized_model_proto()).hexdigest(),
+            "tokenizer": text,
         }
 
     def _warn_of_missing_transcripts(self) -> None:

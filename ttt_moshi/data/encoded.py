@@ -7,8 +7,10 @@ are no targets, so such a file also says what is to be predicted and what is not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +35,11 @@ class Alphabet:
     text_card: int
     card: int
     """of every audio codebook"""
+
+    @classmethod
+    def of_model(cls, geometry: Mapping[str, Any]) -> Alphabet:
+        """That of the model whose arguments these are."""
+        return cls(1 + geometry["n_q"], geometry["text_card"], geometry["card"])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.interleaver import EPAD, PAD
+from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
+from ttt_moshi.data.unspaced import bare_tokens
 
 MAX_UNKNOWN = 0.1
 """share of Moshi's words with letters that the tokenizer does not have, beyond which nothing useful can be learnt"""
@@ -25,6 +26,8 @@ class Tokenizer(Protocol):
 
     def id_to_piece(self, id: int) -> str: ...
 
+    def piece_to_id(self, piece: str) -> int: ...
+
     def is_unknown(self, id: int) -> bool: ...
 
     def is_control(self, id: int) -> bool: ...
@@ -34,7 +37,7 @@ class Tokenizer(Protocol):
     def is_byte(self, id: int) -> bool: ...
 
 
-def check_tokenizer(tokenizer: Tokenizer, text_card: int) -> None:
+def check_tokenizer(tokenizer: Tokenizer, text_card: int, style: TextStyle = MOSHI_STYLE) -> None:
     """Compares the tokenizer with the text stream of a model that has `text_card` tokens.
 
     Raises:
@@ -46,7 +49,7 @@ def check_tokenizer(tokenizer: Tokenizer, text_card: int) -> None:
             f"the tokenizer has {pieces:,} pieces and the model's text stream {text_card:,}: they do not belong "
             "together; `moshi_paths.tokenizer_path` names the model's own"
         )
-    for number, meaning in ((PAD, "no word yet"), (EPAD, "a word comes next")):
+    for number, meaning in ((style.pad, "no word yet"), (style.epad, "a word comes next")):
         if not (tokenizer.is_control(number) or tokenizer.is_unknown(number) or tokenizer.is_unused(number)):
             raise DataError(
                 f"piece {number} of the tokenizer is {tokenizer.id_to_piece(number)!r}, and {number} says "
@@ -67,12 +70,12 @@ class Coverage:
     """the most frequent of either"""
 
 
-def coverage(tokenizer: Tokenizer, words: Iterable[str]) -> Coverage:
+def coverage(tokenizer: Tokenizer, words: Iterable[str], style: TextStyle = MOSHI_STYLE) -> Coverage:
     """Counts words by what becomes of them."""
     counts = Counter(words)
     unknown, in_bytes = Counter[str](), Counter[str]()
     for word, count in counts.items():
-        pieces = tokenizer.encode(word)
+        pieces = bare_tokens(word, tokenizer) if style.no_whitespace_before_word else tokenizer.encode(word)
         if any(tokenizer.is_unknown(piece) for piece in pieces):
             unknown[word] = count
         elif any(tokenizer.is_byte(piece) for piece in pieces):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES, Piece, RawTranscript, read_raw
+from ttt_moshi.data.unspaced import is_unspaced_text, split_words
 
 MAIN_SPEAKER = "SPEAKER_MAIN"
 OTHER_SPEAKER = "SPEAKER_OTHER"
@@ -25,6 +26,7 @@ MoshiSpeaker = Literal["A", "B"]
 _MARK = re.compile(r"\[[^\]]*\]|<[^>]*>|♪")
 _SECONDS_A_LETTER = 0.07
 _SLIGHTLY_NEGATIVE = -1.0
+_LONGEST_UNSPACED_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -117,17 +119,24 @@ def read_any(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | N
     texts = [_clean(piece.text, repairs) for piece in raw.pieces]
     spoken = [(piece, text, who) for piece, text, who in zip(raw.pieces, texts, speakers, strict=True) if text]
     if not raw.timed:
-        pairs = [(who, word) for _, text, who in spoken for word in text.split()]
+        pairs = [(who, word) for _, text, who in spoken for word in split_words(text)]
         if not pairs:
             raise DataError(f"{path} holds no words")
         return Untimed(pairs, (*raw.remarks, *_told(repairs)))
     words, spread = [], False
     for text, who, start, end in _with_times(spoken, repairs, measured=raw.format != "plain text"):
-        parts = [text] if raw.format == "alignments" else text.split()
+        parts = [text] if raw.format == "alignments" else _words_of(text)
         spread |= len(parts) > 3
         words += _spread(parts, start, end, who)
     approximate = raw.approximate or spread or raw.format == "plain text"
     return Transcript(_by_start(words), raw.format, approximate, dict(repairs), tuple(raw.remarks))
+
+
+def _words_of(text: str) -> list[str]:
+    """The words that share a time. A script without spaces has words too, which some formats give one by one."""
+    if is_unspaced_text(text) and len(text) <= _LONGEST_UNSPACED_WORD:
+        return [text]
+    return split_words(text)
 
 
 def alignments(words: tuple[Word, ...]) -> list[list[Any]]:

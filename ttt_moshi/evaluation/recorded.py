@@ -10,6 +10,7 @@ from typing import cast
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.data.corpus import Tokenizer
 from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.sources import open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
@@ -30,6 +31,7 @@ class EvaluationData:
         duration_sec: length of a clip.
         codec, tokenizer, alphabet: those of the model; `check` needs none.
         cache_dir: folder for codes; None takes one beside each jsonl file.
+        style: how the model's text stream is written.
         max_items: so many clips or recordings at most, a sample by `seed`.
     """
 
@@ -42,6 +44,7 @@ class EvaluationData:
     max_items: int | None = None
     seed: int = 0
     controls: Controls = field(default_factory=Controls)
+    style: TextStyle = MOSHI_STYLE
 
     def check(self) -> None:
         """Looks at the header of every recording, without a model and without reading them whole.
@@ -69,7 +72,15 @@ class EvaluationData:
         }
 
     def _corpus(self, duration_sec: float) -> Corpus:
-        return Corpus(self.spec, self.codec, self.tokenizer, duration_sec, self.cache_dir, alphabet=self.alphabet)
+        return Corpus(
+            self.spec,
+            self.codec,
+            self.tokenizer,
+            duration_sec,
+            self.cache_dir,
+            alphabet=self.alphabet,
+            style=self.style,
+        )
 
     def _open(self, duration_sec: float) -> tuple[ClipTokens, Encode]:
         corpus = self._corpus(duration_sec)
@@ -82,7 +93,13 @@ class EvaluationData:
         controls = self.controls
         silence = None if self.codec is None else self.codec.silence
         tokens = ClipTokens(
-            EvalSet(corpus), controls.text or "given", controls.user or "natural", silence, self.max_items, self.seed
+            EvalSet(corpus),
+            controls.text or "given",
+            controls.user or "natural",
+            silence,
+            self.max_items,
+            self.seed,
+            self.style.pad,
         )
         return tokens, encode
 

@@ -13,7 +13,7 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.checkpoint import read_document, read_manifest, verify
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
-from ttt_moshi.data import Codec
+from ttt_moshi.data import Codec, TextStyle
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, text_tokenizer, trained_base
 
@@ -28,6 +28,7 @@ class Subject:
     model: TTTMoshi
     codec: Codec
     tokenizer: Any  # sentencepiece.SentencePieceProcessor
+    style: TextStyle  # how its text stream is written
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -65,7 +66,9 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
     """Model, codec and tokenizer of a checkpoint; `base` says where the base model's files are now, if they moved."""
     manifest = read_manifest(folder)
     facts = {key: manifest[key] for key in ("state_id", "step", "kind")}
-    return _subject(facts, load_trained(folder, device, dtype, base=base), trained_base(folder, base), device)
+    spaceless = bool(training_config(folder)["data"].get("no_whitespace_before_word", False))
+    model = load_trained(folder, device, dtype, base=base)
+    return _subject(facts, model, trained_base(folder, base), device, spaceless)
 
 
 def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
@@ -76,6 +79,9 @@ def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
     return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device)
 
 
-def _subject(facts: dict[str, Any], model: TTTMoshi, info: CheckpointInfo, device: str) -> Subject:
+def _subject(
+    facts: dict[str, Any], model: TTTMoshi, info: CheckpointInfo, device: str, spaceless: bool = False
+) -> Subject:
     codec = Codec(info.get_mimi(device), info.mimi_config)
-    return Subject(facts, model, codec, text_tokenizer(info))
+    style = TextStyle(model.text_padding_token_id, model.end_of_text_padding_id, spaceless)
+    return Subject(facts, model, codec, text_tokenizer(info), style)

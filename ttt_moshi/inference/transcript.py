@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WORD_START = "▁"
+from ttt_moshi.data.unspaced import WORD_START, byte_of, is_unspaced
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,54 @@ class Word:
     end: float
 
 
+class PieceReader:
+    """Text for people from one piece after another: bytes become letters when the last one of a letter is there.
+
+    Bytes that are no letter become U+FFFD, as everywhere.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def read(self, piece: str) -> str:
+        """What a piece adds, "\u2581" for a space; "" for bytes of a letter that is not whole yet."""
+        byte = byte_of(piece)
+        return self._bytes.decode(bytes([byte])) if byte is not None else self.rest() + piece
+
+    def rest(self) -> str:
+        """What is left of a letter that will not become whole."""
+        return self._bytes.decode(b"", final=True)
+
+
 def words(pieces: Sequence[str], frame_rate: float) -> list[Word]:
-    """Joins the pieces of frames ("" where there is none). A word lasts from its first piece to its last."""
+    """Joins the pieces of frames ("" where there is none). A word lasts from its first piece to its last.
+
+    In scripts without spaces every piece is a word: nothing tells more.
+    """
     found: list[Word] = []
+    reader = PieceReader()
+    began: float | None = None  # of a letter that comes in bytes
     for frame, piece in enumerate(pieces):
         if not piece:
             continue
         start, end = frame / frame_rate, (frame + 1) / frame_rate
-        if piece.startswith(WORD_START) or not found:
-            found.append(Word(piece.lstrip(WORD_START), start, end))
-        else:
-            found[-1] = Word(found[-1].text + piece, found[-1].start, end)
+        if byte_of(piece) is None and began is not None:
+            _add(found, reader.rest(), began, start)
+            began = None
+        text = reader.read(piece)
+        if not text:
+            began = start if began is None else began
+            continue
+        _add(found, text, start if began is None else began, end)
+        began = None
+    if began is not None:
+        _add(found, reader.rest(), began, len(pieces) / frame_rate)
     return [word for word in found if word.text]
+
+
+def _add(found: list[Word], text: str, start: float, end: float) -> None:
+    bare = text.lstrip(WORD_START)
+    if not found or text.startswith(WORD_START) or (bare and is_unspaced(bare[0])):
+        found.append(Word(bare, start, end))
+    else:
+        found[-1] = Word(found[-1].text + text, found[-1].start, end)

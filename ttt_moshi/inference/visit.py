@@ -19,7 +19,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
-from ttt_moshi.inference.transcript import WORD_START
+from ttt_moshi.inference.transcript import WORD_START, PieceReader
 from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
 
 ELSEWHERE, UNKNOWN_SESSION = 4001, 4004
@@ -82,6 +82,7 @@ class Visit:
         self._house, self._socket, self._transport, self._wish = house, socket, transport, wish
         self._audio = FORMATS[wish.format](house.sample_rate)
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(MAX_OUTBOX)
+        self._reader = PieceReader()
         self._heard: np.ndarray = np.zeros(0, np.float32)
         self._messages, self._bytes = Allowance(250.0, 500.0), Allowance(256e3, 1e6)
         self._slot: int | None = None
@@ -142,8 +143,9 @@ class Visit:
         sound = self._audio.encode(reply.samples.numpy())
         if sound:
             self._send(AUDIO + sound)
-        if reply.piece:
-            self._send(TEXT + reply.piece.replace(WORD_START, " ").encode())
+        text = self._reader.read(reply.piece) if reply.piece else ""
+        if text:
+            self._send(TEXT + text.replace(WORD_START, " ").encode())
 
     def _on_place(self, place: int) -> None:
         self._tell("queue", place=place)

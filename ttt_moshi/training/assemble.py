@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
-from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, names_audio
+from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, TextStyle, names_audio
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
@@ -162,7 +162,8 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
     arguments = geometry(info.lm_config)
-    alphabet = Alphabet(1 + arguments["n_q"], arguments["text_card"], arguments["card"])
+    alphabet = Alphabet.of_model(arguments)
+    style = TextStyle.of_model(arguments, args.data.no_whitespace_before_word)
     codec = tokenizer = None
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
     if args.paper_metrics.enable or any(names_audio(spec) for spec in specs):
@@ -170,7 +171,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
         tokenizer = text_tokenizer(info)
 
     def corpus(spec: str, seconds: float) -> Corpus:
-        return Corpus(spec, codec, tokenizer, seconds, args.data.code_cache_dir, alphabet=alphabet)
+        return Corpus(spec, codec, tokenizer, seconds, args.data.code_cache_dir, alphabet=alphabet, style=style)
 
     lengths = clip_stages(args.train.clip_schedule, args.duration_sec)
     train = [corpus(args.data.train_data, seconds) for _, seconds in lengths]

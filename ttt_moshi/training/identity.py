@@ -37,6 +37,7 @@ KEY_CLASSES: dict[str, str] = {
     "data.eval_data": SAME,
     "data.shuffle": SEED,
     "data.code_cache_dir": SAME,
+    "data.no_whitespace_before_word": SAME,
     "moshi_paths.hf_repo_id": SAME,
     "moshi_paths.mimi_path": SAME,
     "moshi_paths.moshi_path": SAME,

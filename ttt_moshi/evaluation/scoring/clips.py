@@ -10,7 +10,7 @@ import blake3
 import numpy as np
 import torch
 
-from ttt_moshi.data.interleaver import ABSENT, PAD
+from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Source
 from ttt_moshi.evaluation.pairs import sample
@@ -50,6 +50,7 @@ class ClipTokens:
     Args:
         text: `given` as recorded; `absent`, also for `sampled`, which the model writes; `pad` (PAD everywhere).
         user: `natural` as recorded; `silence`, for which `silence` is needed; `absent`.
+        pad: the model's token for no new text.
         max_items: take so many of the clips, the same ones every time.
     """
 
@@ -61,9 +62,10 @@ class ClipTokens:
         silence: Silence | None = None,
         max_items: int | None = None,
         seed: int = 0,
+        pad: int = MOSHI_STYLE.pad,
     ):
         self._clips, self.text, self.user, self._silence = clips, text, user, silence
-        self._max_items, self._seed = max_items, seed
+        self._max_items, self._seed, self._pad = max_items, seed, pad
         self._tokens: dict[str, np.ndarray] = {}
 
     def examples(self) -> list[Example]:
@@ -89,7 +91,7 @@ class ClipTokens:
 
     def _with_streams(self, codes: np.ndarray, start: int) -> np.ndarray:
         if self.text != "given":
-            codes[0] = PAD if self.text == "pad" else ABSENT
+            codes[0] = self._pad if self.text == "pad" else ABSENT
         user = 1 + (len(codes) - 1) // 2
         if self.user == "absent":
             codes[user:] = ABSENT

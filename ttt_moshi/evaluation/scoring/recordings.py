@@ -20,8 +20,9 @@ from safetensors.torch import load, save
 
 from ttt_moshi.data import Codec, CodeCache
 from ttt_moshi.data.audio import read_blocks, read_info
-from ttt_moshi.data.interleaver import ABSENT, PAD, Tokenizer, text_row
+from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE, TextStyle, text_row
 from ttt_moshi.data.transcripts import read_transcript
+from ttt_moshi.data.unspaced import Tokenizer
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
 from ttt_moshi.evaluation.scoring.ranks import Ranks
@@ -42,6 +43,7 @@ class Recordings:
             the example's transcript); `sampled` (the model writes it while it listens; absent in the tokens made here).
         user: `silence`; `absent`; `natural` (the right channel of stereo recordings).
         tokenizer: needed by `given`.
+        style: how the model's text stream is written.
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Recordings:
         text: TextMode = "absent",
         user: UserMode = "silence",
         tokenizer: Tokenizer | None = None,
+        style: TextStyle = MOSHI_STYLE,
     ):
         self.codec, self.text, self.user = codec, text, user
         self._cache_dir = cache_dir
         self._cache = CodeCache(cache_dir, codec)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._style = tokenizer, style
         self._digests: dict[Path, str] = {}
         self._whole_files: dict[Source, Path | None] = {}
 
@@ -131,13 +134,14 @@ class Recordings:
         if self.text in ("absent", "sampled"):
             return np.full(frames, ABSENT, np.int32)
         if self.text == "pad":
-            return np.full(frames, PAD, np.int32)
+            return np.full(frames, self._style.pad, np.int32)
         if self._tokenizer is None or example.transcript is None:
             raise EvaluationError(
                 f"`--text given` needs a transcript with word times beside every recording; {example.id} has none"
             )
         start = example.transcript_start
-        return text_row(read_transcript(example.transcript).words, self._tokenizer, start + frames)[start:]
+        words = read_transcript(example.transcript).words
+        return text_row(words, self._tokenizer, start + frames, self._style)[start:]
 
     def _derived(self, source: Source, mono: bool) -> np.ndarray:
         """Codes of parts of files, end to end, as one recording; kept under a digest of everything they depend on."""
