@@ -41,7 +41,7 @@ function enable() {
   find("keep").disabled = find("forget").disabled = !(state.talking && keeps);
   find("save-session").disabled = !(keeps && state.connection?.session);
   find("save-audio").disabled = !state.recording?.user.length;
-  find("save-text").disabled = !state.words.length;
+  find("save-text").disabled = !spoken().length;
   for (const button of document.querySelectorAll("#remembered button")) button.disabled = going || state.hello === null;
 }
 
@@ -131,6 +131,11 @@ function play(samples) {
 
 function seconds() {
   return (state.frames * state.hello.frame_size) / state.hello.sample_rate;
+}
+
+/** Words that have letters: a space alone begins a word, of which the letters may never come. */
+function spoken() {
+  return state.words.filter(({ text }) => text);
 }
 
 /** A piece of text: a space begins a word. */
@@ -257,7 +262,7 @@ find("forget").onclick = () => {
 };
 find("save-audio").onclick = () => download(state.recording.wav(), "conversation.wav");
 find("save-text").onclick = () => {
-  const lines = state.words.map(({ text, start }) => `${start.toFixed(2)}\t${text}`);
+  const lines = spoken().map(({ text, start }) => `${start.toFixed(2)}\t${text}`);
   download(new Blob([`${lines.join("\n")}\n`], { type: "text/plain" }), "transcript.txt");
 };
 find("save-session").onclick = async () => {
