@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt \
+.PHONY: demo shell test test-browser test-talking test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt \
 	bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +41,10 @@ test-browser: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[browser]'
 	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
+
+# What needs a machine that does little else: the server ends within two seconds.
+test-talking: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/inference --ignore tests/inference/test_page.py -m slow
 
 # Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
 # processes on one folder; one tally at the end.

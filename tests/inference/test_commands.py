@@ -239,7 +239,7 @@ def test_another_tokenizer_than_the_model_s_is_refused(trained, material, short,
     assert "has 110 pieces and the model 160 text tokens" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_does_not_talk(trained, recording, tmp_path, capsys):
+def test_a_corrupt_checkpoint_does_not_talk(trained, recording, tmp_path, capsys):
     copy = tmp_path / "checkpoint_000002"
     shutil.copytree(trained / "checkpoints" / "checkpoint_000002", copy)
     shard = next((copy / "consolidated").glob("*.safetensors"))
@@ -247,4 +247,6 @@ def test_a_damaged_checkpoint_does_not_talk(trained, recording, tmp_path, capsys
     data[-1] ^= 1
     shard.write_bytes(data)
     assert generate(copy, recording, tmp_path / "talk.wav") == 2
-    assert "damaged" in capsys.readouterr().err and not (tmp_path / "talk.wav").exists()
+    assert (
+        "the checkpoint is corrupt and is not used" in capsys.readouterr().err and not (tmp_path / "talk.wav").exists()
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import aiohttp
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from aiohttp.test_utils import TestServer
 
 from ttt_moshi.inference import Conversation, InferenceError, Slots
-from ttt_moshi.inference.server import House, make_app
+from ttt_moshi.inference.app import make_app
+from ttt_moshi.inference.server import Server
 from ttt_moshi.inference.sessions import Sessions
 from ttt_moshi.inference.settings import Settings
 
-PATIENT = Settings(max_lag=None, idle_seconds=600.0)
+PATIENT = Settings(max_lag=None, idle_seconds=600.0, ping_seconds=600.0)
 """the tests' machine may be slower than real time: nothing is dropped"""
 WAIT = 120.0
 """seconds for a whole scene: whoever waits for what never comes fails"""
@@ -111,12 +113,12 @@ class Client:
 class Scene:
     """A server in this process, and clients."""
 
-    def __init__(self, server: TestServer, house: House, session: aiohttp.ClientSession) -> None:
-        self.server, self.house, self.session = server, house, session
+    def __init__(self, site: TestServer, server: Server, session: aiohttp.ClientSession) -> None:
+        self.site, self.server, self.session = site, server, session
 
     @asynccontextmanager
     async def client(self, query: str = "", greet: bool = True, **options):
-        url = f"{self.server.make_url('/api/chat')}{query}"
+        url = f"{self.site.make_url('/api/chat')}{query}"
         async with self.session.ws_connect(url, **options) as socket:
             client = Client(socket)
             if greet:
@@ -124,7 +126,7 @@ class Scene:
             yield client
 
     async def get(self, path: str, **headers) -> tuple[int, str]:
-        async with self.session.get(self.server.make_url(path), headers=headers) as response:
+        async with self.session.get(self.site.make_url(path), headers=headers) as response:
             return response.status, await response.text()
 
 
@@ -139,9 +141,9 @@ def play(one_speaker):
 
     def run(scene, slots=1, settings=PATIENT, seed=0, sessions=None, page=None):
         async def whole() -> None:
-            house = House(Slots(one_speaker, slots), settings, sessions, seed)
-            async with TestServer(make_app(house, page)) as server, aiohttp.ClientSession() as session:
-                await scene(Scene(server, house, session))
+            server = Server(Slots(one_speaker, slots), settings, sessions, seed)
+            async with TestServer(make_app(server, page)) as site, aiohttp.ClientSession() as session:
+                await scene(Scene(site, server, session))
 
         asyncio.run(asyncio.wait_for(whole(), WAIT))
 
@@ -221,9 +223,9 @@ def test_who_finds_no_place_waits_in_order(play):
                 await third.until(lambda: third.ready)
         metrics = (await scene.get("/metrics"))[1]
         assert 'closed_connections_total{code="1000"}' in metrics and 'code="1011"' not in metrics
-        assert scene.house.lobby.queue == 0
+        assert scene.server.lobby.queue == 0
 
-    play(scene, settings=Settings(max_lag=None, max_queue=2, idle_seconds=600.0))
+    play(scene, settings=replace(PATIENT, max_queue=2))
 
 
 def test_who_gives_up_waiting_leaves_the_queue(play):
@@ -295,14 +297,23 @@ def test_a_thousand_malformed_messages_end_their_own_connection_only(one_speaker
         assert set(codes) == {1003, 1007, 1009} and sum(codes.values()) >= 1000
         assert (await scene.get("/healthz"))[0] == 200
 
-    play(scene, slots=2, settings=Settings(max_lag=None, max_queue=100, idle_seconds=600.0))
+    play(scene, slots=2, settings=replace(PATIENT, max_queue=100))
 
 
-def test_floods_are_cut(play):
+@pytest.mark.parametrize(("message", "allowed", "too_many"), [(b"\x06", 400, 2000), (b"\x06" + bytes(60_000), 12, 40)])
+def test_floods_are_cut(play, message, allowed, too_many):
+    """Of messages and of bytes; what is below the limits is not."""
+
     async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            for _ in range(allowed):
+                await client.socket.send_bytes(message)
+            await client.say(pcm(noise(3)))
+            await client.until(lambda: len(client.sound) == 3)
         async with scene.client("?events=1") as client:
-            for _ in range(2000):
-                await client.socket.send_bytes(b"\x06")
+            with suppress(ConnectionResetError):
+                for _ in range(too_many):
+                    await client.socket.send_bytes(message)
             assert await client.closing() == 1008
 
     play(scene)
@@ -327,14 +338,14 @@ def test_who_does_not_read_stalls_nobody(one_speaker, play):
     answer = solo(one_speaker, voice)
 
     async def scene(scene: Scene) -> None:
-        host, port = scene.server.host, scene.server.port
+        host, port = scene.site.host, scene.site.port
         _reader, writer = await asyncio.open_connection(host, port, limit=1)
         writer.write(
             f"GET /api/chat?format=pcm HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         await asyncio.sleep(0.2)
-        (visit,) = scene.house._visits
+        (visit,) = scene.server._visits
         transport = visit._transport
         transport.set_write_buffer_limits(high=0)
         transport.pause_reading()
@@ -360,7 +371,7 @@ def test_a_dead_line_frees_its_place(play):
             await waiting.until(lambda: waiting.ready)
         assert 'closed_connections_total{code="1006"} 1.0' in (await scene.get("/metrics"))[1]
 
-    play(scene)
+    play(scene, settings=replace(PATIENT, ping_seconds=1.0))
 
 
 def test_who_says_nothing_is_let_go(play):
@@ -392,7 +403,7 @@ def test_pages_of_other_sites_and_strangers_stay_outside(play):
     )
 
     async def scene(scene: Scene) -> None:
-        own = f"http://{scene.server.host}:{scene.server.port}"
+        own = f"http://{scene.site.host}:{scene.site.port}"
 
         async def status(path: str = "/api/hello?token=sesame", **headers) -> int:
             return (await scene.get(path, **headers))[0]
@@ -437,7 +448,7 @@ def test_a_conversation_is_kept_and_goes_on(one_speaker, play, tmp_path):
             await client.socket.send_bytes(b'\x04{"type": "save"}')
             await client.until(lambda: client.last("saved") is not None)
             assert client.last("saved")["frames"] == 20
-            async with scene.session.get(scene.server.make_url(f"/api/sessions/{names[0]}")) as response:
+            async with scene.session.get(scene.site.make_url(f"/api/sessions/{names[0]}")) as response:
                 assert await response.read() == sessions.path(names[0]).read_bytes()
             assert (await scene.get("/api/sessions/guessed"))[0] == 404
 
@@ -493,7 +504,7 @@ def test_conversations_are_saved_meanwhile(play, tmp_path):
             await client.until(lambda: client.last("saved") is not None)
             assert sessions.listed()[0].info.frames == client.last("saved")["frames"] > 0
 
-    play(scene, settings=Settings(max_lag=None, save_seconds=0.5), sessions=sessions)
+    play(scene, settings=replace(PATIENT, save_seconds=0.5), sessions=sessions)
 
 
 def test_a_failed_save_is_told_and_the_conversation_goes_on(play, tmp_path):
@@ -525,7 +536,7 @@ def test_a_memory_that_is_not_finite_ends_its_conversation_and_spares_what_was_s
             await client.socket.send_bytes(b'\x04{"type": "save"}')
             await client.until(lambda: client.last("saved") is not None)
             memory = one_speaker.model.layers[0]._streaming_state.memory
-            await scene.house.call(lambda slots: memory.W1[0].fill_(torch.nan))
+            await scene.server.call(lambda slots: memory.W1[0].fill_(torch.nan))
             await client.say(pcm(noise(2)))
             assert await client.closing() == 1011
         assert sessions.listed()[0].info.frames == 4
@@ -541,9 +552,9 @@ def test_the_model_s_failure_ends_all_and_is_told(play, one_speaker, monkeypatch
             assert await client.closing() == 1011
         assert (await scene.get("/healthz"))[0] == 503
         assert (await scene.get("/api/chat"))[0] == 503
-        assert isinstance(scene.house.failure, ZeroDivisionError) and scene.house.stopped.is_set()
+        assert isinstance(scene.server.failure, ZeroDivisionError) and scene.server.stopped.is_set()
         with pytest.raises(InferenceError, match="the model has stopped"):
-            await scene.house.call(lambda slots: None)
+            await scene.server.call(lambda slots: None)
 
     play(scene)
     monkeypatch.undo()
@@ -556,9 +567,9 @@ def test_files_of_the_page_and_no_others(play, tmp_path):
 
     async def scene(scene: Scene) -> None:
         assert "hello" in (await scene.get("/"))[1]
-        async with scene.session.get(f"{scene.server.make_url('/')}..%2Fsecret") as response:
+        async with scene.session.get(f"{scene.site.make_url('/')}..%2Fsecret") as response:
             assert response.status in (403, 404)
-        async with scene.session.get(scene.server.make_url("/")) as response:
+        async with scene.session.get(scene.site.make_url("/")) as response:
             assert response.headers["X-Frame-Options"] == "DENY"
 
     play(scene, page=tmp_path / "page")
@@ -569,19 +580,19 @@ def test_a_stop_saves_everything(one_speaker, tmp_path):
     sessions = Sessions(tmp_path)
 
     async def whole() -> None:
-        house = House(Slots(one_speaker, 3), PATIENT, sessions, 0)
-        server = TestServer(make_app(house, None))
-        await server.start_server()
+        server = Server(Slots(one_speaker, 3), PATIENT, sessions, 0)
+        site = TestServer(make_app(server, None))
+        await site.start_server()
         async with aiohttp.ClientSession() as session:
             clients = []
             for _ in range(4):
-                socket = await session.ws_connect(server.make_url("/api/chat?events=1&format=pcm"))
+                socket = await session.ws_connect(site.make_url("/api/chat?events=1&format=pcm"))
                 clients.append(Client(socket))
             for client in clients[:3]:
                 await client.until(lambda client=client: client.ready)
                 await client.say(pcm(noise(4)))
                 await client.until(lambda client=client: len(client.sound) == 4)
-            _, *codes = await asyncio.gather(server.close(), *(client.closing() for client in clients))
+            _, *codes = await asyncio.gather(site.close(), *(client.closing() for client in clients))
             assert codes == [1001] * 4
 
     asyncio.run(asyncio.wait_for(whole(), WAIT))

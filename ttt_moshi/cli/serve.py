@@ -25,7 +25,7 @@ from ttt_moshi.errors import UserError
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from ttt_moshi.inference.server import House
+    from ttt_moshi.inference.server import Server
     from ttt_moshi.inference.settings import Settings
 
 SHUTDOWN_SECONDS = 1.5
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     try:
         speaker, sampling = open_speaker(options, Console(stderr=True, highlight=False))
         from ttt_moshi.inference import Slots
-        from ttt_moshi.inference.server import House, make_app
+        from ttt_moshi.inference.app import make_app
+        from ttt_moshi.inference.server import Server
         from ttt_moshi.inference.sessions import Sessions
 
         sessions = None if options.sessions == "none" else Sessions(Path(options.sessions))
@@ -81,8 +82,8 @@ def main(argv: list[str]) -> int:
         prepare = partial(use_device, str(speaker.model.device))
 
         async def run() -> int:
-            house = House(slots, settings, sessions, options.seed, start, prepare)
-            return await _serve(house, make_app(house, page), sockets, context)
+            server = Server(slots, settings, sessions, options.seed, start, prepare)
+            return await _serve(server, make_app(server, page), sockets, context)
 
         return asyncio.run(run())
     finally:
@@ -91,16 +92,16 @@ def main(argv: list[str]) -> int:
 
 
 async def _serve(
-    house: House, app: web.Application, sockets: list[socket.socket], context: ssl.SSLContext | None
+    server: Server, app: web.Application, sockets: list[socket.socket], context: ssl.SSLContext | None
 ) -> int:
     """Serves until a signal comes, or the model fails."""
     from aiohttp import web
 
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()  # until the model is warm nobody has anything to lose, and a signal ends the process as usual
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, house.stopped.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-    await runner.setup()
+        loop.add_signal_handler(number, server.stopped.set)
     try:
         for one in sockets:
             await web.SockSite(runner, one, ssl_context=context).start()
@@ -108,11 +109,11 @@ async def _serve(
         for one in sockets:
             host, port = one.getsockname()[:2]
             logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
-        await house.stopped.wait()
+        await server.stopped.wait()
         logger.info("stopping")
     finally:
         await runner.cleanup()
-    return 0 if house.failure is None else 1
+    return 0 if server.failure is None else 1
 
 
 def _settings(options: Any) -> Settings:

@@ -1,17 +1,14 @@
-"""The server: who may come in, who talks in which slot, and how it all ends."""
+"""The server: what all visits share, who talks in which slot, and how it all ends."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Protocol, TypeVar
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode
 
 from ttt_moshi.frames import seconds_to_frames
 from ttt_moshi.inference.engine import Engine, Tick
@@ -20,23 +17,27 @@ from ttt_moshi.inference.lobby import Lobby
 from ttt_moshi.inference.metrics import Metrics
 from ttt_moshi.inference.sessions import Sessions
 from ttt_moshi.inference.settings import Settings
-from ttt_moshi.inference.slots import Slots, Snapshot
-from ttt_moshi.inference.visit import Visit, Wish
-from ttt_moshi.inference.wire import FORMATS, MAX_MESSAGE_BYTES
+from ttt_moshi.inference.slots import Reply, Slots, Snapshot
 
 T = TypeVar("T")
 
-PING_SECONDS = 5.0
-"""a ping unanswered for half as long ends the connection"""
 SAVING_SECONDS = 30.0
 """for all conversations at the end"""
-STUCK_SECONDS = 10.0
-"""a tick that takes longer is no good sign"""
 
 logger = logging.getLogger(__name__)
 
 
-class House:
+class Visitor(Protocol):
+    """What the server knows of a connection (`visit.Visit`)."""
+
+    over: asyncio.Event
+
+    def end(self, code: int, reason: str) -> None: ...
+
+    def deliver(self, reply: Reply | None, waited: float, broken: bool) -> None: ...
+
+
+class Server:
     """What the visits of one server share. Everything but `engine` belongs to the event loop.
 
     Args:
@@ -65,12 +66,12 @@ class House:
         self.places = slots.count
         self.metrics = Metrics(slots.count)
         self.lobby = Lobby(slots.count)
-        self.live: dict[str, Visit] = {}
+        self.live: dict[str, Visitor] = {}
         self.tick_seconds = 0.0
         self.failure: BaseException | None = None
         self._state_id = slots.speaker.state_id
-        self._visits: set[Visit] = set()
-        self._talking: dict[int, Visit] = {}
+        self._visits: set[Visitor] = set()
+        self._talking: dict[int, Visitor] = {}
         # One thread: what is saved later is written later.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="sessions")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,7 +83,8 @@ class House:
     async def open(self) -> None:
         """Loads and warms the model."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.wrap_future(self.engine.start())
+        # Whoever is interrupted here leaves at once; the thread ends with the process.
+        await asyncio.shield(asyncio.wrap_future(self.engine.start()))
 
     async def close(self) -> None:
         """Ends all visits, saving their conversations, and then the model."""
@@ -97,19 +99,13 @@ class House:
         await asyncio.get_running_loop().run_in_executor(None, self.engine.join, 1.0)
         self._disk.shutdown()
 
-    async def receive(self, request: web.Request, wish: Wish) -> web.WebSocketResponse:
-        """Serves one connection to its end."""
-        socket = web.WebSocketResponse(
-            heartbeat=PING_SECONDS, max_msg_size=MAX_MESSAGE_BYTES, timeout=0.5, compress=False
-        )
-        await socket.prepare(request)
-        visit = Visit(self, socket, request.transport, wish)
+    def arrive(self, visit: Visitor) -> None:
+        """A connection has been opened."""
         self._visits.add(visit)
-        try:
-            await visit.run()
-        finally:
-            self._visits.discard(visit)
-        return socket
+
+    def depart(self, visit: Visitor) -> None:
+        """A connection has come to its end."""
+        self._visits.discard(visit)
 
     async def call(self, function: Callable[[Slots], T]) -> T:
         """Runs `function` in the model's thread, between two ticks."""
@@ -135,14 +131,14 @@ class House:
         if self.sessions is not None:
             await self._on_disk(self.sessions.forget, name)
 
-    def live_visit(self, visit: Visit, session: str | None, slot: int) -> None:
+    def live_visit(self, visit: Visitor, session: str | None, slot: int) -> None:
         """A conversation begins."""
         self._talking[slot] = visit
         if session is not None:
             self.live[session] = visit
         self._count()
 
-    def forget_visit(self, visit: Visit, session: str | None) -> None:
+    def forget_visit(self, visit: Visitor, session: str | None) -> None:
         """A conversation, or the wish for one, has ended."""
         self._talking = {slot: other for slot, other in self._talking.items() if other is not visit}
         if session is not None and self.live.get(session) is visit:
@@ -179,124 +175,3 @@ class House:
         for visit in list(self._visits):
             visit.end(WSCloseCode.INTERNAL_ERROR, "the model has stopped")
         self.stopped.set()
-
-
-HOUSE: web.AppKey[House] = web.AppKey("house", House)
-
-
-def make_app(house: House, page: Path | None) -> web.Application:
-    """The application: `/api/chat`, `/healthz`, `/metrics`, and the files of `page` (with an `index.html`) at `/`."""
-
-    async def lifetime(app: web.Application) -> AsyncIterator[None]:
-        await house.open()
-        yield
-
-    async def leave(_: web.Application) -> None:
-        await house.close()
-
-    app = web.Application(middlewares=[_headers])
-    app[HOUSE] = house
-    app.cleanup_ctx.append(lifetime)
-    app.on_shutdown.append(leave)  # type: ignore[arg-type]
-    app.router.add_get("/api/chat", _chat)
-    app.router.add_get("/api/hello", _hello)
-    app.router.add_get("/api/sessions/{name}", _download)
-    app.router.add_get("/healthz", _health)
-    app.router.add_get("/metrics", _metrics)
-    if page is not None:
-
-        async def index(request: web.Request) -> web.StreamResponse:
-            return web.FileResponse(page / "index.html")
-
-        app.router.add_get("/", index)
-        app.router.add_static("/", page)
-    return app
-
-
-@web.middleware
-async def _headers(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Pages of other sites may neither frame nor read what is served here."""
-    response: web.StreamResponse = await handler(request)
-    if not response.prepared:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cache-Control"] = "no-cache"
-    return response
-
-
-async def _chat(request: web.Request) -> web.StreamResponse:
-    house = request.app[HOUSE]
-    _admit(request, house.settings)
-    wish = _wish(request)
-    if house.failure is not None:
-        raise web.HTTPServiceUnavailable(text="the model has stopped\n")
-    if house.lobby.free == 0 and house.lobby.queue >= house.settings.max_queue:
-        raise web.HTTPServiceUnavailable(text="everybody is talking and too many wait; try again later\n")
-    return await house.receive(request, wish)
-
-
-async def _hello(request: web.Request) -> web.StreamResponse:
-    """What a page should know before it asks for the microphone."""
-    house = request.app[HOUSE]
-    _admit(request, house.settings)
-    facts = {
-        "sample_rate": house.sample_rate,
-        "frame_size": house.frame_size,
-        "places": house.places,
-        "free": house.lobby.free,
-        "queue": house.lobby.queue,
-        "keeps_sessions": house.sessions is not None,
-    }
-    return web.json_response(facts)
-
-
-async def _download(request: web.Request) -> web.StreamResponse:
-    """A kept conversation, for whoever holds its id."""
-    house = request.app[HOUSE]
-    _admit(request, house.settings)
-    try:
-        if house.sessions is None:
-            raise InferenceError("this server keeps no conversations")
-        path = house.sessions.existing(request.match_info["name"])
-    except InferenceError as error:
-        raise web.HTTPNotFound(text=f"{error}\n") from error
-    return web.FileResponse(path, headers={"Content-Disposition": f'attachment; filename="{path.name}"'})
-
-
-async def _health(request: web.Request) -> web.StreamResponse:
-    house = request.app[HOUSE]
-    if house.failure is not None or not house.engine.alive:
-        return web.Response(status=503, text="the model has stopped\n")
-    if house.engine.stuck_seconds > STUCK_SECONDS:
-        return web.Response(status=503, text="the model does not answer\n")
-    return web.Response(text="ok\n")
-
-
-async def _metrics(request: web.Request) -> web.StreamResponse:
-    house = request.app[HOUSE]
-    _admit(request, house.settings)
-    return web.Response(body=house.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-
-
-def _admit(request: web.Request, settings: Settings) -> None:
-    """Turns away pages of other sites, and whoever does not know the token."""
-    host = urlsplit(f"//{request.host}").hostname or ""
-    origin = request.headers.get("Origin")
-    if settings.hosts is not None and host not in settings.hosts:
-        raise web.HTTPForbidden(text=f"this server is not known as {host[:80]}\n")
-    if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != request.host:
-        raise web.HTTPForbidden(text="a page of another site may not talk to this server\n")
-    if settings.token is not None:
-        given = request.query.get("token") or request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), settings.token.encode()):
-            raise web.HTTPUnauthorized(text="the token is missing or wrong\n")
-
-
-def _wish(request: web.Request) -> Wish:
-    """What the address asks for; other parameters are those of moshi's own page, which mean nothing here."""
-    query = request.query
-    form = query.get("format", "opus")
-    if form not in FORMATS:
-        raise web.HTTPBadRequest(text=f"format is {' or '.join(FORMATS)}\n")
-    return Wish(query.get("events") == "1", form, query.get("resume"))

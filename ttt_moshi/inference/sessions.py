@@ -46,8 +46,8 @@ class Sessions:
 
     @staticmethod
     def new_id() -> str:
-        """An id that nobody can guess (128 bits)."""
-        return secrets.token_urlsafe(16)
+        """An id that nobody can guess (128 bits), and that no command takes for an option."""
+        return secrets.token_hex(16)
 
     def path(self, name: str) -> Path:
         """Where the session `name` is, or would be; never outside of the folder.

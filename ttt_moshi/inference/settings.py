@@ -14,6 +14,7 @@ class Settings:
             client has to wait.
         max_queue: visitors who may wait for a place; others are turned away.
         idle_seconds: without audio, after which a visitor is let go.
+        ping_seconds: between pings; one that is unanswered for half as long ends the connection.
         save_seconds: between saves of a conversation that goes on.
         token: that clients must know; None lets everybody in.
         hosts: names under which browsers may reach the server; None any. A page of another site that makes its own name
@@ -24,6 +25,7 @@ class Settings:
     max_lag: float | None = 0.5
     max_queue: int = 16
     idle_seconds: float = 60.0
+    ping_seconds: float = 5.0
     save_seconds: float = 30.0
     token: str | None = None
     hosts: frozenset[str] | None = None

@@ -18,6 +18,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
+from ttt_moshi.inference.server import Server, Visitor
 from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
 from ttt_moshi.inference.transcript import WORD_START, PieceReader
 from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
@@ -77,10 +78,10 @@ class Visit:
     """
 
     def __init__(
-        self, house: Any, socket: web.WebSocketResponse, transport: asyncio.Transport | None, wish: Wish
+        self, server: Server, socket: web.WebSocketResponse, transport: asyncio.Transport | None, wish: Wish
     ) -> None:
-        self._house, self._socket, self._transport, self._wish = house, socket, transport, wish
-        self._audio = FORMATS[wish.format](house.sample_rate)
+        self._server, self._socket, self._transport, self._wish = server, socket, transport, wish
+        self._audio = FORMATS[wish.format](server.sample_rate)
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(MAX_OUTBOX)
         self._reader = PieceReader()
         self._heard: np.ndarray = np.zeros(0, np.float32)
@@ -88,7 +89,7 @@ class Visit:
         self._slot: int | None = None
         self._session: str | None = None
         self._worth_saving = True
-        self._before: Visit | None = None
+        self._before: Visitor | None = None
         self._closing: tuple[int, str] | None = None
         self._ending = asyncio.Event()
         self._last_audio = time.monotonic()
@@ -106,8 +107,9 @@ class Visit:
     async def run(self) -> None:
         """Serves the connection until it ends."""
         # The conversation may still be going on in a connection whose end nobody has noticed.
-        self._before = self._house.live.get(self._wish.resume or "")
-        ticket = self._house.lobby.ask(self._on_place, first=self._before is not None)
+        self._before = self._server.live.get(self._wish.resume or "")
+        self._server.arrive(self)
+        ticket = self._server.lobby.ask(self._on_place, first=self._before is not None)
         if self._before is not None:
             self._before.end(ELSEWHERE, "this conversation goes on in another connection")
         tasks = [asyncio.create_task(work) for work in (self._read(), self._write(), self._talk(ticket.given))]
@@ -126,8 +128,9 @@ class Visit:
                 await self._finish()
             finally:
                 ticket.leave()
-                self._house.forget_visit(self, self._session)
-                self._house.metrics.closed.labels((self._closing or (WSCloseCode.ABNORMAL_CLOSURE,))[0]).inc()
+                self._server.forget_visit(self, self._session)
+                self._server.metrics.closed.labels((self._closing or (WSCloseCode.ABNORMAL_CLOSURE,))[0]).inc()
+                self._server.depart(self)
                 self.over.set()
         await self._close()
 
@@ -168,7 +171,7 @@ class Visit:
         snapshot = None
         if self._wish.resume is not None:
             try:
-                snapshot = await self._house.load(self._wish.resume)
+                snapshot = await self._server.load(self._wish.resume)
             except (UserError, OSError) as error:
                 self._tell("error", text=str(error))
                 self.end(UNKNOWN_SESSION, "this conversation cannot go on here")
@@ -178,38 +181,38 @@ class Visit:
         await self._watch()
 
     async def _begin(self, slot: int, snapshot: Snapshot | None) -> None:
-        house = self._house
-        seed = house.seed if house.seed is not None else secrets.randbits(62)
+        server = self._server
+        seed = server.seed if server.seed is not None else secrets.randbits(62)
         start = snapshot
-        if snapshot is None and house.start is not None:
-            start = replace(house.start, seed=seed)
+        if snapshot is None and server.start is not None:
+            start = replace(server.start, seed=seed)
         if start is None:
-            await house.call(lambda slots: slots.join(slot, seed))
+            await server.call(lambda slots: slots.join(slot, seed))
         else:
-            await house.call(lambda slots: slots.restore(slot, start))
-        self._session = self._wish.resume or house.new_session()
-        house.live_visit(self, self._session, slot)
+            await server.call(lambda slots: slots.restore(slot, start))
+        self._session = self._wish.resume or server.new_session()
+        server.live_visit(self, self._session, slot)
         self._heard = self._heard[:0]
         self._frames = 0 if start is None else start.frames
         self._kept_frames = self._frames
         self._last_audio = time.monotonic()
-        house.engine.attend(slot)
+        server.engine.attend(slot)
         self._slot = slot
         self._tell("welcome", session=self._session, resumed=snapshot is not None, frames=self._frames)
 
     async def _watch(self) -> None:
         """Once a second: how far behind, whether anybody is there, and whether it is time to save."""
-        house, settings, saved = self._house, self._house.settings, time.monotonic()
+        server, settings, saved = self._server, self._server.settings, time.monotonic()
         for seconds in count():
             await asyncio.sleep(1.0)
             slot = self._slot
             if slot is None:  # between two conversations
                 continue
-            behind = frames_to_seconds(house.engine.waiting(slot)) + self._waited
+            behind = frames_to_seconds(server.engine.waiting(slot)) + self._waited
             self._waited = 0.0
             if self._wish.events and seconds % MEMORY_SECONDS == 0:
-                self._tell("memory", written=await house.call(partial(Slots.written, slot=slot)))
-            self._tell("lag", seconds=round(behind, 3), dropped=self._dropped, tick=round(house.tick_seconds, 4))
+                self._tell("memory", written=await server.call(partial(Slots.written, slot=slot)))
+            self._tell("lag", seconds=round(behind, 3), dropped=self._dropped, tick=round(server.tick_seconds, 4))
             if time.monotonic() - self._last_audio > settings.idle_seconds:
                 self.end(WSCloseCode.POLICY_VIOLATION, f"no audio for {settings.idle_seconds:.0f} s")
                 return
@@ -247,17 +250,17 @@ class Visit:
     async def _hear(self, samples: np.ndarray) -> None:
         if self._slot is None:
             return  # whoever waits is not heard
-        house, size = self._house, self._house.frame_size
+        server, size = self._server, self._server.frame_size
         if len(samples):  # bytes that never become sound hold no place
             self._last_audio = time.monotonic()
         self._heard = np.concatenate([self._heard, samples])
         while len(self._heard) >= size:
             frame, self._heard = torch.from_numpy(self._heard[:size].copy()), self._heard[size:]
-            while house.settings.max_lag is None and house.engine.waiting(self._slot) >= PATIENT_FRAMES:
+            while server.settings.max_lag is None and server.engine.waiting(self._slot) >= PATIENT_FRAMES:
                 await asyncio.sleep(0.01)
-            dropped = house.engine.hear(self._slot, frame)
+            dropped = server.engine.hear(self._slot, frame)
             self._dropped += dropped
-            house.metrics.dropped.inc(dropped)
+            server.metrics.dropped.inc(dropped)
 
     async def _obey(self, wish: dict[str, Any]) -> None:
         """A JSON message of the page; a known wish means nothing before the conversation has begun."""
@@ -272,13 +275,13 @@ class Visit:
             async with self._keeping:
                 try:
                     if old is not None:
-                        await self._house.forget(old)
+                        await self._server.forget(old)
                 except OSError as error:
                     self._tell("error", text=f"not forgotten: {error}")
                     return
-                self._house.engine.leave(slot)
+                self._server.engine.leave(slot)
                 self._slot = None
-                self._house.forget_visit(self, old)
+                self._server.forget_visit(self, old)
             self._wish = Wish(self._wish.events, self._wish.format)
             await self._begin(slot, None)
 
@@ -290,19 +293,19 @@ class Visit:
     async def _keep(self) -> None:
         if self._slot is None or self._session is None or not self._worth_saving:
             return
-        slot, house = self._slot, self._house
+        slot, server = self._slot, self._server
         try:
-            snapshot = await house.call(lambda slots: slots.snapshot(slot))
+            snapshot = await server.call(lambda slots: slots.snapshot(slot))
             new = snapshot.frames > self._kept_frames
             if new:
-                await house.keep(self._session, snapshot)
+                await server.keep(self._session, snapshot)
         except (UserError, OSError) as error:
-            house.metrics.save_failures.inc()
+            server.metrics.save_failures.inc()
             logger.error("a conversation was not saved: %s", error)
             self._tell("error", text=f"not saved: {error}")
         else:
             self._kept_frames = snapshot.frames
-            house.metrics.saved.inc(new)
+            server.metrics.saved.inc(new)
             self._tell("saved", session=self._session, frames=snapshot.frames)
 
     async def _finish(self) -> None:
@@ -310,9 +313,9 @@ class Visit:
         if self._slot is None:
             return
         await self._save()
-        self._house.engine.leave(self._slot)
+        self._server.engine.leave(self._slot)
         with suppress(UserError):
-            await self._house.call(lambda slots: None)  # what the last ticks brought has come before this
+            await self._server.call(lambda slots: None)  # what the last ticks brought has come before this
         kept = f", kept as {self._session}" if self._session is not None and self._worth_saving else ""
         _, reason = self._closing or (0, "")
         logger.info("a conversation ends after %.1f s%s %s", frames_to_seconds(self._frames), kept, reason)
