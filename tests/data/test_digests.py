@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 import blake3
 import pytest
 
-from ttt_moshi.data import DataError
+from ttt_moshi.data import DataError, digests
 from ttt_moshi.data.digests import FILE_NAME, Digests
+from ttt_moshi.data.sources import open_sources
 
 LONG_AGO = 1_700_000_000
 
@@ -152,3 +154,26 @@ def test_names_that_are_not_text(tmp_path, settled, opened):
     for _ in range(2):
         Digests(tmp_path / "cache").of(file)
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("count", [10, 40])
+def test_a_first_start_reads_every_line_a_few_times(tmp_path, write_recording, settled, monkeypatch, count):
+    """Not once for every recording, which would make a thousand of them a million lines."""
+    lines = []
+    for i in range(count):
+        path = write_recording(tmp_path / f"{i}.wav", 0.1, seed=i, words=[("a", 0.0, 0.05, "SPEAKER_MAIN")])
+        lines.append(json.dumps({"path": path.name, "duration": 0.1}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    read = 0
+    original = digests._unseal
+
+    def counting(line: bytes):
+        nonlocal read
+        read += 1
+        return original(line)
+
+    monkeypatch.setattr(digests, "_unseal", counting)
+    for _ in range(2):
+        read = 0
+        assert len(open_sources(str(tmp_path / "data.jsonl"))[0].recordings) == count
+        assert count <= read <= 5 * count  # two files each, and an empty line before each line

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from ttt_moshi.cli.main import main
 from ttt_moshi.data import Corpus, DataError
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.check import check_data
-from ttt_moshi.data.prepare import prepare
+from ttt_moshi.data.prepare import Prepared, prepare
 from ttt_moshi.data.prepare_one import Choices
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.data.turns import assign_spans
@@ -355,3 +360,33 @@ def test_voiced_spans_bridge_short_pauses_and_drop_clicks():
     spans = [(round(s.start, 3), round(s.end, 3)) for s in voiced_spans(decibels)]
     assert spans == [(0.4, 1.2), (3.0, 3.8)]
     assert voiced_spans(np.full(100, -90.0)) == [] and voiced_spans(np.zeros(0)) == []
+
+
+def test_a_broken_file_does_not_block_another_of_its_name(tmp_path, write_recording):
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "a.flac").write_bytes(b"fLaC, cut short")
+    write_recording(tmp_path / "calls" / "a.wav", words=[("hello", 0.1, 0.4, "SPEAKER_MAIN")])
+    result = prepare(tmp_path / "calls", tmp_path / "out")
+    assert [(o.source, o.path) for o in result.outcomes] == [("a.flac", None), ("a.wav", "recordings/a.wav")]
+
+
+def test_one_recording_is_not_split_before_it_is_read(tmp_path, write_recording):
+    write_recording(tmp_path / "calls" / "a.wav")
+    with pytest.raises(DataError, match="cannot be split"):
+        prepare(tmp_path / "calls", tmp_path / "out", eval_fraction=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_costs_no_recording(tmp_path, write_recording):
+    """As a decoder might that meets a file nobody thought of, or when memory is short."""
+    for i in range(6):
+        write_recording(tmp_path / "calls" / f"{i}.wav", 20.0, seed=i, rate=44100)
+    found: list[Prepared] = []
+    thread = Thread(target=lambda: found.append(prepare(tmp_path / "calls", tmp_path / "out", jobs=2)))
+    thread.start()
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.01)
+    os.kill(children[0].pid, signal.SIGKILL)
+    thread.join()
+    assert [outcome.left_out for outcome in found[0].outcomes] == [None] * 6

@@ -8,7 +8,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -28,6 +29,7 @@ REPORT_NAME = "prepare.json"
 
 _RECORDINGS = "recordings"
 _TRIED = "tried.jsonl"
+_ONE_RECORDING = "one recording cannot be split into training and evaluation data; leave `--eval_fraction` out"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def prepare(
     _refuse_to_destroy(source, out, overwrite)
     choices = choices or Choices()
     items, passed_over = _items(source, out, pair)
+    if eval_fraction and len(items) < 2:
+        raise DataError(_ONE_RECORDING)
     partial = out.with_name(f".{out.name}.partial")
     settings = {"source": str(source.resolve()), "choices": asdict(choices), "pair": pair}
     with _under_way(partial, settings) as (earlier, record):
@@ -223,11 +227,35 @@ def _run(work: Sequence[tuple[Item, Path, Choices]], jobs: int) -> Iterator[Outc
             yield prepare_one(*task)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [_submit(pool, task) for task in work]
         try:
-            yield from pool.map(prepare_one, *zip(*work, strict=True)) if work else ()
+            for task, future in zip(work, futures, strict=True):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    yield _alone(*task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _submit(pool: ProcessPoolExecutor, task: tuple[Item, Path, Choices]) -> Future[Outcome]:
+    """A pool refuses work as soon as one of its processes has died; that is for the task to find out."""
+    try:
+        return pool.submit(prepare_one, *task)
+    except BrokenProcessPool as error:
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _alone(item: Item, target: Path, choices: Choices) -> Outcome:
+    """In a process that nothing else depends on: one of those before has died of a recording, maybe of this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(prepare_one, item, target, choices).result()
+        except BrokenProcessPool:
+            return Outcome(item.name, left_out="the process that read it died, for lack of memory or of the file")
 
 
 def _place(items: Sequence[Item], outcomes: Sequence[Outcome], partial: Path) -> None:
@@ -276,7 +304,7 @@ def _write_lists(out: Path, outcomes: Sequence[Outcome], eval_fraction: float) -
     if not eval_fraction:
         return {"data.jsonl": _write_list(out / "data.jsonl", used)}
     if len(used) < 2:
-        raise DataError("one recording cannot be split into training and evaluation data; leave `--eval_fraction` out")
+        raise DataError(_ONE_RECORDING)
     held_out = min(max(1, round(eval_fraction * len(used))), len(used) - 1)
     # By content, so that renaming files or adding a transcript moves nothing between the two.
     chosen = {outcome.digest for outcome in sorted(used, key=lambda outcome: outcome.digest)[:held_out]}

@@ -5,6 +5,7 @@ A path names an audio file, or a file of codes (`ttt_moshi.data.encoded`).
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -113,6 +114,7 @@ def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:
         DataError: an empty or malformed list, a missing file, a corrupt line, a missing or unusable recording, a
             recording shorter than a frame or shorter than its line says.
     """
+    digests = functools.cache(digests)  # each reads its whole file when it is first asked
     return [_open_source(i, path, weight, digests) for i, (path, weight) in enumerate(split_spec(spec))]
 
 
