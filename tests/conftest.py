@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
+
+from tests.processes import Warm
 
 if TYPE_CHECKING:
     from ttt_moshi.synthetic import Material
@@ -33,3 +36,11 @@ def tiny_material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         shared = shared.parent
     with FileLock(shared / "tiny_material.lock"):
         return make_tiny_material(shared / "tiny_material")
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts Python commands without importing PyTorch anew."""
+    process = Warm()
+    yield process
+    process.close()

@@ -6,10 +6,13 @@ The checkpoint store has a seam of its own for this (`ttt_moshi.checkpoint.files
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -42,3 +45,15 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         # In a folder that cannot be written any more the first error is the one to tell.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is the temporary file of a replacement that is under way, or whose process was killed."""
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
+def delete_partial(folder: Path) -> None:
+    """Deletes what killed processes have left in a folder that only this process writes to."""
+    if folder.is_dir():
+        for path in filter(is_partial, folder.iterdir()):
+            path.unlink(missing_ok=True)

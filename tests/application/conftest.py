@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.application.harness import Place, Warm, copy
+from tests.application.harness import Place, copy
 from tests.application.tally import TALLY
 
 if TYPE_CHECKING:
+    from tests.processes import Warm
     from ttt_moshi.synthetic import Material
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    """The process that forks commands."""
-    process = Warm()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="session")

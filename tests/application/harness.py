@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from tests.processes import Process, Warm
 from ttt_moshi.checkpoint import CheckpointStore, read_manifest
 
 HERE = Path(__file__).parent
@@ -69,15 +70,16 @@ class Running:
     """A command that runs."""
 
     words: tuple[str, ...]
-    pid: int
-    folder: Path
-    place: Place
-    began: float = field(default_factory=time.monotonic)
+    process: Process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
 
     def poll(self) -> int | None:
         """Exit status, or None while it runs."""
-        status = self.place.warm.ask({"poll": self.pid})
-        return status
+        return self.process.poll()
 
     def wait(self) -> Ended:
         """Waits for the end.
@@ -85,36 +87,9 @@ class Running:
         Raises:
             AssertionError: it took longer than `HANG` and was killed.
         """
-        while (status := self.poll()) is None:
-            if time.monotonic() - self.began > HANG:
-                os.killpg(self.pid, 9)
-                raise AssertionError(f"hangs: {' '.join(self.words)}\n{(self.folder / 'err').read_text()[-2000:]}")
-            time.sleep(0.005)
-        out, err = ((self.folder / name).read_text(errors="replace") for name in ("out", "err"))
-        return Ended(self.words, status, out, err, time.monotonic() - self.began)
-
-
-class Warm:
-    """The process that forks commands (`warm.py`)."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "warm.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT,
-        )  # fmt: skip
-        assert self._process.stdout is not None and self._process.stdin is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        """Sends one request and returns the answer."""
-        assert self._process.stdout is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.communicate()
+        status = self.process.wait(HANG)
+        seconds = time.monotonic() - self.process.began
+        return Ended(self.words, status, self.process.stdout, self.process.stderr, seconds)
 
 
 @dataclass
@@ -157,13 +132,9 @@ class Place:
         """Starts a `ttt-moshi` command in a process of its own."""
         self.started += 1
         folder = self.folder / ".io" / f"{self.started:03d}"
-        folder.mkdir(parents=True)
         typed = tuple(map(str, words))
-        request = {
-            "words": typed, "cwd": str(self.folder), "stdout": str(folder / "out"), "stderr": str(folder / "err"),
-            "env": environment((self.folder, self.material), faults, trace),
-        }  # fmt: skip
-        return Running(typed, self.warm.ask({"start": request}), folder, self)
+        env = environment((self.folder, self.material), faults, trace)
+        return Running(typed, self.warm.start(["-m", "ttt_moshi", *typed], env, self.folder, folder))
 
     def do(self, *words: object, faults: tuple[Fault, ...] = (), trace: Path | None = None) -> Ended:
         """Runs a `ttt-moshi` command to its end."""

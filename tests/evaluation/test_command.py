@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import TORCHRUN, Process, Warm
 from ttt_moshi.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +107,7 @@ def test_two_evaluations_are_byte_equal_and_a_second_one_uses_the_cache(evaluate
     assert untouched(out / "cache") == before
 
 
-def test_two_processes_share_an_evaluation_and_end_byte_equal(evaluated, bench, tiny_material, tmp_path):
+def test_two_processes_share_an_evaluation_and_end_byte_equal(evaluated, bench, tiny_material, tmp_path, warm):
     out, _ = evaluated
     shared = tmp_path / "shared"
     options = [
@@ -114,7 +115,7 @@ def test_two_processes_share_an_evaluation_and_end_byte_equal(evaluated, bench, 
         "--data", tiny_material.eval_data, "--out", shared, "--eval_type", "both", "--tasks", ALL,
         "--data_root", bench, "--device", "cpu",
     ]  # fmt: skip
-    result = torchrun(options)
+    result = torchrun(warm, options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("results:") == 1
     assert files(shared) == files(out)
@@ -125,13 +126,9 @@ def test_two_processes_share_an_evaluation_and_end_byte_equal(evaluated, bench, 
         assert made == alone
 
 
-def torchrun(options: list) -> subprocess.CompletedProcess:
-    """The root script in two processes, as users start it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(ROOT / "eval_from_checkpoint.py"), *map(str, options)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def torchrun(warm: Warm, options: list) -> Process:
+    """The root script in two processes."""
+    return warm.run([*TORCHRUN, 2, ROOT / "eval_from_checkpoint.py", *options])
 
 
 def test_batch_size_one_is_really_one_and_agrees(evaluated, bench, tiny_material, tmp_path):

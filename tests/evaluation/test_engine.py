@@ -97,17 +97,14 @@ def test_a_damaged_cache_file_is_scored_again_with_a_warning(tmp_path, toy, orac
     assert len(caplog.records) == 1 and victim.name in caplog.text and "scored again" in caplog.text
 
 
-def test_processes_that_share_a_cache_write_under_names_of_their_own(tmp_path, toy):
+def test_processes_that_share_a_cache_write_under_names_of_their_own(tmp_path, toy, warm):
     """Two processes score the same recordings into one folder at once: both end with the same numbers, and nothing but
     whole files is left."""
     program = KILLED.format(folder=str(Path(__file__).parent))
     examples(toy, tmp_path)
-    pair = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=600)[0].splitlines() for process in pair]
-    assert [process.returncode for process in pair] == [0, 0]
+    pair = [warm.start(["-c", program, tmp_path]) for _ in range(2)]
+    assert [process.wait() for process in pair] == [0, 0]
+    outputs = [process.stdout.splitlines() for process in pair]
     numbers = [[line for line in output if line != "batch"] for output in outputs]
     assert numbers[0] == numbers[1] and numbers[0]
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -166,14 +163,15 @@ for name, nll in engine.nll(wanted).items():
 """
 
 
-def test_a_killed_evaluation_continues_and_ends_byte_equal(tmp_path, toy):
+def test_a_killed_evaluation_continues_and_ends_byte_equal(tmp_path, toy, warm):
     program = KILLED.format(folder=str(Path(__file__).parent))
     for folder in ("whole", "killed"):
         examples(toy, tmp_path / folder)
 
     def run(folder: str) -> list[str]:
-        command = [sys.executable, "-c", program, str(tmp_path / folder)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        done = warm.run(["-c", program, tmp_path / folder])
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
     whole = run("whole")
     batches = whole.count("batch")

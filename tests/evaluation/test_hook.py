@@ -4,8 +4,6 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,39 +144,36 @@ print(json.dumps([found, len(passes)]))
 """
 
 
-def run_two_ranks(bench, tiny_material, codes_dir, folder, tasks, stop_after=-1) -> list:
+def run_two_ranks(warm, bench, tiny_material, codes_dir, folder, tasks, stop_after=-1) -> list:
     program = RANK_PROGRAM.format(
         folder=str(Path(__file__).parent), base=str(tiny_material.base_model), bench=str(bench), tasks=tasks,
         codes=str(codes_dir), stop_after=stop_after,
     )  # fmt: skip
-    command = [sys.executable, "-c", program]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder / "meet")], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    return [json.loads(process.communicate(timeout=600)[0].splitlines()[-1]) for process in ranks]
+    ranks = [warm.start(["-c", program, rank, folder / "meet"]) for rank in range(2)]
+    assert [process.wait() for process in ranks] == [0, 0]
+    return [json.loads(process.stdout.splitlines()[-1]) for process in ranks]
 
 
-def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path):
-    outputs = [found for found, _ in run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS)]
+def test_two_ranks_agree_with_one(new_ttt_model, bench, codec, codes_dir, tiny_material, tmp_path, warm):
+    outputs = [found for found, _ in run_two_ranks(warm, bench, tiny_material, codes_dir, tmp_path, TASKS)]
     alone = paper_metrics(new_ttt_model(card=64, context=32), codec, arguments(bench, max_frames=40), codes_dir)
     assert outputs[0] == outputs[1]
     for name, task in alone.items():
         assert outputs[0][name]["value"] == pytest.approx(task["value"], abs=1e-6), name
 
 
-def test_what_one_rank_cannot_read_stops_no_rank(bench, tiny_material, tmp_path):
+def test_what_one_rank_cannot_read_stops_no_rank(bench, tiny_material, tmp_path, warm):
     """Each rank encodes its share, and only one of them meets the damaged recording; the tasks after it run."""
     data = tmp_path / "bench"
     shutil.copytree(bench, data)
     victim = sorted((data / "sSC").glob("*.wav"))[0]
     victim.write_bytes(victim.read_bytes()[:-1000])
-    found, other = (f for f, _ in run_two_ranks(data, tiny_material, tmp_path / "codes", tmp_path, "ssc,tsc"))
+    found, other = (f for f, _ in run_two_ranks(warm, data, tiny_material, tmp_path / "codes", tmp_path, "ssc,tsc"))
     assert found == other
     assert found["ssc"]["status"] == "skipped" and victim.name in found["ssc"]["reason"]
     assert found["tsc"]["status"] == "ok"
 
 
-def test_one_rank_that_is_asked_to_stop_stops_both(bench, tiny_material, codes_dir, tmp_path):
-    outputs = run_two_ranks(bench, tiny_material, codes_dir, tmp_path, TASKS, stop_after=2)
+def test_one_rank_that_is_asked_to_stop_stops_both(bench, tiny_material, codes_dir, tmp_path, warm):
+    outputs = run_two_ranks(warm, bench, tiny_material, codes_dir, tmp_path, TASKS, stop_after=2)
     assert outputs == [["stopped", 2], ["stopped", 2]]

@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,14 +171,10 @@ print(json.dumps(as_task(result)))
 """
 
 
-def test_two_ranks_return_what_one_returns(model, new_clips, tmp_path):
+def test_two_ranks_return_what_one_returns(model, new_clips, tmp_path, warm):
     program = RANK_PROGRAM.format(folder=str(Path(__file__).parent), lengths=LENGTHS)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    outputs = [json.loads(process.communicate(timeout=600)[0].splitlines()[-1]) for process in ranks]
+    ranks = [warm.start(["-c", program, rank, tmp_path / "meet"]) for rank in range(2)]
+    assert [process.wait() for process in ranks] == [0, 0]
+    outputs = [json.loads(process.stdout.splitlines()[-1]) for process in ranks]
     alone = as_task(evaluate_perplexity(model, new_clips(LENGTHS)))
     assert outputs[0] == outputs[1] == json.loads(json.dumps(alone))

@@ -2,8 +2,6 @@
 
 import resource
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -126,7 +124,7 @@ def test_an_older_session_survives_a_failed_save(speaker, saved):
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
 
 
-def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path):
+def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path, warm):
     """Two halves with a saved session between equal the whole, sample by sample."""
     import soundfile
 
@@ -138,10 +136,9 @@ def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path):
     soundfile.write(tmp_path / "whole.wav", sound[: 60 * size], rate)
 
     def generate(name: str, *options: str) -> None:
-        script = "import sys; from ttt_moshi.cli.main import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", script, "generate", "--checkpoint_dir", str(trained)]
-        command += ["--input", str(tmp_path / f"{name}.wav"), "--out", str(tmp_path / f"{name}.out.wav"), *options]
-        subprocess.run(command, check=True, capture_output=True)
+        command = ["-m", "ttt_moshi", "generate", "--checkpoint_dir", trained, "--input", tmp_path / f"{name}.wav"]
+        done = warm.run([*command, "--out", tmp_path / f"{name}.out.wav", *options])
+        assert done.returncode == 0, done.stderr
 
     session = str(tmp_path / "session")
     generate("whole")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.processes import ENV, ROOT, TORCHRUN, Process, Warm
 from ttt_moshi.checkpoint import CheckpointStore, read_manifest
 
 if TYPE_CHECKING:
     from ttt_moshi.synthetic import Material
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -29,15 +26,13 @@ class Launch:
 
     run_dir: Path
     material: Material
+    warm: Warm
     options: tuple[str, ...] = ()
 
     def command(self, *more: str, ranks: int = 1) -> list[str]:
-        """The command line of a launch on `ranks` processes."""
-        python = [sys.executable]
-        if ranks > 1:
-            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        """What follows `python` in the command line of a launch on `ranks` processes."""
         return [
-            *python, str(ROOT / "train.py"),
+            *([*TORCHRUN, str(ranks)] if ranks > 1 else []), str(ROOT / "train.py"),
             "--run_dir", str(self.run_dir),
             "--moshi_paths.hf_repo_id", str(self.material.base_model),
             "--data.train_data", str(self.material.train_data),
@@ -51,25 +46,26 @@ class Launch:
             *self.options, *more,
         ]  # fmt: skip
 
-    def run(self, *more: str, ranks: int = 1, status: int = 0) -> subprocess.CompletedProcess[str]:
+    def start(self, *more: str, ranks: int = 1, **env: str) -> Process:
+        """Starts a launch."""
+        return self.warm.start(self.command(*more, ranks=ranks), {**ENV, **env})
+
+    def run(self, *more: str, ranks: int = 1, status: int = 0, **env: str) -> Process:
         """Runs to the end and checks the exit status."""
-        done = subprocess.run(self.command(*more, ranks=ranks), capture_output=True, text=True, check=False, env=ENV)
-        assert done.returncode == status, done.stderr[-3000:]
+        done = self.start(*more, ranks=ranks, **env)
+        assert done.wait() == status, done.stderr[-3000:]
         return done
 
     def run_until(
         self, reached: Callable[[], bool], number: signal.Signals, *more: str, ranks: int = 1
     ) -> tuple[int, str]:
         """Starts, waits for a condition, sends a signal to the whole group; returns exit status and stderr."""
-        process = subprocess.Popen(
-            self.command(*more, ranks=ranks), stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True
-        )
+        process = self.start(*more, ranks=ranks)
         while process.poll() is None and not reached():
             time.sleep(0.005)
-        assert process.poll() is None, "training ended before the signal was sent"
+        assert process.poll() is None, f"training ended before the signal was sent\n{process.stderr[-3000:]}"
         os.killpg(process.pid, number)
-        stderr = process.communicate()[1]
-        return process.returncode, stderr
+        return process.wait(), process.stderr
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -94,10 +90,7 @@ class Launch:
         return read_manifest(self.store.path(step))["state_id"]
 
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture()
-def launch(tmp_path: Path, tiny_material: Material) -> Callable[..., Launch]:
+def launch(tmp_path: Path, tiny_material: Material, warm: Warm) -> Callable[..., Launch]:
     """Makes runs below the test's folder: `launch("name", "--key", "value")`."""
-    return lambda name, *options: Launch(tmp_path / name, tiny_material, options)
+    return lambda name, *options: Launch(tmp_path / name, tiny_material, warm, options)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,30 +15,35 @@ from typing import Any
 
 import pytest
 
+from tests.processes import ENV, TORCHRUN
+
 AUTO = ("--checkpoint.resume", "auto")
 SHORT = ("--duration_sec", "0.8", "--batch_size", "1")
 
 
-def start(launch: Any, *more: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        launch.command(*more),
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+def end(process: Any, status: int) -> str:
+    assert process.wait() == status, process.stderr[-3000:]
+    assert "Traceback" not in process.stderr
+    return process.stderr
 
 
-def end(process: subprocess.Popen[str], status: int) -> str:
-    stderr = process.communicate(timeout=600)[1]
-    assert process.returncode == status, stderr[-3000:]
-    assert "Traceback" not in stderr
-    return stderr
-
-
-def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+def wait_for(process: Any, reached: Callable[[], bool]) -> None:
     while not reached():
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.stderr[-3000:]
         time.sleep(0.01)
+
+
+class Cold(subprocess.Popen):
+    """A whole new Python, for what happens while it starts; its errors are a text at the end."""
+
+    def __init__(self, words: list[str], **more: Any) -> None:
+        super().__init__([sys.executable, *words], stderr=subprocess.PIPE, text=True, **{"env": ENV, **more})
+
+    def wait(self, timeout: float | None = 900) -> int:
+        """Its exit status; from then on `stderr` is what it wrote there."""
+        if not isinstance(self.stderr, str):
+            self.stderr = self.communicate(timeout=timeout)[1]
+        return self.returncode
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -59,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_one_command_line_starts_continues_and_ends(launch: Callable[..., Any]) -> None:
     run = launch("run", *SHORT, *AUTO, "--max_steps", "40", "--ckpt_freq", "5")
-    process = start(run)
+    process = run.start()
     wait_for(process, lambda: bool(run.store.steps()))
     # A second process on the folder is refused, whatever it asks for; the first is held meanwhile, so that it lasts.
     process.send_signal(signal.SIGSTOP)
@@ -87,7 +93,7 @@ def test_a_stop_while_starting_ends_at_once_and_claims_nothing(
     launch: Callable[..., Any], number: signal.Signals, phase: str
 ) -> None:
     run = launch("run", *SHORT, *AUTO, "--max_steps", "2")
-    process = start(run)
+    process = Cold(run.command())
     wait_for(process, lambda: catches(process.pid, number) and (phase == "handlers" or maps(process.pid, phase)))
     process.send_signal(number)
     assert f"stopped by {number.name} before the first step" in end(process, 128 + number)
@@ -97,7 +103,7 @@ def test_a_stop_while_starting_ends_at_once_and_claims_nothing(
 @pytest.mark.slow
 def test_sigusr1_while_starting_is_a_checkpoint_after_the_first_step(launch: Callable[..., Any]) -> None:
     run = launch("run", *SHORT, "--max_steps", "3", "--num_ckpt_keep", "null")
-    process = start(run)
+    process = Cold(run.command())
     wait_for(process, lambda: catches(process.pid, signal.SIGUSR1))
     process.send_signal(signal.SIGUSR1)
     end(process, 0)
@@ -108,7 +114,7 @@ def test_sigusr1_while_starting_is_a_checkpoint_after_the_first_step(launch: Cal
 def test_sighup_saves_like_sigterm_and_nohup_ignores_it(launch: Callable[..., Any]) -> None:
     for name, before, status in (("hung_up", None, 129), ("nohup", lambda: signal.signal(1, signal.SIG_IGN), 0)):
         run = launch(name, *SHORT, "--max_steps", "8")
-        process = subprocess.Popen(run.command(), stderr=subprocess.PIPE, text=True, preexec_fn=before)
+        process = Cold(run.command(), preexec_fn=before)
         wait_for(process, lambda run=run: len(run.records) >= 2)
         process.send_signal(signal.SIGHUP)
         end(process, status)
@@ -128,7 +134,7 @@ def test_a_failed_evaluation_costs_nothing_that_was_trained(launch: Callable[...
         str(tmp_path / "codes"),
     )
     run = launch("run", *SHORT, "--max_steps", "4", *evaluated)
-    process = start(run)
+    process = run.start()
     wait_for(process, lambda: bool(run.records))
     for recording in (tmp_path / "eval").rglob("*.wav"):
         recording.unlink()
@@ -149,7 +155,7 @@ def test_a_failed_evaluation_stops_the_run_where_that_is_asked(launch: Callable[
         "run", *SHORT, "--max_steps", "20", "--eval_freq", "4", "--do_eval", "true", "--data.eval_data", str(listing),
         "--data.code_cache_dir", str(tmp_path / "codes"), "--stop_on_failed_evaluation", "true",
     )  # fmt: skip
-    process = start(run)
+    process = run.start()
     wait_for(process, lambda: bool(run.records))
     for recording in (tmp_path / "eval").rglob("*.wav"):
         recording.unlink()
@@ -166,7 +172,7 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_up_for(launch: Cal
     slow_down(launch("x").run_dir.parent, "ttt_moshi.evaluation.tasks.perplexity", "score", 1.0)
     whole, run = launch("whole", *options), launch("run", *options)
     whole.run()
-    process = start(run, PYTHONPATH=f"{launch('x').run_dir.parent}:{os.environ.get('PYTHONPATH', '')}")
+    process = Cold(run.command(), env={**ENV, "PYTHONPATH": f"{launch('x').run_dir.parent}:{ENV['PYTHONPATH']}"})
     wait_for(process, lambda: len(run.records) == 2)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
@@ -267,10 +273,9 @@ def test_failed_saves_are_loud_and_tolerated_as_often_as_asked(
         "os.posix_fallocate = fallocate\n"
     )
     run = launch("run", *SHORT, "--max_steps", "10", "--ckpt_freq", "2", "--num_ckpt_keep", "null")
-    process = start(
-        run, "--checkpoint.tolerate_failed_saves", str(tolerated),
-        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-    )  # fmt: skip
+    process = run.start(
+        "--checkpoint.tolerate_failed_saves", str(tolerated), PYTHONPATH=f"{tmp_path}:{ENV['PYTHONPATH']}"
+    )
     stderr = end(process, status)
     assert stderr.count("WAS NOT SAVED") == tolerated
     assert run.store.steps() == ([2, 8, 10] if status == 0 else [2])
@@ -286,7 +291,7 @@ def test_a_recording_that_vanishes_ends_the_run_after_saving(launch: Callable[..
     shutil.copytree(material.train_data.parent, tmp_path / "data")
     options = ("--data.train_data", str(tmp_path / "data" / material.train_data.name), "--data.shuffle", "false")
     run = launch("run", *SHORT, "--max_steps", "300", *options)
-    process = start(run)
+    process = run.start()
     wait_for(process, lambda: len(run.records) >= 2)
     aside = tmp_path / "aside"
     (tmp_path / "data").rename(aside)
@@ -302,17 +307,9 @@ def test_processes_with_different_folders_are_told(launch: Callable[..., Any], t
     script = tmp_path / "each.sh"
     run = launch("run", *SHORT, "--max_steps", "1")
     words = run.command()
-    command = [
-        *words[:1],
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "--no-python",
-        str(script),
-    ]
+    command = [sys.executable, *TORCHRUN, "2", "--no-python", str(script)]
     script.write_text(
-        "#!/bin/sh\n" + f"exec {words[0]} " + " ".join(words[1:]).replace(str(run.run_dir), f"{run.run_dir}$RANK")
+        f"#!/bin/sh\nexec {sys.executable} " + " ".join(words).replace(str(run.run_dir), f"{run.run_dir}$RANK")
     )
     script.chmod(0o755)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
@@ -326,7 +323,7 @@ def test_torchrun_restarts_what_was_killed_with_the_same_command(launch: Callabl
     run = launch("run", *SHORT, *AUTO, "--max_steps", "12", "--ckpt_freq", "2")
     words = run.command(ranks=2)
     words.insert(words.index("--standalone"), "--max-restarts=2")
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = Cold(words)
     wait_for(process, lambda: bool(run.store.steps()))
     worker = next(
         path.parent.name
@@ -334,8 +331,9 @@ def test_torchrun_restarts_what_was_killed_with_the_same_command(launch: Callabl
         if path.read_text().split()[3] == str(process.pid)
     )
     os.kill(int(worker), signal.SIGKILL)
-    stderr = process.communicate(timeout=900)[1]
-    assert process.returncode == 0, stderr[-3000:]
+    status = process.wait()
+    stderr = process.stderr
+    assert status == 0, stderr[-3000:]
     assert "resuming at step" in stderr
     assert [record["step"] for record in run.records] == list(range(1, 13)) and run.store.newest_valid() == 12
 

@@ -20,7 +20,7 @@ import yaml
 from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint
 from ttt_moshi.config import TrainArgs, to_dict
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import delete_partial, is_partial, write_atomically
 
 # What may lie in a checkpoints folder without there ever having been a checkpoint in it.
 _NO_CHECKPOINT = re.compile(
@@ -172,7 +172,7 @@ def _checkpoint_like(run: RunDir) -> list[str]:
 def _content(run: RunDir) -> list[Path]:
     """What lies in the folder, without what a start that was refused or killed may have left."""
     left = [] if _checkpoint_like(run) else [run.checkpoints]
-    return [path for path in run.path.iterdir() if path not in left]
+    return [path for path in run.path.iterdir() if path not in left and not is_partial(path)]
 
 
 def size_of(run: RunDir) -> int:
@@ -199,6 +199,8 @@ def delete_around_checkpoints(run: RunDir) -> None:
 def claim(run: RunDir, args: TrainArgs) -> None:
     """Makes the folder this run's, by its configuration."""
     run.path.mkdir(parents=True, exist_ok=True)
+    for folder in (run.path, run.launches):
+        delete_partial(folder)
     write_atomically(run.args_file, _yaml(to_dict(args)))
     run.replacing.unlink(missing_ok=True)
 
