@@ -167,6 +167,10 @@ def test_corruption_is_status_1_with_file_and_tensor(
     assert "no manifest.json" in read("verify", place(run, 3), status=2)[0]["problems"][0]["what"]
     assert [record["status"] for record in read("ls", run, status=1)] == ["corrupt", "valid", "foreign"]
     assert main(["ckpt", "show", str(place(run, 3))]) == 2
+    damaged = place(run, 2) / "resume"
+    damaged.rename(run / "elsewhere")
+    reports = read("verify", run, status=1)
+    assert [report["status"] for report in reports] == ["corrupt", "corrupt", "foreign"]
     capsys.readouterr()
 
 

@@ -183,9 +183,12 @@ def _verify(argv: list[str], console: Console) -> int:
             with progress_bar(f"verifying {path.name}") as advance:
                 report = verify(path, deep=not options.quick, progress=advance)
         except (ForeignCheckpoint, UnreadableCheckpoint) as error:
-            # One of a run that is not ours is no problem of the run; one that was named is not what was meant.
+            # One of a run that is not ours is no problem of the run; one that was named is not what was meant; and one
+            # that has our files, but no manifest any more, was a checkpoint once.
             if isinstance(error, UnreadableCheckpoint) or place.chosen is not None:
                 statuses.add(2)
+            elif (path / "resume").is_dir() and not (path / "manifest.json").exists():
+                statuses.add(1)
             word = "foreign" if isinstance(error, ForeignCheckpoint) else "unreadable"
             records.append({"path": str(path), "ok": False, "status": word, "problems": [{"what": str(error)}]})
             text = f"{path}: {word}: {error}"

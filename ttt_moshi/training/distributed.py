@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -156,12 +157,29 @@ def join_world(patience: float = 1800.0) -> Iterator[World]:
             )
         if cuda:
             torch.cuda.set_device(local)
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    how: dict[str, Any] = {}
+    if "LOCAL_RANK" not in os.environ:
+        how = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    try:
+    with _silent():
+        dist.init_process_group(backend, timeout=timeout, **how)
         size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)), patience)
+        mesh = init_device_mesh(device.type, (size,))
+    try:
+        yield World(dist.get_rank(), size, device, mesh, patience)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Gloo writes to the standard output: one line a rank and group, that nobody can switch off."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -18,6 +18,7 @@ from ttt_moshi.training.assemble import assemble
 from ttt_moshi.training.checkpoints import Progress
 from ttt_moshi.training.distributed import World, join_world
 from ttt_moshi.training.evaluate import due
+from ttt_moshi.training.hardware import explain, explained
 from ttt_moshi.training.log import Log, Report
 from ttt_moshi.training.loop import train
 from ttt_moshi.training.nonfinite import NonFiniteLossError
@@ -76,7 +77,7 @@ def run(args: TrainArgs, report: Report = lambda record: None, asked: Requests |
         RunEnded: the run had begun, and ended by itself.
         Stopped: a stop signal came before the first step.
     """
-    with ExitStack() as stack:
+    with explained(), ExitStack() as stack:
         asked = asked or stack.enter_context(requests())
         asked.starting()
         world = stack.enter_context(join_world(60 * args.patience_minutes))
@@ -162,7 +163,14 @@ def _ended(run: Run, store: CheckpointStore) -> Iterator[None]:
     except NonFiniteLossError as error:
         raise RunEnded(str(error), error.options) from error
     except SavingFailed as error:
-        raise RunEnded(f"{error}. {_resumable(store)}", _resume_options(store)) from error
+        raise RunEnded(f"{_sentence(error)} {_resumable(store)}", _resume_options(store)) from error
+    except (MemoryError, RuntimeError) as error:
+        reason = explain(error, run.world)
+        if reason is None:
+            raise
+        if run.saves is not None:
+            run.saves.follow(wait=True)  # an earlier step may still be on its way to the disk
+        raise RunEnded(f"{reason} {_resumable(store)}", _resume_options(store)) from error
     except (UserError, OSError) as error:
         reason = str(error)
         if run.saves is not None and run.progress.step and run.saves.begun != run.progress.step:
@@ -171,7 +179,11 @@ def _ended(run: Run, store: CheckpointStore) -> Iterator[None]:
                 run.saves.finish(run.progress, run.metrics)
             except SavingFailed as failed:
                 reason += f"; and then {failed}"
-        raise RunEnded(f"{reason}. {_resumable(store)}", _resume_options(store)) from error
+        raise RunEnded(f"{_sentence(reason)} {_resumable(store)}", _resume_options(store)) from error
+
+
+def _sentence(reason: object) -> str:
+    return str(reason).rstrip(".") + "."
 
 
 def _resumable(store: CheckpointStore) -> str:
