@@ -16,21 +16,26 @@ from ttt_moshi.moshi import TTTMoshi, load_trained
 from ttt_moshi.training import run
 
 WINDOW = 16
+SINK = 4
+"""positions that StreamingLLM keeps of a recording's beginning"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model: its attention window in frames (None: that of the base model), its TTT layers (None: none), and after
-    how many frames half of their memory is forgotten (None: it stays)."""
+    """One model: its attention window in frames (None: that of the base model), its TTT layers (None: none), after how
+    many frames half of their memory is forgotten (None: it stays), and how many of a recording's first positions stay
+    in its window when it is measured (training knows nothing of them)."""
 
     window: int | None
     inner: Literal["linear", "mlp", "delta"] | None = None
     half_life: float | list[float] | None = None
     forget: Literal["fixed", "learned", "gated"] = "fixed"
+    sink: int = 0
 
 
 ARMS = {
     "window": Arm(WINDOW),
+    "window-sink": Arm(WINDOW, sink=SINK),
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
     "ttt-linear-fading": Arm(WINDOW, "linear", 512),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ class Models:
     base_model: Path
     train_data: Path
 
-    def trained(self, name: str, arm: arms.Arm, schedule: arms.Schedule) -> arms.Trained:
+    def trained(self, arm: arms.Arm, schedule: arms.Schedule) -> arms.Trained:
         """The arm, trained by this schedule now or earlier."""
-        described = {"arm": asdict(arm), "schedule": _plain(asdict(schedule))}
+        described = {"arm": asdict(replace(arm, sink=0)), "schedule": _plain(asdict(schedule))}
         digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
-        folder = self.folder / f"{name}-{digest}"
+        folder = self.folder / f"{arm.inner or 'attention'}-{digest}"
         record = folder / "trained.json"
         if not record.exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,7 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
     window = curves.get("window", {}).get(AS_TRAINED)
     for arm, by_control in curves.items():
         plain = by_control[AS_TRAINED]
-        if arm == "window":
+        if arm.startswith("window"):
             change = _change(arm, plain, LAST, CLIP)
             found.append({**change, "expected": "level", "met": change["ci95"][0] <= 0 <= change["ci95"][1]})
             continue

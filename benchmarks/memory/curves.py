@@ -106,10 +106,10 @@ def train(place: Place, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Tr
     arm = arms.ARMS[arm_name]
     # Shuffled, since a batch of clips of one recording teaches little that other recordings share.
     first = arms.Schedule(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
-    clips = place.models.trained(arm_name, arm, first)
+    clips = place.models.trained(arm, first)
     rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
     second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)
-    return clips, place.models.trained(arm_name, arm, second)
+    return clips, place.models.trained(arm, second)
 
 
 def one_run(place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
@@ -117,21 +117,23 @@ def one_run(place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, A
     clips, trained = train(place, arm_name, seed, steps)
     model = trained.model
     codes = measure.read_codes(model, place.test_data, TEST_FRAMES)
-    by_bin = {AS_TRAINED: binned(measure.semantic_nll(model, codes))}
-    by_bin[BEFORE_CARRYING] = binned(measure.semantic_nll(clips.model, codes))
+    sink = arms.ARMS[arm_name].sink
+    with measure.with_sink(model, sink), measure.with_sink(clips.model, sink):
+        by_bin = {AS_TRAINED: binned(measure.semantic_nll(model, codes))}
+        by_bin[BEFORE_CARRYING] = binned(measure.semantic_nll(clips.model, codes))
+        by_context = {
+            str(context): measure.semantic_nll(model, codes[..., -context - TARGET_FRAMES :])[:, -TARGET_FRAMES:]
+            .mean(1)
+            .astype(float)
+            .tolist()
+            for context in CONTEXTS
+        }
     if arms.ARMS[arm_name].inner is not None:
         for control, change in measure.controls(arms.WINDOW).items():
             with measure.ablated(model, change):
                 by_bin[control] = binned(measure.semantic_nll(model, codes))
         by_bin[BOUNDED] = binned(measure.nll_with_bounded_memory(model, codes, BOUND))
         by_bin["memory of another"] = binned(measure.nll_with_memory_of_another(model, codes, TEST_FRAMES // 2))
-    by_context = {
-        str(context): measure.semantic_nll(model, codes[..., -context - TARGET_FRAMES :])[:, -TARGET_FRAMES:]
-        .mean(1)
-        .astype(float)
-        .tolist()
-        for context in CONTEXTS
-    }
     return {
         "by_bin": by_bin,
         "by_context": by_context,

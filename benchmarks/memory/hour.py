@@ -23,7 +23,7 @@ from benchmarks.memory.curves import LANGUAGES, Place, Steps, binned, prepare, t
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
 
-MODELS = "window,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading"
+MODELS = "window,window-sink,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading"
 HOUR = 45_000
 BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, HOUR)
 BEGINNING = 4096
@@ -72,7 +72,8 @@ def one_run(place: Place, name: str, seed: int, steps: Steps, edges: Sequence[in
     seconds = {}
     for frames in (BEGINNING, edges[-1]):
         began = time.process_time()
-        nll = measure.semantic_nll(model, codes[..., :frames])
+        with measure.with_sink(model, arms.ARMS[name].sink):
+            nll = measure.semantic_nll(model, codes[..., :frames])
         seconds[frames] = time.process_time() - began
     return {
         "by_bin": binned(nll, edges),

@@ -20,6 +20,7 @@ from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
 from ttt_moshi.evaluation.scoring.score import gather_nll, valid_tokens
 from ttt_moshi.evaluation.statistics import bootstrap_mean
 from ttt_moshi.moshi import StreamState, TTTMoshi, ablate, resolve_model
+from ttt_moshi.moshi.sink import attention_sink
 from ttt_moshi.synthetic.recall.recordings import FRAME_SECONDS
 from ttt_moshi.synthetic.recall.task import MOSHI_SEMANTIC
 
@@ -45,6 +46,11 @@ def controls(window: int) -> dict[str, dict[str, float | int]]:
 def ablated(model: TTTMoshi, control: dict[str, float | int] | None) -> AbstractContextManager[None]:
     """The model with one control applied; None leaves it as it is."""
     return nullcontext() if control is None else ablate(model, **control)  # type: ignore[arg-type]
+
+
+def with_sink(model: TTTMoshi, positions: int) -> AbstractContextManager[None]:
+    """The model with so many of a recording's first positions kept in its window; 0 leaves it as it is."""
+    return attention_sink(model, positions) if positions else nullcontext()
 
 
 def recall(model: TTTMoshi, recordings: Path, frames: int, batch_size: int = 16) -> np.ndarray:

@@ -89,7 +89,7 @@ def one_run(name: str, seed: int, steps: int, recordings: int, distances: Sequen
             if arm.inner is not None and distance in CONTROL_DISTANCES:
                 named |= measure.controls(arms.WINDOW)
             for control, change in named.items():
-                with measure.ablated(trained.model, change):
+                with measure.with_sink(trained.model, arm.sink), measure.ablated(trained.model, change):
                     shares = measure.recall(trained.model, test, frames)
                 recall.setdefault(control, {})[str(distance)] = measure.mean_and_interval(shares)
     cost = {"train_seconds": trained.seconds, "train_cpu_seconds": trained.cpu_seconds, "loss": trained.final_loss}
