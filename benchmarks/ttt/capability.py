@@ -77,9 +77,8 @@ def left(inner: str, pairs: int, K: int = 16, f: int = 128, silent: int = 0) -> 
     net.reset_parameters()
     # Queries are the keys; the inputs of the gates are zero, so every step has its initial size.
     x, valid = torch.zeros(1, heard.shape[2], HEADS * f), torch.ones(1, heard.shape[2], dtype=torch.bool)
-    # The recipe of the two others makes its target of v - k, standardised.
-    v = wanted if inner == "delta" else wanted + rms_norm(heard)
-    _, state = net(x, heard, heard, v, valid)
+    # The recipe makes its target of v - k, standardised.
+    _, state = net(x, heard, heard, wanted + rms_norm(heard), valid)
     biases = [] if inner == "delta" else [net.b1]
     before, after = [net.W1, *biases], [state.W1[0], *biases]
     if inner == "mlp":

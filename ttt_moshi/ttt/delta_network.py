@@ -47,14 +47,18 @@ class DeltaNetwork(InnerNetwork):
         return TTTState(W1=self.W1.expand(batch_size, *self.W1.shape))
 
     def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> DeltaFrames:
-        """What the rule reads and writes, from the projections; the arguments are those of `forward`."""
+        """What the rule reads and writes, from the projections; the arguments are those of `forward`.
+
+        Values are the targets of the other networks: all of one length, so that no frame writes more than its share,
+        and about as large as what is made of a prediction.
+        """
         scale = 1.0 / math.sqrt(self.config.head_dim)
-        beta = self.step_sizes(x)
-        return DeltaFrames(rms_norm(q) * scale, rms_norm(k) * scale, v, beta, self._log_retain(x))
+        q, k = rms_norm(q), rms_norm(k)
+        return DeltaFrames(q * scale, k * scale, self.normed_target(k, v), self.step_sizes(x), self._log_retain(x))
 
     def losses(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Half of |k_t W - v_t|^2, [B, H, T], of streams that start here: at W_0, at the fast weights that frame t
-        finds, and at those that it leaves. The arguments are those of `forward`.
+        """Half of |k_t W - target_t|^2, [B, H, T], of streams that start here: at W_0, at the fast weights that frame
+        t finds, and at those that it leaves. The arguments are those of `forward`.
         """
         frames = self.frames(x, k, k, v)
         predicted, _ = delta_scan(frames, self.W1.expand(len(x), *self.W1.shape), self.W1)
@@ -114,7 +118,7 @@ class DeltaNetwork(InnerNetwork):
             z = torch.where(after[:, None, :, None], torch.nan, z)
             new = TTTState(W1=torch.where(after[:, -1].view(-1, 1, 1, 1), torch.nan, W))
             new = new if exec_mask is None else state.select(exec_mask, new)
-        return frames.q + layer_norm(z, *self.norm), new
+        return frames.q * math.sqrt(self.config.head_dim) + layer_norm(z, *self.norm), new
 
 
 def _log_retain(config: TTTConfig, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ttt_moshi.ttt.state import Weights
 class Diagnostics:
     """One call of one layer; means over all streams and frames of the call, float32, on the layer's device.
 
-    Losses are mean squares of `LN(g_W(k)) - target`, of the delta rule of `k W - v` (its stretches are of 16
+    Losses are mean squares of `LN(g_W(k)) - target`, of the delta rule of `k W - target` (its stretches are of 16
     frames). [H] each, except `gate_contribution`.
     """
 

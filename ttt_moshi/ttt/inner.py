@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ttt_moshi.ttt.block import Norm
 from ttt_moshi.ttt.config import HIDDEN_GAIN, TTTConfig
+from ttt_moshi.ttt.functional import standardise
 from ttt_moshi.ttt.state import TTTState
 
 
@@ -59,6 +60,11 @@ class InnerNetwork(nn.Module):
     def norm(self) -> Norm:
         """The inner norm, [H, 1, f] each."""
         return Norm(self.ttt_norm_weight[:, None], self.ttt_norm_bias[:, None])
+
+    def normed_target(self, k: Tensor, v: Tensor) -> Tensor:
+        """What LN should make of a key's prediction: the difference of value and normalised key, normed itself."""
+        norm = self.norm
+        return norm.gamma * standardise(v - k) + norm.beta
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> TTTState:

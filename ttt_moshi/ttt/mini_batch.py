@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ttt_moshi.ttt.block import Frames, Norm, Rule, block_step, known_false
 from ttt_moshi.ttt.config import TTTConfig
-from ttt_moshi.ttt.functional import rms_norm, rotate, standardise
+from ttt_moshi.ttt.functional import rms_norm, rotate
 from ttt_moshi.ttt.inner import InnerNetwork
 from ttt_moshi.ttt.sequence import run_fresh, run_from
 from ttt_moshi.ttt.state import Memory, TTTState, Weights
@@ -75,12 +75,9 @@ class MiniBatchNetwork(InnerNetwork):
     def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, phase: Tensor) -> tuple[Frames, Norm]:
         """What the scan reads and writes, from the projections: normalised, with targets and step sizes."""
         q, k = self._normalised(q, k, phase)
-        norm = self.norm
-        target = v - k
-        if self.config.recipe.normalised_target:
-            target = norm.gamma * standardise(target) + norm.beta
+        target = self.normed_target(k, v) if self.config.recipe.normalised_target else v - k
         lam = self.step_sizes(x)
-        return Frames(q, k, target, torch.where(valid[:, None], lam, torch.nan)), norm
+        return Frames(q, k, target, torch.where(valid[:, None], lam, torch.nan)), self.norm
 
     def run(
         self,
