@@ -17,6 +17,7 @@ from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
+    from ttt_moshi.data import Corpus
     from ttt_moshi.data.check import Finding, Report
     from ttt_moshi.data.prepare import Outcome
 
@@ -26,6 +27,7 @@ commands:
   check       say what is wrong with a data set, file by file
   prepare     turn a folder of recordings into a data set
   encode      make the codes of a data set, one shard of it at a time
+  plant       let passages return in a data set, so that there is something to remember
   where       say what a step of a run heard
   make-bench  make mini benchmarks in the layouts of the official ones
 
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
         "check": run_check,
         "prepare": run_prepare,
         "encode": run_encode,
+        "plant": run_plant,
         "where": run_where,
         "make-bench": run_make_bench,
     }
@@ -168,20 +171,9 @@ def run_encode(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     args = parser.parse_args(argv)
     number, shards = _shard(args.shard)
-    from ttt_moshi.config import ModelPaths
-    from ttt_moshi.data import Alphabet, Codec, Corpus
     from ttt_moshi.frames import frames_to_seconds
-    from ttt_moshi.moshi import resolve_model
-    from ttt_moshi.moshi.device import choose_device
-    from ttt_moshi.moshi.loading import geometry
-    from ttt_moshi.moshi.paths import text_tokenizer
 
-    device = choose_device(args.device)
-    info = resolve_model(ModelPaths(hf_repo_id=args.hf_repo_id))
-    shape = geometry(info.lm_config)
-    alphabet = Alphabet.of_model(shape)
-    codec = Codec(info.get_mimi(device=device), info.mimi_config)
-    corpus = Corpus(args.path, codec, text_tokenizer(info), 1.0, args.cache_dir, alphabet=alphabet)
+    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device)
     began, heard = time.monotonic(), 0.0
     with _progress("encoding") as show:
 
@@ -196,6 +188,79 @@ def run_encode(argv: list[str]) -> int:
         f"shard {number} of {shards}: {_clock(heard)} of audio in {_clock(seconds)}, {heard / seconds:.1f}x real time"
     )
     return 0
+
+
+def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str) -> Corpus:
+    """A data set, to be read as by a base model."""
+    from ttt_moshi.config import ModelPaths
+    from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
+    from ttt_moshi.moshi import resolve_model
+    from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.loading import geometry
+    from ttt_moshi.moshi.paths import text_tokenizer
+
+    chosen = choose_device(device)
+    info = resolve_model(ModelPaths(hf_repo_id=hf_repo_id))
+    shape = geometry(info.lm_config)
+    alphabet = Alphabet.of_model(shape)
+    audio = names_audio(path)
+    codec = Codec(info.get_mimi(device=chosen), info.mimi_config) if audio else None
+    return Corpus(path, codec, text_tokenizer(info) if audio else None, 1.0, cache_dir, alphabet=alphabet)
+
+
+def run_plant(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data plant",
+        description="Copy a data set as pre-tokenized recordings in which passages return, so that there is something "
+        "to remember: repeats say a passage of the recording once more, facts come from another recording and are said "
+        "twice. OUT/planted.json says what returns when.",
+    )
+    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--repeats", type=int, default=2, help="in each recording (default: %(default)s)")
+    parser.add_argument("--facts", type=int, default=2, help="in each recording (default: %(default)s)")
+    parser.add_argument("--passage", default="2:6", help="its seconds, from least to greatest (default: %(default)s)")
+    parser.add_argument(
+        "--distance", default="60:600",
+        help="seconds from a passage to its return, beyond the window that is trained (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--hf_repo_id", default="kyutai/moshiko-pytorch-bf16", help="the base model, or its folder")
+    parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if min(args.repeats, args.facts) < 0 or args.repeats + args.facts == 0:
+        raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
+    passage, distance = _frames("--passage", args.passage), _frames("--distance", args.distance)
+    from ttt_moshi.data.plant import Plan, plant
+    from ttt_moshi.frames import frames_to_seconds
+
+    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device)
+    with _progress("planting") as on_recording:
+        found = plant(corpus, args.out, Plan(args.repeats, args.facts, passage, distance), args.seed, on_recording)
+    counts = {kind: sum(one.kind == kind for one in found.planted) for kind in ("repeat", "fact")}
+    before, after = frames_to_seconds(found.frames_before), frames_to_seconds(found.frames)
+    print(
+        f"{args.out / 'data.jsonl'}: {_counted(found.recordings, 'recording')}, {_clock(after)} (before: "
+        f"{_clock(before)}), with {_counted(counts['repeat'], 'repeat')} and {_counted(counts['fact'], 'fact')}"
+    )
+    missing = found.recordings * (args.repeats + args.facts) - len(found.planted)
+    if missing:
+        print(f"{_counted(missing, 'passage')} found no place: recordings too short, or without pauses where to cut")
+    return 0
+
+
+def _frames(flag: str, text: str) -> tuple[int, int]:
+    """`2:6` seconds as frames."""
+    from ttt_moshi.frames import seconds_to_frames
+
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low <= high <= 86_400:
+        raise UserError(f"`{flag}` is seconds from least to greatest, such as 2:6; got {text!r}")
+    return seconds_to_frames(low), seconds_to_frames(high)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -122,6 +122,14 @@ class Corpus:
         """
         return collate([self._read_clip(clip) for clip in clips])
 
+    def whole(self, recording: Recording) -> torch.Tensor:
+        """The codes of a whole recording, int64 `[1 + 2K, T]`.
+
+        Raises:
+            DataError: a recording or transcript that cannot be used.
+        """
+        return self._load(recording)[:, : recording.frames].long()
+
     def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
         """Judges every recording and transcript by the rules of `data check`, and fills the cache, so that training
         neither meets what it cannot use nor waits for the codec. Each rank does its part of the recordings. Problems
