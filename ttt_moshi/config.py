@@ -127,6 +127,16 @@ class WandbArgs:
 
 
 @dataclass
+class DistillArgs:
+    """A teacher for the memory: the base model with a wider window, TTT layers and LoRA off."""
+
+    context_frames: Optional[int] = None
+    """attention window of the teacher in frames (12.5 a second), wider than that of training; null has no teacher"""
+    weight: float = 1.0
+    """weight in the objective of the divergence from the teacher, which counts where the teacher gains"""
+
+
+@dataclass
 class LongArgs:
     """Training on recordings longer than a clip, with memory carried from clip to clip."""
 
@@ -142,6 +152,9 @@ class LongArgs:
     """whether a recording may begin at any place of an inner mini-batch, as it may in a shared stream"""
     watch_freq: int = 0
     """steps between looks inside the TTT layers (inner losses, drift, write strength, share of the gate); 0 never"""
+    distill: DistillArgs = field(default_factory=DistillArgs)
+    inherit_memory: float = 0.0
+    """share of the steps, the last ones, in which a recording begins with the memory that the one before it left"""
 
 
 @dataclass
@@ -305,6 +318,9 @@ RANGES: dict[str, Range] = {
     "train.backprop_clips": _ONE,
     "train.context_frames": Range(2, meaning=" or null"),
     "train.watch_freq": Range(0, meaning=" (it counts steps; 0 never looks)"),
+    "train.distill.context_frames": Range(2, meaning=" or null"),
+    "train.distill.weight": _POSITIVE,
+    "train.inherit_memory": Range(0, 1, meaning=" (it is a share of max_steps)"),
     "checkpoint.resume_step": Range(-1, meaning=" (it is a step, or -1 for the newest valid checkpoint)"),
     "checkpoint.tolerate_failed_saves": _NONE,
     "checkpoint.every_minutes": _POSITIVE,
@@ -341,6 +357,27 @@ def _check_ttt(ttt: TTTArgs) -> None:
     )
 
 
+def _check_teaching(args: TrainArgs) -> None:
+    long, distill = args.train, args.train.distill
+    _require(
+        distill.context_frames is None or args.ttt.enable,
+        "`train.distill` teaches a memory and needs `ttt.enable: true`",
+    )
+    _require(
+        distill.context_frames is None or long.context_frames is None or distill.context_frames > long.context_frames,
+        f"`train.distill.context_frames` must be wider than `train.context_frames` ({long.context_frames}), "
+        f"got {distill.context_frames}",
+    )
+    _require(
+        long.inherit_memory == 0 or (long.stateful and args.ttt.enable),
+        "`train.inherit_memory` needs `train.stateful: true` and `ttt.enable: true`: nothing else is carried",
+    )
+    _require(
+        long.inherit_memory == 0 or not long.random_phase,
+        "`train.inherit_memory` goes on in the middle of a mini-batch anyway: leave out `train.random_phase`",
+    )
+
+
 def validate(args: TrainArgs) -> None:
     """Raises `ConfigError` naming the first key whose value cannot work. Touches no file."""
     values = flatten(asdict(args))
@@ -369,6 +406,7 @@ def validate(args: TrainArgs) -> None:
         args.train.stateful or not args.train.random_phase,
         "`train.random_phase` needs `train.stateful: true`: clips on their own begin at the start of a mini-batch",
     )
+    _check_teaching(args)
     clip_stages(args.train.clip_schedule, args.duration_sec)
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
     _require(
@@ -458,9 +496,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def sections() -> list[str]:
-    """Names of the keys that hold other keys: data, moshi_paths, ttt, ..."""
-    return [name for name, kind in _field_types(TrainArgs).items() if is_dataclass(kind)]
+def sections(cls: Any = TrainArgs, prefix: str = "") -> list[str]:
+    """Dotted names of the keys that hold other keys: data, moshi_paths, ttt, ..., train, train.distill, ..."""
+    found = []
+    for name, kind in _field_types(cls).items():
+        if is_dataclass(kind):
+            found += [prefix + name, *sections(kind, f"{prefix}{name}.")]
+    return found
 
 
 def _field_types(cls: type) -> dict[str, Any]:

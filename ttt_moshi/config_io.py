@@ -86,8 +86,18 @@ def check_config_file(path: Path) -> dict[str, Any]:
         if values.pop(key, None) is not None:
             _log.warning("%s: `%s` decides nothing here and is ignored", path, key)
     _refuse_unknown_keys(values, str(path))
-    # An empty section (`wandb:`, `lora: null`) says nothing, so its keys keep their defaults.
-    return {key: value for key, value in values.items() if value is not None or key not in sections()}
+    return _without_empty_sections(values)
+
+
+def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """An empty section (`wandb:`, `lora: null`) says nothing, so its keys keep their defaults."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found[key] = _without_empty_sections(value, f"{prefix}{key}.")
+        elif value is not None or prefix + key not in sections():
+            found[key] = value
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -107,8 +117,11 @@ class _Loader(yaml.SafeLoader):
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
     known = known_keys()
     for key in sections():
-        if not isinstance(values.get(key, {}), (dict, type(None))):
-            raise ConfigError(f"{where}: `{key}` is a section: its keys belong below it, got {values[key]!r}")
+        parent, _, name = key.rpartition(".")
+        around = values.get(parent) if parent else values
+        value = around.get(name) if isinstance(around, dict) else None
+        if not isinstance(value, (dict, type(None))):
+            raise ConfigError(f"{where}: `{key}` is a section: its keys belong below it, got {value!r}")
     for key in flatten_keys(values):
         if key not in known:
             raise ConfigError(f"{where}: {describe_unknown('key', key, known)}")

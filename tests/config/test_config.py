@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_moshi.config import RANGES, ConfigError, TrainArgs, flatten, known_keys, to_dict, validate
+from ttt_moshi.config import RANGES, ConfigError, LongArgs, TrainArgs, flatten, known_keys, to_dict, validate
 from ttt_moshi.config_io import args_from_dict, parse_train_args
 from ttt_moshi.errors import UserError
 
@@ -143,6 +143,16 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
         (["--ttt.inner", "delta", "--ttt.preset", "paper_lm"], "ttt.preset"),
         (["--ttt.inner", "delta", "--ttt.base_lr", "2"], "ttt.base_lr"),
         (["--ttt.inner", "delta", "--train.stateful", "true", "--train.random_phase", "true"], "train.random_phase"),
+        (["--train.distill.context_frames", "750"], "train.distill.*ttt.enable"),
+        (["--train.distill.context_frames", "1"], "train.distill.context_frames"),
+        (["--train.distill.weight", "0"], "train.distill.weight"),
+        (["--train.distill", "3"], "train.distill"),
+        (
+            ["--ttt.enable", "true", "--train.context_frames", "750", "--train.distill.context_frames", "750"],
+            "train.distill.context_frames.*750",
+        ),
+        (["--train.inherit_memory", "1.5"], "train.inherit_memory"),
+        (["--train.inherit_memory", "0.1"], "train.inherit_memory.*train.stateful"),
         (["--full_finetuning", "true"], "save_adapters"),
         (["--do_eval", "true"], "data.eval_data"),
         (["--checkpoint.resume", "true", "--overwrite_run_dir", "true"], "overwrite_run_dir"),
@@ -190,7 +200,7 @@ def test_numbers_outside_of_their_range_are_refused_by_name(key: str) -> None:
         "optim: {lr: .nan}", "optim: {lr: .inf}", "seed: -1", "seed: 99999999999999999999", "max_steps: 1.5",
         "max_steps: true", "batch_size: two", "batch_size: [1]", "batch_size: {a: 1}", "run_dir: [a]", "data: 3",
         "lora: [1]", "text_padding_weight: -0.5", "first_codebook_weight_multiplier: -1",
-        "train: {clip_schedule: '0:nan'}",
+        "train: {clip_schedule: '0:nan'}", "train: {distill: 3}", "train: {distill: {window: 3}}",
         "train: {clip_schedule: '0:inf'}", "checkpoint: {resume: maybe}", "checkpoint: {accept_changes: [weather]}",
         "checkpoint: {accept_changes: data}", "checkpoint: {tolerate_failed_saves: -1}", "patience_minutes: 0",
         "1: 2", "- a", "just words", "", "a: [1", "!!python/object/apply:os.system ['touch x']", "run_dir: null",
@@ -210,6 +220,8 @@ def test_an_empty_section_keeps_its_defaults(tmp_path: Path, section: str, empty
     path = tmp_path / "some.yaml"
     path.write_text(f"run_dir: x\n{section}:{empty}\nmax_steps: 7\n")
     assert parse_train_args(["--config", str(path)]) == TrainArgs(run_dir="x", max_steps=7)
+    path.write_text(f"run_dir: x\ntrain:\n  watch_freq: 3\n  distill:{empty}\n")
+    assert parse_train_args(["--config", str(path)]).train == LongArgs(watch_freq=3)
 
 
 def test_what_moshi_finetune_adds_when_it_saves_is_ignored_aloud(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RUN = (
     "--max_steps", "8", "--ckpt_freq", "3", "--train.stateful", "true", "--train.backprop_clips", "2",
-    "--train.random_phase", "true", "--train.context_frames", "16",
+    "--train.random_phase", "true", "--train.context_frames", "16", "--train.distill.context_frames", "40",
 )  # fmt: skip
 
 

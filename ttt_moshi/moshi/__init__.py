@@ -34,6 +34,7 @@ from ttt_moshi.moshi.trained import (
     load_trained,
     trained_base,
 )
+from ttt_moshi.moshi.wide import base_with_window
 
 __all__ = [
     "Chunk",
@@ -46,6 +47,7 @@ __all__ = [
     "TTTMoshi",
     "TensorCounts",
     "ablate",
+    "base_with_window",
     "build_from_documents",
     "build_model",
     "cast_for_inference",

@@ -78,6 +78,7 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
         index: place among the temporal layers; -1 in the depth transformer.
         ttt: the TTT layer, None where there is none.
         reset_every: forget everything at positions that are multiples of it; an ablation, None normally.
+        passed_over: whether the layer works as if it had no TTT layer, in `forward` and `forward_chunk`.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -85,6 +86,7 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
         self.index = -1
         self.ttt: TTTLayer | None = None
         self.reset_every: int | None = None
+        self.passed_over = False
 
     def _init_streaming_state(self, batch_size: int) -> _LayerState:
         state = super()._init_streaming_state(batch_size)
@@ -115,7 +117,7 @@ class TTTTransformerLayer(Plain, StreamingTransformerLayer):
                 assert cross_attention_src is not None
                 x = self._cross_attention_block(x, cross_attention_src)
             memory = None
-            if self.ttt is not None:
+            if self.ttt is not None and not self.passed_over:
                 x, memory = self._remember(self.ttt, x, prefix_lengths, chunk)
             x = self._ff_block(x)
         if chunk is not None:

@@ -183,7 +183,8 @@ class TTTMoshi(Plain, LMModel):
         layers = []
         for layer in self.layers:
             keys = torch.zeros(shape, device=device, dtype=dtype or self.compute_dtype or self.dtype)
-            memory = None if layer.ttt is None else empty_memory(layer.ttt.config, batch_size, device)
+            ttt = None if layer.passed_over else layer.ttt
+            memory = None if ttt is None else empty_memory(ttt.config, batch_size, device)
             layers.append(LayerCarry(keys, torch.zeros_like(keys), memory))
         frames = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return StreamState(frames, self._no_history(batch_size, device), tuple(layers))

@@ -56,6 +56,8 @@ def _make_units_whole(layer: TTTTransformerLayer, args: object, kwargs: dict[str
     """
     ttt = layer.ttt
     assert ttt is not None
+    if layer.passed_over:
+        return
     units = [ttt, ttt.inner, ttt.forward_gating]
     # A unit that is gathered and then not run would stay whole.
     if kwargs.get("prefix_lengths") is not None and ttt.config.bidirectional_prefix:

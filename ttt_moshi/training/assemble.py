@@ -24,6 +24,7 @@ from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
     TTTMoshi,
+    base_with_window,
     build_model,
     count_tensors,
     decays,
@@ -41,6 +42,7 @@ from ttt_moshi.moshi import (
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
 from ttt_moshi.moshi.naming import export_name
+from ttt_moshi.training.distill import Teacher
 from ttt_moshi.training.distributed import Turns, World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
 from ttt_moshi.training.optimizer import build_optimizer
@@ -61,6 +63,7 @@ class Parts:
         stages: training clips, stage by stage.
         layout: which of them this rank reads.
         feed: how they are put to the model, with whatever is carried between steps.
+        teacher: of `train.distill`, or None.
         eval_set: evaluation clips, or None.
         codec: makes codes of audio; None if all recordings are pre-tokenized.
         documents: JSON files of every checkpoint, by path inside of it.
@@ -72,6 +75,7 @@ class Parts:
     stages: list[Stage]
     layout: Layout
     feed: Feed
+    teacher: Teacher | None
     eval_set: EvalSet | None
     codec: Codec | None
     documents: dict[str, dict[str, Any]]
@@ -114,9 +118,11 @@ def assemble(args: TrainArgs, world: World) -> Parts:
 
     layout = Layout(world.rank, world.size, args.batch_size, args.num_microbatches, args.train.backprop_clips)
     has_prefix = any(recording.prefix_frames for recording in data.train[0].recordings)
-    feed: Feed = IndependentClips(has_prefix)
-    if args.train.stateful:
-        feed = CarriedClips(model, layout, dtype, has_prefix, args.train.random_phase, args.seed)
+
+    def new_feed() -> Feed:
+        if args.train.stateful:
+            return CarriedClips(model, layout, dtype, has_prefix, args.train.random_phase, args.seed)
+        return IndependentClips(has_prefix)
 
     def stage(first_step: int, part: Corpus) -> Stage:
         loader: ClipLoader | StreamLoader
@@ -133,12 +139,26 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         optimizer=build_optimizer(model, args.optim, parameter_role, decays),
         stages=[stage(step, part) for (step, _), part in zip(data.lengths, data.train, strict=True)],
         layout=layout,
-        feed=feed,
+        feed=new_feed(),
+        teacher=_teacher(args, model, new_feed),
         eval_set=EvalSet(data.evaluation) if data.evaluation is not None else None,
         codec=data.codec,
         documents={f"consolidated/{name}": document for name, document in documents.items()},
         exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
     )
+
+
+def _teacher(args: TrainArgs, model: TTTMoshi, new_feed: Callable[[], Feed]) -> Teacher | None:
+    frames = args.train.distill.context_frames
+    if frames is None:
+        return None
+    if model.context is None or frames <= model.context:
+        raise ConfigError(
+            f"`train.distill.context_frames` must be wider than the window that is trained ({model.context} frames; "
+            f"narrow it with `train.context_frames`), got {frames}"
+        )
+    with base_with_window(model, frames):
+        return Teacher(new_feed(), frames, args.train.distill.weight)
 
 
 @dataclass(frozen=True)

@@ -142,4 +142,5 @@ def resume(
 
 def _tensors(parts: Parts, world: World) -> dict[str, Tensor]:
     """Every live tensor that the next step depends on."""
-    return {**optimizer_tensors(parts.model, parts.optimizer), **parts.feed.tensors(world.mesh)}
+    tensors = {**optimizer_tensors(parts.model, parts.optimizer), **parts.feed.tensors(world.mesh)}
+    return tensors if parts.teacher is None else {**tensors, **parts.teacher.tensors(world.mesh)}

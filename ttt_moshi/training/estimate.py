@@ -16,7 +16,7 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.frames import FRAME_RATE, frames_to_seconds
-from ttt_moshi.moshi import TTTMoshi, build_model, count_tensors, resolve_model, set_context
+from ttt_moshi.moshi import TTTMoshi, base_with_window, build_model, count_tensors, resolve_model, set_context
 from ttt_moshi.ttt.delta import CHUNK
 
 BF16, FP32 = 2, 4
@@ -97,6 +97,11 @@ def held(args: TrainArgs, model: TTTMoshi) -> dict[str, Row]:
         carried = count * sum(tensor.numel() * tensor.element_size() for tensor in stream.values())
         about = f"{count} rows, counted; {model.context:,} frames of attention"
         rows["carried states"] = Row(carried, about)
+        if (window := args.train.distill.context_frames) is not None:
+            with base_with_window(model, window):
+                stream = model.start_stream(1, dtype=getattr(torch, args.param_dtype)).state_dict()
+            carried = count * sum(tensor.numel() * tensor.element_size() for tensor in stream.values())
+            rows["carried states of the teacher"] = Row(carried, f"{window:,} frames of attention")
     return rows
 
 
@@ -124,6 +129,9 @@ def working(args: TrainArgs, model: TTTMoshi) -> dict[str, Row]:
         (width + FP32 + FP32) * per_frame * frames,
         f"{per_frame:,} a frame, once in {args.param_dtype}, twice in float32",
     )
+    if args.train.distill.context_frames is not None:
+        about = "of one clip and the teacher: once in the dtype of training, three times in float32"
+        rows["logits of the teacher"] = Row((width + 3 * FP32) * per_frame * frames, about)
     if model.depformer is not None:
         depth_layers = cast(Any, model.depformer.layers)
         depth = len(depth_layers) * model.dep_q * depth_layers[0].self_attn.embed_dim
@@ -157,7 +165,10 @@ def work(args: TrainArgs, model: TTTMoshi) -> dict[str, float]:
         f"inner networks of {len(configs)} TTT layers": float(inner),
     }
     forwards = FORWARDS if args.gradient_checkpointing else FORWARDS - 1
-    return {name: forwards * flop for name, flop in parts.items()}
+    found = {name: forwards * flop for name, flop in parts.items()}
+    if (window := args.train.distill.context_frames) is not None:
+        found["the teacher's forward pass"] = 2.0 * matrices + 4.0 * model.dim * window * len(model.layers)
+    return found
 
 
 def hours_heard(args: TrainArgs) -> float:

@@ -102,7 +102,7 @@ class IndependentClips:
     def __init__(self, has_prefix: bool) -> None:
         self.has_prefix = has_prefix
 
-    def begin(self, model: TTTMoshi, restart: bool) -> None:
+    def begin(self, model: TTTMoshi, restart: bool, inherit: bool = False) -> None:
         """Nothing to move on from."""
 
     def targets(self, model: TTTMoshi, micro: int, clips: Sequence[Batch], device: torch.device) -> list[Targets]:
@@ -147,11 +147,17 @@ class CarriedClips:
         self._seed = seed
         self._dtype = dtype
         self._batch_size = layout.batch_size
+        self._inherit = False
         self._kept = [model.start_stream(layout.batch_size, dtype) for _ in range(layout.micro_batches)]
         self._moving = list(self._kept)
 
-    def begin(self, model: TTTMoshi, restart: bool) -> None:
-        """Begins a step from what was kept last, or from nothing, as at the beginning of a stage."""
+    def begin(self, model: TTTMoshi, restart: bool, inherit: bool = False) -> None:
+        """Begins a step from what was kept last, or from nothing, as at the beginning of a stage.
+
+        Args:
+            inherit: whether recordings that begin in this step find the memory that the one before them left.
+        """
+        self._inherit = inherit
         self._moving = (
             [model.start_stream(self._batch_size, self._dtype) for _ in self._kept] if restart else self._kept[:]
         )
@@ -191,7 +197,8 @@ class CarriedClips:
     def _begin(self, stream: StreamState, batch: Batch) -> StreamState:
         assert isinstance(batch, StreamBatch)
         starts = batch.starts.to(stream.frames.device)
-        stream = stream.reset(starts)
+        begun = stream.reset(starts)
+        stream = begun.with_memory_of(stream) if self._inherit else begun
         return self._with_phases(stream, starts, batch.sample_ids) if self._random_phase else stream
 
     def _with_phases(self, stream: StreamState, starts: Tensor, names: Sequence[str]) -> StreamState:

@@ -73,7 +73,8 @@ def compute(run: Run, step: Step) -> None:
     with watch(watched) as seen:
         result = train_step(
             parts.model, parts.optimizer, parts.feed, step.work, run.world, run.weights, args.max_norm,
-            votes=_votes(run), restart=step.restart,
+            votes=_votes(run), restart=step.restart, teacher=parts.teacher,
+            inherit=before.step >= args.max_steps * (1 - args.train.inherit_memory),
         )  # fmt: skip
     if not result.finite:
         raise nonfinite.end(run, step, result)

@@ -33,7 +33,7 @@ def end(run: Run, step: Step, result: StepResult) -> NonFiniteLossError:
     fails once more: then nothing may resume from it, or every restart would meet the same end.
     """
     number = run.progress.step + 1
-    bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "grad_norm")}
+    bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "distill_loss", "grad_norm")}
     what = f"step {number} is not finite ({_text(bad)}). It heard {_heard(run, step, number)}"
     if not math.isfinite(result.metrics["loss"]):
         if forward_is_finite(run.parts.model, run.parts.feed, step.work, run.world, step.restart):

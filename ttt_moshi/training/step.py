@@ -17,6 +17,7 @@ from ttt_moshi.data import Batch
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.training import loss as objective
 from ttt_moshi.training import random_state
+from ttt_moshi.training.distill import Teacher, lessons
 from ttt_moshi.training.distributed import World
 from ttt_moshi.training.feed import Feed
 from ttt_moshi.training.loss import LossWeights
@@ -63,6 +64,8 @@ def train_step(
     max_norm: float,
     votes: Collection[str] = (),
     restart: bool = False,
+    teacher: Teacher | None = None,
+    inherit: bool = False,
 ) -> StepResult:
     """Runs forward and backward over every micro-batch and updates the parameters once.
 
@@ -73,10 +76,14 @@ def train_step(
         work: for each micro-batch its clips, one after another.
         votes: what this rank asks for, of `VOTES`.
         restart: whether carried recordings begin anew with this step.
+        teacher: whose distributions the objective draws to as well.
+        inherit: whether recordings that begin in this step find the memory that the one before them left.
     """
     device, size = world.device, world.size
     put_back = random_state.remember()
-    feed.begin(model, restart)
+    feed.begin(model, restart, inherit)
+    if teacher is not None:
+        teacher.begin(model, restart)
     targets = [feed.targets(model, micro, clips, device) for micro, clips in enumerate(work)]
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     counts = torch.zeros(2 + model.dep_q, dtype=torch.float64, device=device)
@@ -88,30 +95,42 @@ def train_step(
     text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
 
     sums = torch.zeros(len(counts) + 2, dtype=torch.float64, device=device)
+    taught = torch.zeros(1, dtype=torch.float64, device=device)
     optimizer.zero_grad(set_to_none=True)
     for micro, clips in enumerate(work):
         share = torch.zeros((), device=device)
         for batch, target in zip(clips, targets[micro], strict=True):
+            known = None if teacher is None else teacher.predict(model, micro, batch, device)
             text_logits, audio_logits = feed.predict(model, micro, batch, device)
             nll = objective.nll_per_token(text_logits, audio_logits, target.codes, target.mask)
             weight = objective.target_weights(target.codes, target.mask, weights)
             share = share + objective.objective(nll, weight, text_total, audio_total)
+            if teacher is not None and known is not None:
+                asked = lessons((text_logits, audio_logits), known, nll, target)
+                lesson = objective.objective(asked, weight, text_total, audio_total)
+                share = share + teacher.weight * lesson
+                taught += lesson.detach()
             weighted = (nll.detach() * weight).double()
             sums[:-2] += objective.component_sums(nll.detach(), target.codes, weights)
             sums[-2:] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
         # Sharded gradients are averaged over the ranks; the objective is a sum over them.
         (share * size).backward()
     cast = torch.tensor([float(vote in votes) for vote in VOTES], dtype=torch.float64, device=device)
-    sums, counts, cast = world.sum(torch.cat([sums, counts, cast])).split([len(sums), len(counts), len(cast)])
+    parts = (sums, counts, cast, taught)
+    sums, counts, cast, taught = world.sum(torch.cat(parts)).split([len(part) for part in parts])
 
     norms = clip_gradients(optimizer, max_norm)
     measured = torch.cat([sums, torch.stack([n.double() for n in norms.values()])]).tolist()
+    lessons_learned = {} if teacher is None else {"distill_loss": taught.item()}
     text_loss, audio_loss = measured[len(counts)] / text_total.item(), measured[len(counts) + 1] / audio_total.item()
     grad_norms = dict(zip(norms, measured[len(sums) :], strict=True))
-    finite = all(math.isfinite(value) for value in (text_loss, audio_loss, *grad_norms.values()))
+    values = (text_loss, audio_loss, *grad_norms.values(), *lessons_learned.values())
+    finite = all(math.isfinite(value) for value in values)
     if finite:
         optimizer.step()
         feed.keep()
+        if teacher is not None:
+            teacher.feed.keep()
     else:
         put_back()
     optimizer.zero_grad(set_to_none=True)
@@ -124,6 +143,7 @@ def train_step(
             "loss": text_loss + audio_loss,
             "text_loss": text_loss,
             "audio_loss": audio_loss,
+            **lessons_learned,
             "nll": losses,
             "grad_norm": grad_norms,
         },

@@ -1,0 +1,31 @@
+"""The base model inside a model that is being taught, with a window of its own: the teacher of a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from moshi.modules.lora import LoRALinear
+
+from ttt_moshi.moshi.model import TTTMoshi, set_context
+
+
+@contextmanager
+def base_with_window(model: TTTMoshi, frames: int) -> Iterator[None]:
+    """While the context is open, `model` works without its TTT layers and LoRA adapters, and attends to `frames`.
+
+    For `forward` and `forward_chunk`, with streams that were started inside. What is frozen is the base model as it was
+    loaded; under full fine-tuning it is the base as it is by now.
+    """
+    assert model.context is not None, "a model that attends to everything has no window to widen"
+    with ExitStack() as stack:
+        stack.callback(set_context, model, model.context)
+        set_context(model, frames)
+        for layer in model.layers:
+            stack.callback(setattr, layer, "passed_over", layer.passed_over)
+            layer.passed_over = True
+        for module in model.modules():
+            if isinstance(module, LoRALinear):
+                stack.callback(setattr, module, "scaling", module.scaling)
+                module.scaling = 0.0
+        yield
