@@ -31,7 +31,7 @@ CONTROL_DISTANCES = (64, 256, 1024)
 AS_TRAINED = "as trained"
 BATCH = 16
 
-MODELS = "window,ttt-linear,ttt-mlp,full"
+MODELS = "window,ttt-linear,ttt-mlp,ttt-delta,full"
 
 
 def main(argv: list[str] | None = None) -> int:
