@@ -9,9 +9,10 @@ import torch
 
 from ttt_moshi.cli.main import main
 from ttt_moshi.data.encoded import read_encoded, write_encoded
-from ttt_moshi.data.interleaver import PAD
+from ttt_moshi.data.interleaver import MOSHI_STYLE
 
 LENGTH, WORD = 700, 5
+PAD = MOSHI_STYLE.pad
 
 
 @pytest.fixture
@@ -114,8 +115,14 @@ def test_a_folder_that_holds_something_is_left_alone(tiny_material, data, tmp_pa
 def test_audio_is_planted_as_codes_with_its_words(tiny_material, tmp_path):
     out, source = tmp_path / "out", tiny_material.train_data
     argv = ["data", "plant", str(source), "--out", str(out), "--hf_repo_id", str(tiny_material.base_model)]
-    assert main([*argv, "--cache_dir", str(tmp_path / "codes"), "--passage", "0.4:1", "--distance", "1:2"]) == 0
+    argv += ["--cache_dir", str(tmp_path / "codes"), "--passage", "0.4:1", "--distance", "1:2"]
+    assert main(argv) == 0
     assert passages(out)
     codes = read_encoded(out / lines_of(out / "data.jsonl")[0]["path"])
     assert (codes[0] > PAD).any() and (codes[1:] >= 0).all()
     assert main(["data", "check", str(out)]) == 0
+    unspaced = tmp_path / "unspaced"
+    argv[argv.index(str(out))] = str(unspaced)
+    assert main([*argv, "--no_whitespace_before_word"]) == 0
+    other = read_encoded(unspaced / lines_of(unspaced / "data.jsonl")[0]["path"])
+    assert sorted(set(other[0].tolist())) != sorted(set(codes[0].tolist())), "words are encoded together"

@@ -190,10 +190,11 @@ def run_encode(argv: list[str]) -> int:
     return 0
 
 
-def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str) -> Corpus:
+def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, unspaced: bool = False) -> Corpus:
     """A data set, to be read as by a base model."""
     from ttt_moshi.config import ModelPaths
     from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
+    from ttt_moshi.data.interleaver import TextStyle
     from ttt_moshi.moshi import resolve_model
     from ttt_moshi.moshi.device import choose_device
     from ttt_moshi.moshi.loading import geometry
@@ -205,7 +206,8 @@ def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str) -> 
     alphabet = Alphabet.of_model(shape)
     audio = names_audio(path)
     codec = Codec(info.get_mimi(device=chosen), info.mimi_config) if audio else None
-    return Corpus(path, codec, text_tokenizer(info) if audio else None, 1.0, cache_dir, alphabet=alphabet)
+    tokenizer, style = text_tokenizer(info) if audio else None, TextStyle.of_model(shape, unspaced)
+    return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style)
 
 
 def run_plant(argv: list[str]) -> int:
@@ -228,6 +230,9 @@ def run_plant(argv: list[str]) -> int:
     parser.add_argument("--hf_repo_id", default="kyutai/moshiko-pytorch-bf16", help="the base model, or its folder")
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
+    parser.add_argument(
+        "--no_whitespace_before_word", action="store_true", help="as `data.no_whitespace_before_word` in training"
+    )
     args = parser.parse_args(argv)
     if min(args.repeats, args.facts) < 0 or args.repeats + args.facts == 0:
         raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
@@ -235,7 +240,7 @@ def run_plant(argv: list[str]) -> int:
     from ttt_moshi.data.plant import Plan, plant
     from ttt_moshi.frames import frames_to_seconds
 
-    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device)
+    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
     with _progress("planting") as on_recording:
         found = plant(corpus, args.out, Plan(args.repeats, args.facts, passage, distance), args.seed, on_recording)
     counts = {kind: sum(one.kind == kind for one in found.planted) for kind in ("repeat", "fact")}

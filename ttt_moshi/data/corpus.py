@@ -88,7 +88,8 @@ class Corpus:
         self._codec = codec
         self._tokenizer = tokenizer
         self._alphabet = alphabet
-        self._style = style
+        self.style = style
+        """how its text stream is written"""
         if alphabet is not None and tokenizer is not None and not all(r.encoded for r in self.recordings):
             check_tokenizer(tokenizer, alphabet.text_card, style)
         self.streams: int = self._count_streams()
@@ -184,7 +185,7 @@ class Corpus:
             for word in read_transcript(recording.transcript, recording.moshi_speaker).words
             if word.speaker == MAIN_SPEAKER
         ]
-        found = coverage(self._tokenizer, words, self._style)
+        found = coverage(self._tokenizer, words, self.style)
         told = f"of {found.words:,} words of the agent the tokenizer does not know {found.unknown:,} and spells "
         told += f"{found.in_bytes:,} byte by byte, such as {found.example!r}"
         if found.unknown > MAX_UNKNOWN * found.words:
@@ -192,7 +193,7 @@ class Corpus:
         if found.unknown or found.in_bytes:
             _log.warning("%s", told)
         unspaced = sum(map(is_unspaced_text, words))
-        if 2 * unspaced > len(words) and not self._style.no_whitespace_before_word:
+        if 2 * unspaced > len(words) and not self.style.no_whitespace_before_word:
             _log.warning(
                 "%d of %d words of the agent are in a script without spaces, and the model would learn a space before "
                 "each: `data.no_whitespace_before_word: true` writes them without",
@@ -244,7 +245,7 @@ class Corpus:
             return torch.from_numpy(absent_row(frames))
         assert self._tokenizer is not None
         transcript = read_transcript(recording.transcript, recording.moshi_speaker)
-        return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames, self._style))
+        return torch.from_numpy(text_row(transcript.words, self._tokenizer, frames, self.style))
 
     def _cache(self, recording: Recording) -> CodeCache:
         assert self._codec is not None
@@ -291,8 +292,8 @@ class Corpus:
         if all(recording.encoded for recording in self.recordings):
             codec = tokenizer = None
         text = tokenizer and blake3.blake3(tokenizer.serialized_model_proto()).hexdigest()
-        if text and self._style != MOSHI_STYLE:
-            text += f" {self._style}"
+        if text and self.style != MOSHI_STYLE:
+            text += f" {self.style}"
         return {
             "recordings": _digest_of([[_content(r) for r in source.recordings] for source in self.sources]),
             "count": len(self.recordings),

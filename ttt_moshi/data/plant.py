@@ -21,7 +21,7 @@ from torch import Tensor
 from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.interleaver import ABSENT, PAD
+from ttt_moshi.data.interleaver import ABSENT
 from ttt_moshi.data.sources import Recording
 from ttt_moshi.frames import frames_to_seconds
 
@@ -110,7 +110,7 @@ def plant(
         rng = random.Random(f"{seed} {recording.id}")
         codes = corpus.whole(recording)
         other = partial(_another, corpus, number, rng)
-        new, own = plant_one(codes, recording.prefix_frames, other, plan, rng)
+        new, own = plant_one(codes, recording.prefix_frames, other, plan, rng, corpus.style.pad)
         name = f"{number:06}.safetensors"
         write_encoded(out / name, new)
         line = {"path": name, "duration": frames_to_seconds(new.shape[1]), **_given(recording)}
@@ -127,18 +127,19 @@ def plant(
 
 
 def plant_one(
-    codes: Tensor, given: int, other: Callable[[], Tensor], plan: Plan, rng: random.Random
+    codes: Tensor, given: int, other: Callable[[], Tensor], plan: Plan, rng: random.Random, pad: int
 ) -> tuple[Tensor, list[Planted]]:
     """One recording `[1 + 2K, T]` with as many passages as fit after its first `given` frames.
 
     Args:
         other: the codes of another recording, drawn anew at every call.
+        pad: the text token between words.
     """
     passages: list[_Passage] = []
     kinds: list[Kind] = [*["repeat"] * plan.repeats, *["fact"] * plan.facts]  # type: ignore[list-item]
     for kind in kinds:
         for _ in range(TRIES):
-            drawn = _draw(kind, codes, given, other, plan, rng)
+            drawn = _draw(kind, codes, given, other, plan, rng, pad)
             if drawn and all(drawn.leaves_whole(one) and one.leaves_whole(drawn) for one in passages):
                 passages.append(drawn)
                 break
@@ -162,7 +163,7 @@ def plant_one(
 
 
 def _draw(
-    kind: Kind, codes: Tensor, given: int, other: Callable[[], Tensor], plan: Plan, rng: random.Random
+    kind: Kind, codes: Tensor, given: int, other: Callable[[], Tensor], plan: Plan, rng: random.Random, pad: int
 ) -> _Passage | None:
     """A passage of random length, place and distance; None where it would begin, end or come within a word, or does
     not fit.
@@ -170,7 +171,7 @@ def _draw(
     frames, distance = rng.randint(*plan.passage), rng.randint(*plan.distance)
     source = codes if kind == "repeat" else other()
     start = rng.randint(0, max(0, source.shape[1] - frames))
-    if not (_between_words(source, start) and _between_words(source, start + frames)):
+    if not (_between_words(source, start, pad) and _between_words(source, start + frames, pad)):
         return None
     taken = source[:, start : start + frames]
     if kind == "repeat":
@@ -178,15 +179,15 @@ def _draw(
     else:
         at = rng.randint(given, max(given, codes.shape[1] - distance))
         first, cuts = None, [at, at + distance]
-    fits = all(given <= cut and _between_words(codes, cut) for cut in cuts)
+    fits = all(given <= cut and _between_words(codes, cut, pad) for cut in cuts)
     return _Passage(kind, first, [_Insert(cut, taken) for cut in cuts]) if fits else None
 
 
-def _between_words(codes: Tensor, cut: int) -> bool:
+def _between_words(codes: Tensor, cut: int, pad: int) -> bool:
     """Whether a recording may be cut before this frame: the agent is not in the middle of a word's tokens."""
     if cut >= codes.shape[1]:
         return cut == codes.shape[1]
-    return int(codes[0, cut]) in (PAD, ABSENT)
+    return int(codes[0, cut]) in (pad, ABSENT)
 
 
 def _another(corpus: Corpus, number: int, rng: random.Random) -> Tensor:

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from moshi.modules.lora import LoRALinear
 
-from ttt_moshi.moshi.model import TTTMoshi, set_context
+from ttt_moshi.moshi.model import TTTMoshi
+from ttt_moshi.moshi.sink import attention_window
 
 
 @contextmanager
@@ -17,10 +18,8 @@ def base_with_window(model: TTTMoshi, frames: int) -> Iterator[None]:
     For `forward` and `forward_chunk`, with streams that were started inside. What is frozen is the base model as it was
     loaded; under full fine-tuning it is the base as it is by now.
     """
-    assert model.context is not None, "a model that attends to everything has no window to widen"
     with ExitStack() as stack:
-        stack.callback(set_context, model, model.context)
-        set_context(model, frames)
+        stack.enter_context(attention_window(model, frames))
         for layer in model.layers:
             stack.callback(setattr, layer, "passed_over", layer.passed_over)
             layer.passed_over = True
