@@ -495,6 +495,24 @@ def test_a_conversation_moves_to_the_connection_that_asks_for_it(play, tmp_path)
     play(scene, sessions=Sessions(tmp_path))
 
 
+def test_a_conversation_is_kept_before_its_first_word_if_that_is_asked_for(play, tmp_path):
+    """And only then: who comes and goes without a word leaves nothing."""
+    sessions = Sessions(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1"):
+            pass
+        async with scene.client("?events=1") as client:
+            assert sessions.listed() == []
+            await client.socket.send_bytes(b'\x04{"type": "save"}')
+            await client.until(lambda: client.last("saved") is not None)
+            name = client.last("saved")["session"]
+        async with scene.client(f"?events=1&resume={name}") as client:
+            assert client.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 0}
+
+    play(scene, sessions=sessions)
+
+
 def test_conversations_are_saved_meanwhile(play, tmp_path):
     sessions = Sessions(tmp_path)
 

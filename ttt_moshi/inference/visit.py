@@ -93,7 +93,8 @@ class Visit:
         self._closing: tuple[int, str] | None = None
         self._ending = asyncio.Event()
         self._last_audio = time.monotonic()
-        self._dropped = self._frames = self._kept_frames = 0
+        self._dropped = self._frames = self._first_frames = 0
+        self._kept_frames: int | None = None
         self._waited = 0.0
         self._keeping = asyncio.Lock()  # nothing is saved that has just been forgotten
         self.over = asyncio.Event()
@@ -194,7 +195,8 @@ class Visit:
         server.live_visit(self, self._session, slot)
         self._heard = self._heard[:0]
         self._frames = 0 if start is None else start.frames
-        self._kept_frames = self._frames
+        self._first_frames = self._frames
+        self._kept_frames = None if snapshot is None else snapshot.frames
         self._last_audio = time.monotonic()
         server.engine.attend(slot)
         self._slot = slot
@@ -269,7 +271,7 @@ class Visit:
         if self._slot is None:
             return
         if wish["type"] == "save":
-            await self._save()
+            await self._save(asked=True)
         else:
             slot, old = self._slot, self._session
             async with self._keeping:
@@ -285,28 +287,33 @@ class Visit:
             self._wish = Wish(self._wish.events, self._wish.format)
             await self._begin(slot, None)
 
-    async def _save(self) -> None:
-        """Keeps the conversation; a failure is told, and the conversation goes on."""
-        async with self._keeping:
-            await self._keep()
+    async def _save(self, asked: bool = False) -> None:
+        """Keeps the conversation; a failure is told, and the conversation goes on.
 
-    async def _keep(self) -> None:
+        Args:
+            asked: keep it even if nothing has been heard yet.
+        """
+        async with self._keeping:
+            await self._keep(asked)
+
+    async def _keep(self, asked: bool) -> None:
         if self._slot is None or self._session is None or not self._worth_saving:
             return
         slot, server = self._slot, self._server
         try:
             snapshot = await server.call(lambda slots: slots.snapshot(slot))
-            new = snapshot.frames > self._kept_frames
-            if new:
+            new = snapshot.frames > (self._first_frames if self._kept_frames is None else self._kept_frames)
+            if new or (asked and self._kept_frames is None):
                 await server.keep(self._session, snapshot)
+                self._kept_frames = snapshot.frames
+                server.metrics.saved.inc()
         except (UserError, OSError) as error:
             server.metrics.save_failures.inc()
             logger.error("a conversation was not saved: %s", error)
             self._tell("error", text=f"not saved: {error}")
-        else:
-            self._kept_frames = snapshot.frames
-            server.metrics.saved.inc(new)
-            self._tell("saved", session=self._session, frames=snapshot.frames)
+            return
+        if self._kept_frames is not None:
+            self._tell("saved", session=self._session, frames=self._kept_frames)
 
     async def _finish(self) -> None:
         """Saves the conversation and frees the slot."""
