@@ -81,7 +81,7 @@ class Warm:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT,
         )  # fmt: skip
         self._folder = tempfile.TemporaryDirectory()
-        self._started = 0
+        self._started: list[Process] = []
         assert self._process.stdout is not None and self._process.stdin is not None
         assert self._process.stdout.readline() == "ready\n"
 
@@ -97,15 +97,15 @@ class Warm:
     ) -> Process:
         """Starts `python words...` (`-m`, `-c` or a script; `-m torch.distributed.run --standalone --nproc_per_node N`
         as ranks) in a new session; `folder` takes its output."""
-        self._started += 1
-        folder = folder or Path(self._folder.name) / str(self._started)
+        folder = folder or Path(self._folder.name) / str(len(self._started))
         folder.mkdir(parents=True)
         typed = [str(word) for word in words]
         out, err = folder / "out", folder / "err"
         request = {
             "words": typed, "cwd": str(cwd or ROOT), "stdout": str(out), "stderr": str(err), "env": dict(env),
         }  # fmt: skip
-        return Process(typed, self.ask({"start": request}), out, err, self)
+        self._started.append(Process(typed, self.ask({"start": request}), out, err, self))
+        return self._started[-1]
 
     def run(self, words: Sequence[object], timeout: float = 600.0, **more: Any) -> Process:
         """Runs `python words...` to its end."""
@@ -114,6 +114,8 @@ class Warm:
         return process
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it, and what failed tests have left running or held."""
+        for process in self._started:
+            process.kill()
         self._process.communicate()
         self._folder.cleanup()

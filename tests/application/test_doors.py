@@ -14,6 +14,9 @@ from ttt_moshi.cli.main import COMMANDS
 LOOK = """
 import sys
 from ttt_moshi.cli.main import main
+
+# One worker makes the run that all of these copy.
+pytestmark = pytest.mark.xdist_group("application")
 try:
     status = main(sys.argv[1:])
 except SystemExit as asked:

@@ -244,6 +244,7 @@ def without(log, site):
     return [entry for entry in log if not (entry[0] in ("sync", "sync_folder") and entry[3] == site)]
 
 
+@pytest.mark.slow
 def test_removing_any_fsync_loses_something(recording, faults, quick_disk, tally):
     """The mutation check: each place that syncs is needed, except for the pointer LATEST, which nobody relies on."""
     log, root = recording

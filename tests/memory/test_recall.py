@@ -13,6 +13,8 @@ from ttt_moshi.synthetic.recall import make_codes, recordings, share_right, shar
 from ttt_moshi.synthetic.recall import task as recall
 from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 
+# Two models are trained for all of these tests, by one worker.
+pytestmark = pytest.mark.xdist_group("recall")
 DISTANCES = (64, 256, 1024)
 
 
