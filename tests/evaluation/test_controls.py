@@ -59,7 +59,8 @@ def data(tmp_path_factory, kit):
     return root
 
 
-NAMES = [name for name, spec in TASKS.items() if spec.runs_model]
+# `hour` applies every control by itself and refuses to be given one (test_hour.py).
+NAMES = [name for name, spec in TASKS.items() if spec.runs_model and name != "hour"]
 
 
 class Measure:

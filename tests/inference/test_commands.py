@@ -141,9 +141,10 @@ def test_every_option_of_the_draws_acts(trained, short, tmp_path, options):
     )
 
 
-def test_a_sink_acts_and_is_refused_by_the_server_too(trained, recording, tmp_path, capsys):
+def test_a_sink_acts_and_is_refused_by_the_server_too(trained, short, tmp_path, capsys):
+    common = ["--temp", "2", "--temp_text", "2", "--extra_seconds", "1.5"]
     for name, options in (("plain", []), ("sink", ["--sink", "4"])):
-        assert generate(trained, recording, tmp_path / f"{name}.wav", "--temp", "2", "--temp_text", "2", *options) == 0
+        assert generate(trained, short, tmp_path / f"{name}.wav", *common, *options) == 0
     plain, sink = (soundfile.read(tmp_path / f"{name}.wav")[0][:, 0] for name in ("plain", "sink"))
     inside = 28 * 1920  # the window has not filled up yet
     assert (plain[:inside] == sink[:inside]).all() and (plain != sink).any()
@@ -178,6 +179,10 @@ def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp
     assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all") == 0
     assert "2 of 3 are there already" in capsys.readouterr().out
     assert (tmp_path / "all" / "user1" / "output.json").exists()
+    assert (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns == kept
+    capsys.readouterr()
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all", "--seed", "9") == 2
+    assert "user0 holds another conversation (differs in seed)" in capsys.readouterr().err
     assert (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns == kept
 
 

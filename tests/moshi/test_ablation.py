@@ -3,8 +3,11 @@
 import pytest
 import torch
 from moshi.models.loaders import get_moshi_lm
+from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 
 from ttt_moshi.moshi import MoshiError, ablate, set_context
+from ttt_moshi.moshi.ablation import without_adapters
+from ttt_moshi.moshi.sink import attention_window
 
 
 def text_logits(model, codes, **kwargs) -> torch.Tensor:
@@ -113,4 +116,29 @@ def test_meaningless_ablations_are_refused(make_model, make_codes):
     with ablate(model, reset_every=4), model.streaming(2), pytest.raises(MoshiError, match="streaming"):
         model.forward_text(make_codes(T=1))
     with pytest.raises(MoshiError, match="no TTT layers"), ablate(make_model(layers="none")):
+        pass
+
+
+def test_without_adapters_a_model_is_its_base_bit_for_bit(make_model, make_codes, info):
+    model, codes = make_model(layers="1"), make_codes()
+    replace_all_linear_with_lora(model.transformer.layers[0], 2, 2.0)
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            torch.nn.init.normal_(module.lora_B.weight)
+    base = get_moshi_lm(info.moshi_weights, info.lm_config, dtype=torch.float32)
+    adapted = text_logits(model, codes)
+    with without_adapters(model):
+        assert torch.equal(text_logits(model, codes), text_logits(base, codes))
+    assert torch.equal(text_logits(model, codes), adapted) and not torch.equal(adapted, text_logits(base, codes))
+
+
+def test_another_window_is_that_of_a_model_made_with_it(make_model, make_codes):
+    model, codes = make_model(), make_codes()
+    own, plain = model.context, text_logits(model, codes)
+    with attention_window(model, 3):
+        narrow = text_logits(model, codes)
+    assert model.context == own and torch.equal(text_logits(model, codes), plain)
+    set_context(model, 3)
+    assert torch.equal(narrow, text_logits(model, codes)) and not torch.equal(narrow, plain)
+    with pytest.raises(MoshiError, match="at least one frame"), attention_window(model, 0):
         pass

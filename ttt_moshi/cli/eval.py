@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Run:
 
         request, subject, options = self.request, self.subject, self.request.options
         cache = options.cache_dir or self.out / "cache"
-        scorer = ModelScorer(subject.model, subject.facts["state_id"], request.controls.scoring)
+        scorer = ModelScorer(subject.model, subject.facts["state_id"], request.controls.scoring, subject.base_inside)
         scores = NLLCache(cache / "nll", scorer.identity, writes=self.ranks.is_main)
         policy = BatchPolicy(request.max_frames, options.batch_size or BatchPolicy.max_rows)
         known = known_tasks()
@@ -107,7 +107,8 @@ class _Run:
                 recordings = Recordings(subject.codec, cache / "codes", text, user, subject.tokenizer, subject.style)
                 return Engine(scorer, recordings, scores, policy, bars.update, self.ranks)
 
-            found = run_suite(request.names, _benchmarks(request, self.args, subject), engine, request.refused)
+            benchmarks = _benchmarks(request, self.args, subject, self.out)
+            found = run_suite(request.names, benchmarks, engine, request.refused)
         if options.reference:
             add_reference(found.tasks, options.reference)
         for name, outcome in found.outcomes.items():
@@ -135,11 +136,14 @@ class _Run:
         return 0 if not skipped else 2 if skipped == len(self.results.tasks) else 1
 
 
-def _benchmarks(request: Request, args: TrainArgs, subject: Any = None) -> Any:
+def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Path | None = None) -> Any:
     """Where the data of all tasks is; without the model what can be looked at beforehand."""
     from ttt_moshi.data import Alphabet
+    from ttt_moshi.evaluation.conversations import Talker
     from ttt_moshi.evaluation.recorded import EvaluationData
     from ttt_moshi.evaluation.tasks.registry import Benchmarks
+    from ttt_moshi.inference.driver import Driver
+    from ttt_moshi.inference.sampling import Sampling
 
     options = request.options
     recorded = None
@@ -156,8 +160,21 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None) -> Any:
             request.controls,
             *([subject.style] if subject else []),
         )
+    talker = None
+    if subject is not None and out is not None:
+        sampling = Sampling.of(subject.speaker.generation)
+        speaker = replace(subject.speaker, sink=options.sink)
+        talker = Talker(Driver(speaker, sampling, options.slots, options.seed), out / "conversations")
     root = options.data_root or (Path(named) if (named := args.paper_metrics.data_root) else None)
-    return Benchmarks(root, request.split, request.max_items, options.seed, recorded=recorded)
+    return Benchmarks(
+        root,
+        request.split,
+        request.max_items,
+        options.seed,
+        recorded=recorded,
+        minutes=options.minutes,
+        talker=talker,
+    )
 
 
 def _check_data(request: Request, args: TrainArgs) -> None:

@@ -83,6 +83,18 @@ def parser() -> Parser:
         default=1500,
         help="longer recordings are read in such chunks, which changes no number (default: %(default)s)",
     )
+    add(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="how long the task `hour` lets the model listen, and talk (default: 60)",
+    )
+    add(
+        "--slots",
+        type=positive,
+        default=4,
+        help="so many conversations at once, in tasks in which the model talks; changes none (default: %(default)s)",
+    )
     add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
@@ -125,7 +137,7 @@ class Request:
     @classmethod
     def of(cls, options: Any) -> Request:
         """Raises `UserError` for options that mean nothing or exclude one another."""
-        from ttt_moshi.evaluation.controls import Controls
+        from ttt_moshi.evaluation.controls import Controls, check_minutes
 
         if not options.checkpoint_dir:
             raise UserError("name what is to be evaluated: --checkpoint_dir CHECKPOINT, or `base` with --hf_repo_id")
@@ -142,6 +154,7 @@ class Request:
             options.sink,
         )
         names, refused = _tasks(options, section, controls)
+        check_minutes(options.minutes)
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE and (options.hf_repo_id is None or options.out is None):
@@ -181,6 +194,7 @@ class Request:
             "max_frames": self.max_frames,
             "batch_size": options.batch_size,
             "sampled_texts": options.sampled_texts if options.text == "sampled" else None,
+            "minutes": options.minutes if "hour" in self.names else None,
             "dtype": options.dtype or args.param_dtype,
             "duration_sec": args.duration_sec,
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
-    from ttt_moshi.inference import Answer, Question
+    from ttt_moshi.inference import Answer
 
 MAX_EXTRA_SECONDS = 3600.0
 
@@ -127,38 +126,27 @@ def _answer_one(options: Any, console: Console) -> int:
 
 def _answer_many(options: Any, console: Console) -> int:
     recordings = _recordings(options.input)
-    ready = {name for name in recordings if (options.out / name / "output.json").exists()}
-    left = [name for name in recordings if options.overwrite or name not in ready]
+    ready = [name for name in recordings if (options.out / name / "output.json").exists()]
     if ready and not options.overwrite:
         console.print(f"{len(ready)} of {len(recordings)} are there already in {options.out}", markup=False)
-    if not left:
-        return 0
     speaker, sampling = open_speaker(options, console)
-    from ttt_moshi.inference import Question, Slots, answer
+    from ttt_moshi.inference.driver import Driver, Item
 
-    start = open_prompt(options, speaker, sampling)
-    failures = 0
+    driver = Driver(speaker, sampling, options.slots, options.seed, open_prompt(options, speaker, sampling))
+    items = [Item(name, partial(_user, path, options, console)) for name, path in recordings.items()]
+    total = len(recordings) - (0 if options.overwrite else len(ready))
+    outcomes: list[bool] = []
+    with progress_bar("talking", "elements") as bar:
 
-    def failed(name: str, why: str) -> None:
-        nonlocal failures
-        failures += 1
-        console.print(f"{name}: {why}", markup=False)
+        def done(name: str, failure: str | None) -> None:
+            outcomes.append(failure is None)
+            if failure is not None:
+                console.print(f"{name}: {failure}", markup=False)
+            bar(len(outcomes), total)
 
-    def questions() -> Iterator[Question]:
-        for name in left:
-            try:
-                yield Question(name, _user(recordings[name], options, console), _seed_of(options.seed, name), start)
-            except UserError as error:
-                failed(name, str(error))
-
-    with Slots(speaker, min(options.slots, len(left)), sampling) as slots, progress_bar("talking", "elements") as bar:
-        for done, found in enumerate(answer(slots, questions()), 1):
-            if found.failure is not None:
-                failed(found.question.name, found.failure)
-            else:
-                _write_pair(options.out / found.question.name, found, slots.sample_rate)
-            bar(done, len(left))
-    console.print(f"{options.out}: {len(left) - failures} conversations written, {failures} failed", markup=False)
+        driver.converse(items, options.out, options.overwrite, done)
+    failures = len(outcomes) - sum(outcomes)
+    console.print(f"{options.out}: {sum(outcomes)} conversations written, {failures} failed", markup=False)
     return 1 if failures else 0
 
 
@@ -216,12 +204,6 @@ def _silent(samples: Any) -> bool:
     return bool(abs(samples).max() < 1e-3)  # -60 dB of full scale
 
 
-def _seed_of(seed: int, name: str) -> int:
-    """Of the conversation about one of many recordings: its own, whatever else is in the batch."""
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def _words(found: Answer) -> list[Any]:
     from ttt_moshi.frames import FRAME_RATE
     from ttt_moshi.inference import words
@@ -233,35 +215,7 @@ def _write_conversation(path: Path, found: Answer, sample_rate: int) -> None:
     """The stereo file, and Moshi's words beside it."""
     import torch
 
-    _write_audio(path, torch.stack([found.samples, found.question.samples], dim=1), sample_rate)
-    _write_words(path.with_suffix(".json"), found)
+    from ttt_moshi.inference.driver import write_audio, write_words
 
-
-def _write_pair(folder: Path, found: Answer, sample_rate: int) -> None:
-    """One file each of the user and of Moshi; the words last, since they say that the rest is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_audio(folder / "input.wav", found.question.samples, sample_rate)
-    _write_audio(folder / "output.wav", found.samples, sample_rate)
-    _write_words(folder / "output.json", found)
-
-
-def _write_audio(path: Path, samples: Any, sample_rate: int) -> None:
-    import soundfile
-
-    from ttt_moshi.files import replacing
-
-    with replacing(path, durable=False) as temporary:
-        try:
-            kind = path.suffix.lstrip(".").upper()
-            soundfile.write(temporary, samples.clip(-1.0, 1.0).numpy(), sample_rate, format=kind)
-        except soundfile.SoundFileError as error:
-            raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
-
-
-def _write_words(path: Path, found: Answer) -> None:
-    from ttt_moshi.files import write_atomically
-
-    said = _words(found)
-    alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
-    text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"
-    write_atomically(path, text.encode(), durable=False)
+    write_audio(path, torch.stack([found.samples, found.question.samples], dim=1), sample_rate)
+    write_words(path.with_suffix(".json"), _words(found))

@@ -83,3 +83,9 @@ def runs_no_model(controls: Controls) -> str | None:
         if getattr(controls, name) != getattr(usual, name):
             return f"`--{name} {getattr(controls, name)}` is about a model that reads, and this looks at what one wrote"
     return None
+
+
+def check_minutes(minutes: float) -> None:
+    """Raises `EvaluationError` unless that is a length that an hour can have."""
+    if not 0.05 <= minutes <= 24 * 60:
+        raise EvaluationError(f"`--minutes` must be between 0.05 and 1440, not {minutes:g}")

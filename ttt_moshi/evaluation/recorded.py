@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
+import torch
 
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
+from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.corpus import Tokenizer
 from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.encoded import EncodedInfo
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
-from ttt_moshi.data.sources import open_sources
+from ttt_moshi.data.listen import moshi_first
+from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
-from ttt_moshi.frames import frames_to_seconds
+from ttt_moshi.frames import SAMPLE_RATE, frames_to_seconds
+from ttt_moshi.inference.driver import Item
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
 
@@ -71,6 +79,24 @@ class EvaluationData:
             if recording.transcript is not None
         }
 
+    def users(self, minutes: float, count: int) -> list[Item]:
+        """Users to be played for so many minutes, at most `count`: each begins with another recording's user, and where
+        that ends the next one's goes on.
+
+        Raises:
+            EvaluationError: pre-tokenized recordings, or mono ones, in which no user can be heard.
+        """
+        found = self._corpus(self.duration_sec).recordings
+        for recording in found:
+            if isinstance(recording.info, EncodedInfo) or recording.info.channels < 2:
+                raise EvaluationError(f"no user can be played: {recording.audio.name} has no audio of one")
+        samples = round(minutes * 60 * SAMPLE_RATE)
+
+        def reader(first: int) -> Callable[[], Any]:
+            return lambda: _played([*found[first:], *found[:first]], samples)
+
+        return [Item(f"user{number}", reader(number)) for number in range(min(count, len(found)))]
+
     def _corpus(self, duration_sec: float) -> Corpus:
         return Corpus(
             self.spec,
@@ -102,6 +128,20 @@ class EvaluationData:
             self.style.pad,
         )
         return tokens, encode
+
+
+def _played(recordings: Sequence[Recording], samples: int) -> torch.Tensor:
+    """float32 [samples] of the users of recordings, one after another and then from the first one again."""
+    parts: list[np.ndarray] = []
+    left = samples
+    while left > 0:
+        for recording in recordings:
+            user = read_audio(recording.audio)[moshi_first(2, recording.moshi_speaker)[1]][:left]
+            parts.append(user)
+            left -= len(user)
+            if left <= 0:
+                break
+    return torch.from_numpy(np.concatenate(parts))
 
 
 class _Names:

@@ -15,6 +15,7 @@ from ttt_moshi.checkpoint import read_document, read_manifest, verify
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.data import Codec, TextStyle
 from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, text_tokenizer, trained_base
 
 TRAINING_CONFIG = "consolidated/training_config.json"
@@ -22,13 +23,23 @@ TRAINING_CONFIG = "consolidated/training_config.json"
 
 @dataclass
 class Subject:
-    """A model with everything needed to feed it."""
+    """A model with everything needed to feed it.
 
-    facts: dict[str, Any]  # `checkpoint` of results.json: state_id, step, kind
+    Args:
+        facts: `checkpoint` of results.json: state_id, step, kind.
+        tokenizer: a sentencepiece processor.
+        style: how its text stream is written.
+        base_inside: whether nothing but adapters was trained, so that the base model is in there.
+        speaker: the same model as one that talks.
+    """
+
+    facts: dict[str, Any]
     model: TTTMoshi
     codec: Codec
-    tokenizer: Any  # sentencepiece.SentencePieceProcessor
-    style: TextStyle  # how its text stream is written
+    tokenizer: Any
+    style: TextStyle
+    base_inside: bool
+    speaker: Speaker
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -66,9 +77,11 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
     """Model, codec and tokenizer of a checkpoint; `base` says where the base model's files are now, if they moved."""
     manifest = read_manifest(folder)
     facts = {key: manifest[key] for key in ("state_id", "step", "kind")}
-    spaceless = bool(training_config(folder)["data"].get("no_whitespace_before_word", False))
+    trained = training_config(folder)
+    spaceless = bool(trained["data"].get("no_whitespace_before_word", False))
+    base_inside = not trained.get("full_finetuning") and not trained.get("lora", {}).get("ft_embed")
     model = load_trained(folder, device, dtype, base=base)
-    return _subject(facts, model, trained_base(folder, base), device, spaceless)
+    return _subject(facts, model, trained_base(folder, base), device, base_inside, spaceless)
 
 
 def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
@@ -76,12 +89,18 @@ def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
     info = resolve_model(paths, "evaluate")
     digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(info.moshi_weights).hexdigest()
     model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
-    return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device)
+    return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device, True)
 
 
 def _subject(
-    facts: dict[str, Any], model: TTTMoshi, info: CheckpointInfo, device: str, spaceless: bool = False
+    facts: dict[str, Any],
+    model: TTTMoshi,
+    info: CheckpointInfo,
+    device: str,
+    base_inside: bool,
+    spaceless: bool = False,
 ) -> Subject:
-    codec = Codec(info.get_mimi(device), info.mimi_config)
+    mimi, tokenizer = info.get_mimi(device), text_tokenizer(info)
     style = TextStyle(model.text_padding_token_id, model.end_of_text_padding_id, spaceless)
-    return Subject(facts, model, codec, text_tokenizer(info), style)
+    speaker = Speaker(facts["state_id"], model, mimi, tokenizer, info.model_type, info.lm_gen_config)
+    return Subject(facts, model, Codec(mimi, info.mimi_config), tokenizer, style, base_inside, speaker)

@@ -36,6 +36,7 @@ class Answer:
         question: the recording.
         samples: float32, as many as the question has.
         pieces: of each frame, "" where there is none.
+        tokens: int64 [1 + dep_q, frames], text first, -1 where the model's delays hold a frame back.
         end: where the conversation could go on; None unless asked for.
         failure: why the conversation ended early, if it did.
     """
@@ -43,6 +44,7 @@ class Answer:
     question: Question
     samples: Tensor
     pieces: list[str]
+    tokens: Tensor
     end: Snapshot | None = None
     failure: str | None = None
 
@@ -53,10 +55,12 @@ class _Going:
     frames: list[Tensor]
     sound: list[Tensor] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
 
     def finish(self, end: Snapshot | None, failure: str | None = None) -> Answer:
         samples = torch.cat([torch.zeros(0), *self.sound])[: len(self.question.samples)]
-        return Answer(self.question, samples, self.pieces, end, failure)
+        tokens = torch.stack(self.tokens, dim=1) if self.tokens else torch.zeros(0, 0, dtype=torch.int64)
+        return Answer(self.question, samples, self.pieces, tokens, end, failure)
 
 
 def answer(
@@ -74,6 +78,7 @@ def answer(
     going: dict[int, _Going] = {}
     free = list(range(slots.count))
     exhausted = False
+    nothing = torch.full((1 + slots.speaker.model.dep_q,), -1)
     while True:
         while free and not exhausted:
             question = next(waiting, None)
@@ -83,7 +88,7 @@ def answer(
                 slot = free.pop()
                 going[slot] = _begin(slots, slot, question)
             else:
-                yield Answer(question, torch.zeros(0), [], failure="the recording holds no audio")
+                yield _Going(question, []).finish(None, "the recording holds no audio")
         if not going:
             return
         replies = slots.tick({slot: one.frames[len(one.pieces)] for slot, one in going.items()})
@@ -93,6 +98,7 @@ def answer(
             reply = replies.get(slot)
             one.sound.append(torch.zeros(slots.frame_size) if reply is None else reply.samples)
             one.pieces.append("" if reply is None else reply.piece)
+            one.tokens.append(nothing if reply is None else reply.tokens)
             failed = slot in slots.broken
             if failed or len(one.pieces) == len(one.frames):
                 del going[slot]

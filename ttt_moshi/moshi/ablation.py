@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+from moshi.models.lm import LMModel
+from moshi.modules.lora import LoRALinear
 from torch import Tensor, nn
 
 from ttt_moshi.moshi.errors import MoshiError
@@ -55,4 +57,20 @@ def ablate(
                 raise MoshiError(f"`inner_lr` {inner_lr} cannot be applied: {error}") from error
             stack.callback(setattr, layer, "reset_every", layer.reset_every)
             layer.reset_every = reset_every
+        yield
+
+
+@contextmanager
+def without_adapters(model: LMModel) -> Iterator[None]:
+    """While the context is open, `model` is its base, bit for bit: LoRA has no effect and TTT gates are closed.
+
+    Only where nothing but LoRA and TTT layers was trained; whoever calls knows.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, LoRALinear):
+                stack.callback(setattr, module, "scaling", module.scaling)
+                module.scaling = 0.0
+        if isinstance(model, TTTMoshi) and model.ttt_layers:
+            stack.enter_context(ablate(model, gate=0.0))
         yield

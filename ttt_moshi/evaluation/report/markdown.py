@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ttt_moshi.evaluation.report.hour import hour_details
+from ttt_moshi.evaluation.report.tables import interval, table
 from ttt_moshi.evaluation.results import OK, Results
-
-
-def interval(entry: dict[str, Any], digits: int = 4) -> str:
-    """`0.7123 (0.69 - 0.73)` with as many digits as asked for."""
-    low, high = entry["ci95"]
-    return f"{entry['value']:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def run_report(results: Results) -> str:
@@ -75,7 +65,9 @@ def _details(task: dict[str, Any]) -> list[str]:
         names = ("take_over", "latency", "backchannels_per_second", "jsd")
         rows = [[n, *(interval(m[x], 3) if x in m else "" for x in names)] for n, m in task["subsets"].items()]
         parts.append(table(["subset", "take-over rate", "latency (s)", "backchannels per second", "JSD"], rows))
-    if "minutes" in task:
+    if "facts" in task:
+        parts += hour_details(task)
+    elif "minutes" in task:
         parts.append(_minutes(task))
     if "distances" in task:
         rows = [

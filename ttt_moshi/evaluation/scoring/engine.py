@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Engine:
     ):
         self.scorer, self.tokens = scorer, tokens
         self._cache, self._policy = cache, policy or BatchPolicy()
-        self._progress = progress or (lambda what, done, total: None)
+        self.told = progress or (lambda what, done, total: None)
         self.ranks = ranks or Ranks()
         self._should_stop = should_stop
         self.forward_passes = 0  # made by this process: none when everything was in the cache
@@ -87,6 +87,19 @@ class Engine:
         """This engine with other tokens: the same scorer, cache, batches and processes."""
         other = copy(self)
         other.tokens = tokens
+        return other
+
+    def varied(self, **changes: Any) -> Engine:
+        """This engine with the model run under other `ScoringOptions`; its scores are another model's to the cache."""
+        other = copy(self)
+        other.scorer = self.scorer.varied(**changes)
+        other._cache = self._cache.of(other.scorer.identity)
+        return other
+
+    def alone(self) -> Engine:
+        """This engine with every sequence in a forward pass of its own: what does not differ gives equal bits."""
+        other = copy(self)
+        other._policy = replace(self._policy, max_rows=1)
         return other
 
     def nll(self, examples: Sequence[Example], what: str = "scoring") -> dict[str, np.ndarray]:
@@ -107,7 +120,7 @@ class Engine:
         todo = [batches[n] for n in sorted(set().union(*self.ranks.gather(lacking)))]
         total = sum(lengths[i] for batch in batches for i in batch)
         done = total - sum(lengths[i] for batch in todo for i in batch)
-        self._progress(what, done, total)
+        self.told(what, done, total)
         for first in range(0, len(todo), self.ranks.size):
             self.stop_if_asked()
             turn = todo[first : first + self.ranks.size]
@@ -116,7 +129,7 @@ class Engine:
             scored = self.ranks.together(partial(self._score, own))
             self._share([[(names[i], lengths[i]) for i in batch] for batch in turn], scored)
             done += sum(lengths[i] for batch in turn for i in batch)
-            self._progress(what, done, total)
+            self.told(what, done, total)
         values = self._cache.read(names)
         return {example.id: values[keys[example.id]] for example in examples}
 
@@ -128,7 +141,7 @@ class Engine:
         """The progress of encoding what the task `what` needs; it raises `EvaluationStopped` when asked to stop."""
 
         def report(done: int, total: int) -> None:
-            self._progress(f"{what}: encoding", done, total)
+            self.told(f"{what}: encoding", done, total)
             if self._should_stop():
                 raise EvaluationStopped
 

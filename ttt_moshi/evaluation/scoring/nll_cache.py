@@ -45,7 +45,7 @@ class NLLCache:
     """
 
     def __init__(self, folder: Path | None, identity: str, writes: bool = True):
-        self._writes = writes
+        self._root, self._writes = folder, writes
         self._identity = identity
         self._folder = None if folder is None else folder / blake3.blake3(identity.encode()).hexdigest()[:32]
         self._memory: dict[str, np.ndarray] = {}
@@ -58,6 +58,10 @@ class NLLCache:
                         partial.unlink()
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._index(path)
+
+    def of(self, identity: str) -> NLLCache:
+        """The sequences of another model, beside these."""
+        return NLLCache(self._root, identity, self._writes)
 
     def _index(self, path: Path) -> None:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from moshi.models.lm import LMModel
@@ -17,7 +17,8 @@ from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
 from ttt_moshi.evaluation.scoring.score import Scores, score
 from ttt_moshi.moshi import TTTMoshi, ablate
-from ttt_moshi.moshi.sink import attention_sink
+from ttt_moshi.moshi.ablation import without_adapters
+from ttt_moshi.moshi.sink import attention_sink, attention_window
 
 
 class Scorer(Protocol):
@@ -29,6 +30,12 @@ class Scorer(Protocol):
     device: torch.device  # where processes exchange results
     text_padding: tuple[int, int]  # ids of PAD and EPAD
     swaps: bool  # whether `score` needs another recording for each row
+    layers: int  # of the temporal transformer
+    delay: int  # frames by which the most delayed codebook lags
+    has_memory: bool  # TTT layers
+
+    def varied(self, **changes: Any) -> Scorer:
+        """The same model under other `ScoringOptions`. Raises `EvaluationError` for what it cannot do."""
 
     def score(
         self,
@@ -65,19 +72,28 @@ class ScoringOptions:
     """seed of the drawn texts"""
     sink: int = 0
     """first positions of a recording that stay in the attention window (control)"""
+    window: int | None = None
+    """attention window in frames, instead of the model's own (control)"""
+    base: bool = False
+    """the base model: gates closed and LoRA without effect"""
 
 
 class ModelScorer:
     """An official `LMModel`, TTT layers or not, as a `Scorer`. `state_id` names its weights.
 
+    Args:
+        base_inside: whether nothing but LoRA and TTT layers was trained, so that the base model is in there.
+
     Raises:
-        EvaluationError: options about a memory that the model does not have.
+        EvaluationError: options about a memory that the model does not have, or about a base that is not there.
     """
 
-    def __init__(self, model: LMModel, state_id: str, options: ScoringOptions | None = None):
-        self.model = model
+    def __init__(self, model: LMModel, state_id: str, options: ScoringOptions | None = None, base_inside: bool = True):
+        self.model, self._state_id, self._base_inside = model, state_id, base_inside
         self.options = options or ScoringOptions()
-        self.dep_q, self.window = model.dep_q, model.context or 0
+        self.dep_q, self.window = model.dep_q, self.options.window or model.context or 0
+        self.layers, self.delay = len(model.transformer.layers), max(model.delays)
+        self.has_memory = isinstance(model, TTTMoshi) and bool(model.ttt_layers)
         self.device = model.device
         self.text_padding = (model.text_padding_token_id, model.end_of_text_padding_id)
         self.swaps = self.options.swap_every is not None
@@ -86,13 +102,19 @@ class ModelScorer:
             for name in ("inner_lr", "gate", "reset_every")
             if (value := getattr(self.options, name)) is not None
         }
-        if (self._ablations or self.swaps) and not (isinstance(model, TTTMoshi) and model.ttt_layers):
+        if (self._ablations or self.swaps) and not self.has_memory:
             raise EvaluationError("the model has no TTT layers, so `--ttt` can only be `on`")
         if self.options.sink >= self.window > 0:
             raise EvaluationError(f"`--sink {self.options.sink}` does not fit into a window of {self.window} frames")
+        if self.options.base and not base_inside:
+            raise EvaluationError("all weights were trained, so the base model is not in this checkpoint")
         dtype = str(model.dtype).removeprefix("torch.")
         facts = {"state": state_id, "dtype": dtype, "window": self.window, **asdict(self.options)}
         self.identity = json.dumps(facts, sort_keys=True)
+
+    def varied(self, **changes: Any) -> ModelScorer:
+        """The same model under other options."""
+        return ModelScorer(self.model, self._state_id, replace(self.options, **changes), self._base_inside)
 
     def score(
         self,
@@ -122,9 +144,13 @@ class ModelScorer:
 
     @contextmanager
     def as_asked(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode and works as `gate`, `inner_lr`, `reset_every` and `sink` say."""
+        """Inside, the model is in evaluation mode and works as the options say."""
         with ExitStack() as stack:
             stack.enter_context(undisturbed(self.model))
+            if self.options.base:
+                stack.enter_context(without_adapters(self.model))
+            if self.options.window is not None:
+                stack.enter_context(attention_window(self.model, self.options.window))
             if self._ablations:
                 assert isinstance(self.model, TTTMoshi)
                 stack.enter_context(ablate(self.model, **self._ablations))  # type: ignore[arg-type]

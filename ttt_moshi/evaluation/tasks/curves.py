@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,3 +51,21 @@ def point(nll: list[np.ndarray], spans: list[tuple[int, int | None]]) -> dict[st
         if any(count for _, count in sums):
             found[group] = mean_nll(sums)
     return found
+
+
+def by_minute(recordings: Sequence[Sequence[Mapping[str, Any]]], statistics: Sequence[str]) -> list[dict[str, Any]]:
+    """Means over recordings with their intervals, minute by minute, as far as the longest goes.
+
+    {"minute", "n", each of `statistics` that some recording has there: {"value", "ci95"}, "degenerate": how many are}
+    """
+    points = []
+    for number in range(max((len(own) for own in recordings), default=0)):
+        here = [own[number] for own in recordings if number < len(own)]
+        found: dict[str, Any] = {"minute": number, "n": len(here)}
+        for name in statistics:
+            values = np.array([v for minute in here if (v := minute.get(name)) is not None], float)
+            if len(values):
+                found[name] = {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
+        found["degenerate"] = sum(minute.get("degenerate") is not None for minute in here)
+        points.append(found)
+    return points

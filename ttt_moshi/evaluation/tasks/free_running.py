@@ -24,6 +24,7 @@ from ttt_moshi.evaluation.recorded import Encode
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.tasks.curves import by_minute
 from ttt_moshi.frames import FRAME_RATE
 
 MINUTE = round(60 * FRAME_RATE)  # frames
@@ -140,21 +141,6 @@ class FreeRunning:
             "n": len(steady),
             "unit_of_n": "conversations",
             "collapse_minutes": [minute for minute in collapsed.values() if minute is not None],
-            "minutes": _curve(list(minutes.values())),
+            "minutes": by_minute([[asdict(m) for m in own] for own in minutes.values()], STATISTICS),
         }
         return Outcome(entry, samples, data_digest=self.tokens.digest(examples))
-
-
-def _curve(conversations: list[list[Minute]]) -> list[dict[str, Any]]:
-    """Means over conversations with their intervals, minute by minute, as far as the longest goes."""
-    points = []
-    for number in range(max(len(own) for own in conversations)):
-        here = [own[number] for own in conversations if number < len(own)]
-        point: dict[str, Any] = {"minute": number, "n": len(here)}
-        for name in STATISTICS:
-            values = np.array([v for minute in here if (v := getattr(minute, name)) is not None])
-            if len(values):
-                point[name] = {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
-        point["degenerate"] = sum(minute.degenerate is not None for minute in here)
-        points.append(point)
-    return points

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ttt_moshi.evaluation.controls import Controls, runs_no_model
+from ttt_moshi.evaluation.conversations import Talker
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
@@ -23,6 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
+from ttt_moshi.evaluation.tasks import hour
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
@@ -57,6 +59,8 @@ class Benchmarks:
     Args:
         data_root: folder of benchmarks, None where none was named.
         recorded: the user's own recordings, None where none were named.
+        minutes: length of what `hour` measures.
+        talker: the model as one that talks; None before there is one.
     """
 
     data_root: Path | None
@@ -65,6 +69,8 @@ class Benchmarks:
     seed: int = 0
     frames_of: Callable[[Example], int] = count_frames
     recorded: EvaluationData | None = None
+    minutes: float = 60.0
+    talker: Talker | None = None
 
     @property
     def root(self) -> Path:
@@ -121,6 +127,17 @@ def _dialogue(b: Benchmarks) -> Task:
 
 def _free_running(b: Benchmarks) -> Task:
     return FreeRunning(*b.recordings().whole())
+
+
+def _hour(b: Benchmarks) -> Task:
+    recorded, talk, silent = b.recordings(), None, "no model that talks"
+    if b.talker is not None and recorded.codec is not None:
+        try:
+            items = recorded.users(b.minutes, b.max_items or hour.CONVERSATIONS)
+            talk = hour.Talk(b.talker, recorded.codec, items)
+        except EvaluationError as reason:
+            silent = str(reason)
+    return hour.Hour(*recorded.whole(), b.minutes, recorded.controls.sink or hour.SINK, talk, silent)
 
 
 def _swuggy(b: Benchmarks) -> Task:
@@ -182,6 +199,14 @@ TASKS: dict[str, TaskSpec] = {
         _perplexity, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()
     ),
     "dialogue": TaskSpec(_dialogue, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()),
+    "hour": TaskSpec(
+        _hour,
+        f"{_RECORDINGS}, three at least, together longer than --minutes",
+        text="given",
+        user="natural",
+        cannot_apply=hour.cannot_apply,
+        check=lambda b: b.recordings().check(),
+    ),
     "free_running": TaskSpec(
         _free_running,
         "conversations that `ttt-moshi generate` wrote: --data",
@@ -211,7 +236,7 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
-ON_RECORDINGS = ("perplexity", "dialogue", "free_running")
+ON_RECORDINGS = ("perplexity", "dialogue", "hour", "free_running")
 """tasks on the user's own recordings, all others need benchmarks"""
 ALIASES = {"ppl": "perplexity"}
 

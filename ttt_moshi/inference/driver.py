@@ -1,0 +1,204 @@
+"""Conversations about many recordings, side by side and in files: what is there already is not made again.
+
+NAME/input.wav            the user
+NAME/output.wav           Moshi
+NAME/tokens.safetensors   Moshi's tokens, int16 [1 + dep_q, frames], text first
+NAME/made_by.json         model, draws and input: another conversation's files are never taken for this one's
+NAME/output.json          Moshi's words with their times; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from blake3 import blake3
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ttt_moshi.errors import UserError
+from ttt_moshi.files import replacing, write_atomically
+from ttt_moshi.frames import FRAME_RATE
+from ttt_moshi.inference.answers import Answer, Question, answer
+from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.sampling import Sampling
+from ttt_moshi.inference.slots import Slots, Snapshot
+from ttt_moshi.inference.speaker import Speaker
+from ttt_moshi.inference.transcript import Word, words
+
+MADE_BY, WORDS, TOKENS = "made_by.json", "output.json", "tokens.safetensors"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording of a user: its name, and what reads its samples (float32 at the model's rate), when it is due."""
+
+    name: str
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """How conversations are made.
+
+    Args:
+        slots: so many at once; changes no conversation.
+        seed: from which every conversation has its own, by its name.
+        start: a prompt, None without one.
+    """
+
+    speaker: Speaker
+    sampling: Sampling
+    slots: int = 4
+    seed: int = 0
+    start: Snapshot | None = None
+
+    def converse(
+        self,
+        items: Iterable[Item],
+        folder: Path,
+        overwrite: bool = False,
+        on_done: Callable[[str, str | None], None] = lambda name, failure: None,
+        on_tick: Callable[[int], None] | None = None,
+    ) -> None:
+        """Makes the conversations that are not in `folder` yet.
+
+        Args:
+            overwrite: make those too that are there.
+            on_done: called for each that is made with its name, and why it failed; a failure leaves no files.
+            on_tick: called with the number of frames heard, again and again.
+
+        Raises:
+            InferenceError: a conversation in `folder` is of another model, other options or another recording.
+        """
+        left = list(items) if overwrite else self._left(items, folder)
+        if not left:
+            return
+
+        def questions() -> Iterator[Question]:
+            for item in left:
+                try:
+                    yield self._question(item)
+                except UserError as error:
+                    on_done(item.name, str(error))
+
+        with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots:
+            for found in answer(slots, questions(), on_tick=on_tick):
+                if found.failure is None:
+                    self._write(folder / found.question.name, found, slots.sample_rate)
+                on_done(found.question.name, found.failure)
+
+    def _left(self, items: Iterable[Item], folder: Path) -> list[Item]:
+        """The items that are not there yet; those that are there must be what would be made now."""
+        left = []
+        for item in items:
+            if (folder / item.name / WORDS).exists():
+                self._require_mine(folder / item.name, self._question(item))
+            else:
+                left.append(item)
+        return left
+
+    def _question(self, item: Item) -> Question:
+        return Question(item.name, item.read(), seed_of(self.seed, item.name), self.start)
+
+    def identity(self, question: Question) -> dict[str, Any]:
+        """Everything that decides what is said."""
+        return {
+            "state_id": self.speaker.state_id,
+            "sink": self.speaker.sink,
+            "sampling": asdict(self.sampling),
+            "seed": question.seed,
+            "prompt": None if self.start is None else _digest(self.start.tensors),
+            "input": _digest({"samples": question.samples}),
+        }
+
+    def _require_mine(self, folder: Path, question: Question) -> None:
+        try:
+            made_by = json.loads((folder / MADE_BY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            made_by = None
+        wanted = self.identity(question)
+        if made_by == wanted:
+            return
+        differs = [key for key in wanted if not isinstance(made_by, dict) or made_by.get(key) != wanted[key]]
+        what = f"differs in {', '.join(differs)}" if made_by else "does not say what made it"
+        raise InferenceError(f"{folder} holds another conversation ({what}): choose another folder, or overwrite it")
+
+    def _write(self, folder: Path, found: Answer, sample_rate: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WORDS).unlink(missing_ok=True)
+        write_audio(folder / "input.wav", found.question.samples, sample_rate)
+        write_audio(folder / "output.wav", found.samples, sample_rate)
+        write_atomically(folder / TOKENS, save({"tokens": found.tokens.to(torch.int16)}), durable=False)
+        made_by = json.dumps(self.identity(found.question), indent=1) + "\n"
+        write_atomically(folder / MADE_BY, made_by.encode(), durable=False)
+        write_words(folder / WORDS, words(found.pieces, FRAME_RATE))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What lies in a folder.
+
+    Args:
+        tokens: int64 [1 + dep_q, frames] of Moshi, -1 where the model's delays held them back.
+        agent, user: float32 samples.
+        words: Moshi's.
+    """
+
+    folder: Path
+    tokens: np.ndarray
+    agent: np.ndarray
+    user: np.ndarray
+    words: list[Word]
+
+
+def read_conversation(folder: Path) -> Conversation:
+    """What `Driver` wrote. Raises `InferenceError` for files that are missing or not what it writes."""
+    try:
+        tokens = load((folder / TOKENS).read_bytes())["tokens"].long().numpy()
+        agent, user = (soundfile.read(folder / f"{n}.wav", dtype="float32")[0] for n in ("output", "input"))
+        alignments = json.loads((folder / WORDS).read_text(encoding="utf-8"))["alignments"]
+        said = [Word(text, *times) for text, times, _ in alignments]
+    except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
+        raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None
+    return Conversation(folder, tokens, agent, user, said)
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Of the conversation of that name: its own, whatever else is in the batch."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def write_audio(path: Path, samples: Tensor, sample_rate: int) -> None:
+    """Samples [n] or [n, channels] as a .wav or .flac file. Raises `OSError` when it cannot be written."""
+    with replacing(path, durable=False) as temporary:
+        try:
+            kind = path.suffix.lstrip(".").upper()
+            soundfile.write(temporary, samples.clip(-1.0, 1.0).numpy(), sample_rate, format=kind)
+        except soundfile.SoundFileError as error:
+            raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
+
+
+def write_words(path: Path, said: Iterable[Word]) -> None:
+    """Words with their times, as transcripts of training data have them."""
+    alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
+    text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(path, text.encode(), durable=False)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = blake3()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
