@@ -5,7 +5,7 @@ import pytest
 
 from ttt_moshi.evaluation import Results, write_results
 from ttt_moshi.evaluation.report.markdown import run_report
-from ttt_moshi.evaluation.report.page import page
+from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
 from ttt_moshi.evaluation.report.write import write_run_report
 from ttt_moshi.evaluation.results import skipped
@@ -127,3 +127,12 @@ def test_every_layer_is_drawn():
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [f"layer {i}" for i in range(9)]
     assert all(len(axes.lines) == 3 for axes in shown)
+
+
+def test_a_page_folds_what_is_below_its_first_table_and_plays_recordings():
+    recordings = {"one": [Recorded("a<b", "conversations/one/a", "hello <i>")]}
+    html = page("t", "# T\n\nfirst\n\n## one\n\nx\n\n## two\n\ny\n", {}, recordings, folds=True)
+    assert html.index("first") < html.index("<details>") and html.count("<details>") == html.count("</details>") == 2
+    first, second = html.split("<details>")[1:]
+    assert 'src="conversations/one/a/output.wav"' in first and "hello &lt;i&gt;" in first and "<audio" not in second
+    assert "<details>" not in page("t", "## one\n", {})

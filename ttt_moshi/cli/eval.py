@@ -142,6 +142,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
     from ttt_moshi.evaluation.conversations import Talker
     from ttt_moshi.evaluation.recorded import EvaluationData
     from ttt_moshi.evaluation.tasks.registry import Benchmarks
+    from ttt_moshi.evaluation.tasks.spoken_questions import Asking
     from ttt_moshi.inference.driver import Driver
     from ttt_moshi.inference.sampling import Sampling
 
@@ -173,6 +174,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
         options.seed,
         recorded=recorded,
         minutes=options.minutes,
+        asking=Asking(options.answer_seconds, options.answers, options.judge),
         talker=talker,
     )
 

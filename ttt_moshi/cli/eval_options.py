@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ttt_moshi.evaluation.controls import Controls
 
 BASE = "base"
+MAX_ANSWER_SECONDS = 3600
 DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
 
 
@@ -95,6 +96,14 @@ def parser() -> Parser:
         default=4,
         help="so many conversations at once, in tasks in which the model talks; changes none (default: %(default)s)",
     )
+    add(
+        "--answers",
+        type=positive,
+        default=1,
+        help="so many answers to each spoken question; the value is their mean, best of n is recorded (default: 1)",
+    )
+    add("--answer_seconds", type=float, default=20.0, help="silence after a spoken question (default: 20)")
+    add("--judge", help="command that rates the answers of the task `judged_answers`, see docs/evaluation.md")
     add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
@@ -155,6 +164,11 @@ class Request:
         )
         names, refused = _tasks(options, section, controls)
         check_minutes(options.minutes)
+        if not 0 < options.answer_seconds <= MAX_ANSWER_SECONDS:
+            limit = f"greater than 0 and at most {MAX_ANSWER_SECONDS}"
+            raise UserError(f"--answer_seconds must be {limit}, not {options.answer_seconds:g}")
+        if options.judge is not None and not options.judge.strip():
+            raise UserError("--judge is empty: leave it out, or name a command")
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE and (options.hf_repo_id is None or options.out is None):
@@ -195,6 +209,9 @@ class Request:
             "batch_size": options.batch_size,
             "sampled_texts": options.sampled_texts if options.text == "sampled" else None,
             "minutes": options.minutes if "hour" in self.names else None,
+            "answers": options.answers if options.answers > 1 else None,
+            "answer_seconds": options.answer_seconds if options.answer_seconds != 20.0 else None,
+            "judge": options.judge,
             "dtype": options.dtype or args.param_dtype,
             "duration_sec": args.duration_sec,
         }

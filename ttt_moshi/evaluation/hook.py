@@ -20,7 +20,7 @@ from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.scoring.recordings import Recordings
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import check_tasks, run_suite
-from ttt_moshi.evaluation.tasks.registry import ON_RECORDINGS, Benchmarks, parse_tasks
+from ttt_moshi.evaluation.tasks.registry import ON_RECORDINGS, Benchmarks, known_tasks, parse_tasks
 
 
 def check_paper_metrics(args: PaperMetricsArgs) -> None:
@@ -61,10 +61,11 @@ def _tasks(args: PaperMetricsArgs) -> list[str]:
     """The named tasks; `all` is every one that can be measured in training.
 
     Raises `EvaluationError` for tasks on recordings, which `do_eval` measures, for `inner`, which needs whole weights
-    where training has shards of them, and for `full_duplex`, which looks at what a model said before.
+    where training has shards of them, and for `full_duplex` and spoken questions, which need a model that talks.
     """
     names = parse_tasks(args.tasks)
-    elsewhere = (*ON_RECORDINGS, "inner", "full_duplex")
+    talking = [name for name, spec in known_tasks().items() if spec.talks]
+    elsewhere = (*ON_RECORDINGS, "inner", "full_duplex", *talking)
     if args.tasks.strip() == "all":
         return [name for name in names if name not in elsewhere]
     if named := [name for name in names if name in elsewhere]:

@@ -51,6 +51,11 @@ def _details(task: dict[str, Any]) -> list[str]:
         parts.append(f"Published for {published['name']}: {published['value']}; deviation {points}.\n")
     if "macro" in task:
         parts.append(f"Unweighted mean over groups: {task['macro']:.4f}.\n")
+    if "best_of" in task:
+        words = ", ".join(f"best of {k}: {value:.4f}" for k, value in task["best_of"].items())
+        parts.append(f"{words}; silent: {task['silent']:.4f}.\n")
+        rows = [[n, interval(e), str(e["n"])] for n, e in task["lists"].items()]
+        parts.append(table(["list", "value", "questions"], rows))
     for kind, groups in task.get("groups", {}).items():
         rows = [[n, interval(e), str(e["n"])] for n, e in groups.items()]
         parts.append(table([kind, "accuracy", "items"], rows))

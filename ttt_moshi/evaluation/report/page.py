@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment
@@ -22,22 +23,69 @@ th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align
 td:not(:last-child) { white-space: nowrap; }
 thead th { background: var(--soft); } code { background: var(--soft); padding: .1rem .3rem; border-radius: .25rem; }
 code { overflow-wrap: anywhere; } svg { width: 100%; height: auto; }
-figure { margin: 1rem 0; }
+figure { margin: 1rem 0; } summary { cursor: pointer; } summary h2 { display: inline; font-size: 1.2rem; }
+details { border-top: 1px solid var(--line); padding: .6rem 0; } audio { width: 100%; max-width: 30rem; }
 </style></head>
 <body>
 {{ body | safe }}
 </body></html>
 """
 
+PLAYERS = """{% for one in recordings %}<p><strong>{{ one.name }}</strong>: {{ one.words or "(no word)" }}<br>
+user <audio controls preload="none" src="{{ one.folder }}/input.wav"></audio>
+model <audio controls preload="none" src="{{ one.folder }}/output.wav"></audio></p>
+{% endfor %}"""
 
-def page(title: str, markdown: str, figures: Mapping[str, str]) -> str:
-    """HTML of a report from its Markdown; the SVG `figures[name]` follows the heading `## name`."""
+
+@dataclass(frozen=True)
+class Recorded:
+    """A conversation that can be listened to; `folder` is relative to the page."""
+
+    name: str
+    folder: str
+    words: str
+
+
+def page(
+    title: str,
+    markdown: str,
+    figures: Mapping[str, str],
+    recordings: Mapping[str, Sequence[Recorded]] | None = None,
+    folds: bool = False,
+) -> str:
+    """HTML of a report from its Markdown.
+
+    Args:
+        figures: the SVG `figures[name]` follows the heading `## name`.
+        recordings: so do players of `recordings[name]`, whose files lie beside the page.
+        folds: whether everything below a heading of the second level is folded away until it is asked for.
+    """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    players = Environment(autoescape=True).from_string(PLAYERS)
+    opened = False
+
+    def before_heading(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, env: Any) -> str:
+        nonlocal opened
+        opening = renderer.renderToken(tokens, place, options, env)
+        if not folds or tokens[place].tag != "h2":
+            return opening
+        before, opened = "</details>" if opened else "", True
+        return f"{before}<details><summary>{opening}"
 
     def after_heading(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: Any, env: Any) -> str:
         closing = renderer.renderToken(tokens, place, options, env)
-        svg = figures.get(tokens[place - 1].content) if tokens[place].tag == "h2" else None
-        return closing if svg is None else f"{closing}<figure>{svg[svg.index('<svg') :]}</figure>\n"
+        if tokens[place].tag != "h2":
+            return closing
+        name = tokens[place - 1].content
+        if folds:
+            closing += "</summary>"
+        if (svg := figures.get(name)) is not None:
+            closing += f"<figure>{svg[svg.index('<svg') :]}</figure>\n"
+        if recordings and recordings.get(name):
+            closing += players.render(recordings=recordings[name])
+        return closing
 
+    parser.add_render_rule("heading_open", before_heading)
     parser.add_render_rule("heading_close", after_heading)
-    return Environment(autoescape=True).from_string(TEMPLATE).render(title=title, body=parser.render(markdown))
+    body = parser.render(markdown) + ("</details>" if opened else "")
+    return Environment(autoescape=True).from_string(TEMPLATE).render(title=title, body=body)

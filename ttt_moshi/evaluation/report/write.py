@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.evaluation.compare import Evaluation, compare
-from ttt_moshi.evaluation.errors import writing
+from ttt_moshi.evaluation.errors import well_formed, writing
 from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
-from ttt_moshi.evaluation.report.page import page
+from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
 from ttt_moshi.extras import installed, remedy
 from ttt_moshi.files import write_atomically
@@ -17,6 +18,8 @@ from ttt_moshi.frames import FRAME_RATE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_PLAYERS = 20
+"""conversations of a task that its report plays"""
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
 
@@ -34,7 +37,19 @@ def write_run_report(out: Path, results: Results) -> Path:
         for name, task in results.tasks.items():
             if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
                 figures[name] = figure
-    return _write(out, "Evaluation", run_report(results), figures)
+    recordings = {name: found for name in results.tasks if (found := _conversations(out, name))}
+    return _write(out, "Evaluation", run_report(results), figures, recordings, folds=True)
+
+
+def _conversations(out: Path, task: str) -> list[Recorded]:
+    """The first conversations of a task that lie beside the report."""
+    found = []
+    for words in sorted((out / "conversations" / task).glob("*/output.json"))[:MOST_PLAYERS]:
+        with well_formed(words):
+            said = " ".join(text for text, _, _ in json.loads(words.read_text(encoding="utf-8"))["alignments"])
+        folder = words.parent.relative_to(out).as_posix()
+        found.append(Recorded(words.parent.name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
+    return found
 
 
 def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
@@ -81,7 +96,14 @@ def task_caption(evaluations: list[Evaluation], name: str) -> str:
     return ""
 
 
-def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> Path:
+def _write(
+    out: Path,
+    title: str,
+    markdown: str,
+    figures: dict[str, Figure],
+    recordings: dict[str, list[Recorded]] | None = None,
+    folds: bool = False,
+) -> Path:
     svgs = {}
     if not installed("matplotlib"):
         markdown += f"\nPictures need the package matplotlib: `{remedy('matplotlib')}`.\n"
@@ -94,7 +116,7 @@ def _write(out: Path, title: str, markdown: str, figures: dict[str, Figure]) -> 
         write_text(out / "plots" / f"{stem}.svg", svg)
         _write_bytes(out / "plots" / f"{stem}.png", png)
     write_text(out / "report.md", markdown)
-    write_text(out / "report.html", page(f"TTT-Moshi {title.lower()}", markdown, svgs))
+    write_text(out / "report.html", page(f"TTT-Moshi {title.lower()}", markdown, svgs, recordings, folds))
     return out / "report.html"
 
 

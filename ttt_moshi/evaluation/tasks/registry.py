@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -24,7 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.evaluation.tasks import hour
+from ttt_moshi.evaluation.tasks import hour, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
@@ -60,6 +60,7 @@ class Benchmarks:
         data_root: folder of benchmarks, None where none was named.
         recorded: the user's own recordings, None where none were named.
         minutes: length of what `hour` measures.
+        asking: how spoken questions are asked.
         talker: the model as one that talks; None before there is one.
     """
 
@@ -70,6 +71,7 @@ class Benchmarks:
     frames_of: Callable[[Example], int] = count_frames
     recorded: EvaluationData | None = None
     minutes: float = 60.0
+    asking: spoken_questions.Asking = field(default_factory=spoken_questions.Asking)
     talker: Talker | None = None
 
     @property
@@ -104,6 +106,7 @@ class TaskSpec:
         version: changes whenever the same model and data would get another number.
         text, user: the streams that are usual for it.
         runs_model: whether options about the model act on it.
+        talks: whether the model talks by itself, which it does not in training.
         cannot_apply: the reason why some option has no meaning for it, None where it has.
     """
 
@@ -115,6 +118,7 @@ class TaskSpec:
     cannot_apply: Callable[[Controls], str | None] = lambda controls: None
     check: Callable[[Benchmarks], object] | None = None
     runs_model: bool = True
+    talks: bool = False
 
 
 def _perplexity(b: Benchmarks) -> Task:
@@ -186,6 +190,22 @@ def _full_duplex(b: Benchmarks) -> Task:
     return FullDuplex([situation for situation in situations if situation.id in chosen])
 
 
+def _asked(name: str, find: Callable[[Path], list[spoken_questions.SpokenQuestion]]) -> Callable[[Benchmarks], Task]:
+    def build(b: Benchmarks) -> Task:
+        questions = spoken_questions.some(find(b.root), b.max_items, b.seed)
+        return spoken_questions.SpokenQuestions(name, questions, b.talker, b.asking)
+
+    return build
+
+
+def _questions(name: str) -> TaskSpec:
+    def find(root: Path) -> list[spoken_questions.SpokenQuestion]:
+        return spoken_questions.open_questions(root, name)
+
+    needs = f"{name}/{name}.csv and audios/ (OpenAudioBench), or {name}/questions.jsonl"
+    return TaskSpec(_asked(name, find), needs, cannot_apply=spoken_questions.cannot_apply, talks=True)
+
+
 def _inner(b: Benchmarks) -> Task:
     books, _ = b.books()
     return InnerLoss([Example(book.id, (Piece(book.source, 0, INNER_FRAMES),)) for book in books])
@@ -231,6 +251,19 @@ TASKS: dict[str, TaskSpec] = {
         "full_duplex/<subset>/<id>/ of Full-Duplex-Bench v1, each with the model's output.json",
         cannot_apply=runs_no_model,
         runs_model=False,
+    ),
+    **{name: _questions(name) for name in spoken_questions.LAYOUTS},
+    "spoken_choices": TaskSpec(
+        _asked("spoken_choices", spoken_questions.choice_questions),
+        "spoken_choices/<name>.jsonl with audio, choices and answer",
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
+    ),
+    "judged_answers": TaskSpec(
+        _asked("judged_answers", spoken_questions.judged_questions),
+        "judged_answers/<name>.jsonl with audio, question and reference; --judge",
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
     ),
     "inner": TaskSpec(_inner, f"{_BOOKS}; a model with TTT layers", cannot_apply=cannot_apply),
 }

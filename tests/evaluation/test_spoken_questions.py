@@ -1,0 +1,156 @@
+"""Spoken questions: the rules on answers by hand, every layout, and the command."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from ttt_moshi.cli.main import main
+from ttt_moshi.evaluation import EvaluationError
+from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals, normalised
+from ttt_moshi.evaluation.tasks.spoken_questions import choice_questions, open_questions
+
+
+def test_answers_are_compared_as_the_papers_do():
+    assert normalised("The  Eiffel-Tower, in a  town!") == "eiffeltower in town"
+    assert contains("I think it is the Nile, isn't it?", ["nile"]) and not contains("Nilexa", ["Nile"])
+    assert contains("William Shakespeare wrote it.", ["Bacon", "william shakespeare"]) and not contains("", ["x"])
+    assert not contains("anything", ["the", ""])  # an answer of nothing but articles is none
+    assert equals("The Nile.", ["nile"]) and not equals("It is the Nile.", ["nile"])
+
+
+CHOICES = {"A": "a red car", "B": "two dogs", "C": "the sea"}
+
+
+@pytest.mark.parametrize(("said", "letter"), [
+    ("The answer is B.", "B"), ("option (C), since", "C"), ("B", "B"), ("It must be B, not the others.", "B"),
+    ("A dog, so the answer is C", "C"), ("A dog does it", None), ("I see two dogs there", "B"), ("A or B", None),
+    ("Two dogs by the sea", None), ("", None), ("a b c", None), ("answer: A. No, the answer is B", "B"),
+])  # fmt: skip
+def test_the_chosen_letter(said, letter):
+    assert chosen(said, CHOICES) == letter
+
+
+def sound(path, seconds=0.4):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = 0.1 * np.random.default_rng(len(str(path))).standard_normal(round(seconds * 24_000))
+    soundfile.write(path, noise, 24_000)
+    return path
+
+
+def openaudiobench(root, name, header, row):
+    sound(root / name / "audios" / "1.wav")
+    with (root / name / f"{name}.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([[*header, "audio_filename"], [*row, "1.wav"]])
+
+
+@pytest.mark.parametrize(("name", "header", "row", "answers"), [
+    ("llama_questions", ["Questions", "Answer"], ["Who; what?", "Paris, France"], ("Paris, France",)),
+    ("web_questions", ["question", "answers"], ["Who?", "Ann; Bob"], ("Ann", "Bob")),
+    ("trivia_qa", ["question", "answer_normalized_value", "answer_normalized_aliases"],
+     ["Q", "nile", "the nile,al nil"], ("nile", "the nile", "al nil")),
+])  # fmt: skip
+def test_the_tables_of_openaudiobench_are_read(tmp_path, name, header, row, answers):
+    openaudiobench(tmp_path / "eval_datas", name, header, row)
+    (question,) = open_questions(tmp_path, name)
+    assert question.answers == answers and question.text == row[0] and question.audio.is_file()
+    question.audio.unlink()
+    with pytest.raises(EvaluationError, match="lists 1 recordings that are not there"):
+        open_questions(tmp_path, name)
+    with pytest.raises(EvaluationError, match="no spoken questions: expected"):
+        open_questions(tmp_path / "nowhere", name)
+
+
+@pytest.mark.parametrize(("line", "complaint"), [
+    ('{"audio": "a.wav", "choices": ["x", "y"], "answer": "C"}', "'C' is not one of the letters"),
+    ('{"audio": "a.wav", "choices": ["x"], "answer": "A"}', "two or more choices"),
+    ('{"audio": "a.wav", "answer": "A"}', "lacks 'choices'"),
+    ('{"audio": "b.wav", "choices": ["x", "y"], "answer": "A"}', "not there"),
+    ("nonsense", "line 1"),
+    ("", "lists no questions"),
+])  # fmt: skip
+def test_lists_that_cannot_be_used_are_refused(tmp_path, line, complaint):
+    sound(tmp_path / "spoken_choices" / "a.wav")
+    (tmp_path / "spoken_choices" / "mmsu.jsonl").write_text(line + "\n")
+    with pytest.raises(EvaluationError, match=complaint):
+        choice_questions(tmp_path)
+
+
+JUDGE = """import json, sys
+for line in sys.stdin:
+    case = json.loads(line)
+    print(json.dumps({"id": case["id"], "score": len(case["answer"]) + len(case["reference"])}))
+"""
+
+
+def test_a_judge_is_a_command(tmp_path):
+    script = tmp_path / "judge.py"
+    script.write_text(JUDGE)
+    cases = [Judged("a", "q", "abc", "é"), Judged("b", "q", "", "")]
+    assert judge_answers(f"{sys.executable} {script}", cases) == [4.0, 0.0]
+    script.write_text("import sys; sys.exit('no key')")
+    with pytest.raises(EvaluationError, match="ended with status 1: no key"):
+        judge_answers(f"{sys.executable} {script}", cases)
+    for output, complaint in (("x", "a line"), ('{"id": "a", "score": 1}', "not rated 1 answers"),
+                              ('{"id": "a", "score": NaN}', "not rated 2 answers")):  # fmt: skip
+        script.write_text(f"print({output!r})")
+        with pytest.raises(EvaluationError, match=complaint):
+            judge_answers(f"{sys.executable} {script}", cases)
+    with pytest.raises(EvaluationError, match="cannot be run"):
+        judge_answers("no-such-judge", cases)
+
+
+def ask(material, out, *options) -> int:
+    base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
+    return main([*base, "--out", str(out), "--tasks", "trivia_qa,spoken_choices,judged_answers", *options])
+
+
+def test_the_command_asks_and_keeps_what_was_said(tiny_material, tmp_path, capsys):
+    root, out = tmp_path / "bench", tmp_path / "out"
+    for folder, line in (
+        ("trivia_qa", {"question": "Who?", "answers": ["zzz"]}),
+        ("spoken_choices", {"choices": ["x", "y"], "answer": "B"}),
+        ("judged_answers", {"question": "Why?", "reference": "because"}),
+    ):
+        sound(root / folder / "a.wav")
+        name = "questions" if folder == "trivia_qa" else "mine"
+        (root / folder / f"{name}.jsonl").write_text(json.dumps({"audio": "a.wav", **line}) + "\n")
+    script = tmp_path / "judge.py"
+    script.write_text(JUDGE)
+    options = ["--data_root", str(root), "--answers", "2", "--answer_seconds", "1.2"]
+    assert ask(tiny_material, out, *options) == 1  # no judge
+    tasks = json.loads((out / "results.json").read_text())["tasks"]
+    assert tasks["trivia_qa"]["value"] == 0.0 and tasks["trivia_qa"]["best_of"] == {"1": 0.0, "2": 0.0}
+    assert tasks["spoken_choices"]["chance"] == 0.5 and "--judge" in tasks["judged_answers"]["reason"]
+    (sample,) = [json.loads(line) for line in (out / "samples" / "trivia_qa.jsonl").read_text().splitlines()]
+    first = out / sample["conversations"][0]
+    assert len(sample["said"]) == 2 and soundfile.info(first / "output.wav").frames == round(1.6 * 24_000)
+    # With what it said as the right answer, the same conversations are right.
+    made = (first / "output.wav").stat().st_mtime_ns
+    words = json.loads((first / "output.json").read_text())["alignments"]
+    words[:] = [["Nile", [0.9, 1.0], "SPEAKER_MAIN"]]
+    (first / "output.json").write_text(json.dumps({"alignments": words}))
+    line = {"audio": "a.wav", "question": "Who?", "answers": ["the Nile"]}
+    (root / "trivia_qa" / "questions.jsonl").write_text(json.dumps(line) + "\n")
+    assert ask(tiny_material, out, *options, "--judge", f"{sys.executable} {script}") == 0
+    tasks = json.loads((out / "results.json").read_text())["tasks"]
+    assert tasks["trivia_qa"]["value"] == 0.5 and tasks["trivia_qa"]["best_of"] == {"1": 1.0, "2": 1.0}
+    assert tasks["trivia_qa"]["nothing_else"] == 0.5 and tasks["judged_answers"]["value"] >= len("because")
+    assert (first / "output.wav").stat().st_mtime_ns == made
+    page = (out / "report.html").read_text()
+    assert f'src="{sample["conversations"][0]}/output.wav"' in page and "Nile" in page
+    capsys.readouterr()
+    for words, complaint in (
+        (["--answers", "0"], "not a whole number greater than 0"),
+        (["--answer_seconds", "-1"], "--answer_seconds must be"),
+        (["--answer_seconds", "nan"], "--answer_seconds must be"),
+        (["--judge", ""], "--judge is empty"),
+        (["--ttt", "off"], "`trivia_qa`: `--ttt off` is about a model that reads"),
+        (["--user", "absent"], "`--user absent` is about a model that reads"),
+    ):
+        assert ask(tiny_material, tmp_path / "no", *words) == 2
+        assert complaint in capsys.readouterr().err

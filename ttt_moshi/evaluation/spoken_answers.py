@@ -1,0 +1,54 @@
+"""Is what was said the answer? Rules on words, without a model.
+
+Text is normalised as SQuAD and TriviaQA do it (arXiv 1606.05250, 1705.03551): lower case, no punctuation, no articles,
+single spaces. A spoken answer is a sentence, so an answer counts when it stands in it, as whole words, as in the
+evaluation of Spectron and of Moshi (arXiv 2305.15255, 2410.00037); that it is nothing else is reported beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`“”", ""))
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and articles, words apart by one space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def contains(said: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in what was said, as whole words."""
+    words = f" {normalised(said)} "
+    return any(f" {wanted} " in words for answer in answers if (wanted := normalised(answer)))
+
+
+def equals(said: str, answers: Sequence[str]) -> bool:
+    """Whether what was said is one of the answers and nothing else."""
+    return normalised(said) in {wanted for answer in answers if (wanted := normalised(answer))}
+
+
+def chosen(said: str, choices: Mapping[str, str]) -> str | None:
+    """The letter that was chosen among `choices`, {letter: text}, None where it cannot be told.
+
+    The last letter that is called the answer, an option or a choice; else the only capital letter of a choice that
+    stands alone and is no article; else the only choice whose text stands in what was said.
+    """
+    letters = "".join(choices)
+    called = r"(?i:\b(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:]+(?:option\s+)?)"
+    named = re.findall(rf"{called}\(?([{letters}])\b", said)
+    if named:
+        return named[-1]
+    alone = set(re.findall(rf"\b([{letters}])\b(?!['’])", said)) - ({"A"} if _article(said) else set())
+    if len(alone) == 1:
+        return alone.pop()
+    texts = [letter for letter, text in choices.items() if contains(said, [text])]
+    return texts[0] if len(texts) == 1 else None
+
+
+def _article(said: str) -> bool:
+    """Whether a capital A begins a sentence as an article: "A dog does", but not "A or B"."""
+    return re.search(r"(?:^|[.!?]\s+)A\s+(?!(?:or|and|is|because|since)\b)[a-z]", said) is not None

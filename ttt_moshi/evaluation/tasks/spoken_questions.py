@@ -1,0 +1,291 @@
+"""Spoken questions that the model answers by talking: open ones, multiple choice, and answers for a judge.
+
+<name>/<name>.csv with audios/                    Llama Questions, Web Questions and TriviaQA as OpenAudioBench has them
+<name>/questions.jsonl                            the same in our own form: {"audio", "answers": [...], "question"?}
+spoken_choices/<name>.jsonl                       {"audio", "choices": {"A": "...", ...} or [...], "answer": "B"}
+judged_answers/<name>.jsonl                       {"audio", "question", "reference"?}
+
+Each question is played to the model with silence after it; what it says from the question's end on is its answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import torch
+
+from ttt_moshi.data.audio import read_audio
+from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
+from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.frames import SAMPLE_RATE
+from ttt_moshi.inference.driver import Conversation, Item
+
+LAYOUTS: dict[str, tuple[str, str, str | None, str]] = {
+    "llama_questions": ("Questions", "Answer", None, ""),
+    "web_questions": ("question", "answers", None, ";"),
+    "trivia_qa": ("question", "answer_normalized_value", "answer_normalized_aliases", ","),
+}
+"""OpenAudioBench's columns: the question, its answer, other answers, and what stands between several"""
+NO_TALKER = "a model that talks is needed: `ttt-moshi eval` has one"
+
+
+@dataclass(frozen=True)
+class SpokenQuestion:
+    """A recording, what was asked in it, and what is right.
+
+    Args:
+        group: the file that lists it.
+        choices: by letter; empty for open questions.
+    """
+
+    id: str
+    audio: Path
+    text: str
+    answers: tuple[str, ...]
+    group: str
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
+    """Of one data set in either layout. Raises `EvaluationError` where there is none, or one that cannot be used."""
+    folder = next((f for f in (data_root / name, data_root / "eval_datas" / name) if f.is_dir()), data_root / name)
+    own, table = folder / "questions.jsonl", folder / f"{name}.csv"
+    if own.is_file():
+        return _from_lines(own, lambda line: (tuple(map(str, line["answers"])), {}))
+    if not table.is_file():
+        raise EvaluationError(f"no spoken questions: expected {table} with audios/ beside it, or {own}")
+    asked, answer, others, between = LAYOUTS[name]
+    found = []
+    with table.open(newline="", encoding="utf-8-sig") as file, well_formed(table):
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            texts = [row[answer], *([row[others] or ""] if others else [])]
+            answers = [a.strip() for text in texts for a in (text.split(between) if between else [text])]
+            audio = folder / "audios" / row["audio_filename"]
+            found.append(SpokenQuestion(str(number), audio, row[asked], tuple(a for a in answers if a), name))
+    return _usable(found, table)
+
+
+def choice_questions(data_root: Path) -> list[SpokenQuestion]:
+    """Multiple choice questions of every list. Raises `EvaluationError` as `open_questions`."""
+
+    def read(line: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
+        given = line["choices"]
+        choices = dict(zip("ABCDEFGHIJ", given, strict=False)) if isinstance(given, list) else dict(given)
+        if line["answer"] not in choices or len(choices) < 2 or not all(len(letter) == 1 for letter in choices):
+            raise ValueError(f"the answer {line['answer']!r} is not one of the letters of two or more choices")
+        return (line["answer"],), choices
+
+    return [q for path in _lists(data_root / "spoken_choices") for q in _from_lines(path, read)]
+
+
+def judged_questions(data_root: Path) -> list[SpokenQuestion]:
+    """Questions whose answers a judge rates. Raises `EvaluationError` as `open_questions`."""
+    return [
+        question
+        for path in _lists(data_root / "judged_answers")
+        for question in _from_lines(path, lambda line: ((line["reference"],) if line.get("reference") else (), {}))
+    ]
+
+
+def _lists(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.jsonl"))
+    if not found:
+        raise EvaluationError(f"no spoken questions: expected {folder}/<name>.jsonl")
+    return found
+
+
+def _from_lines(
+    path: Path, read: Callable[[Mapping[str, Any]], tuple[tuple[str, ...], dict[str, str]]]
+) -> list[SpokenQuestion]:
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            answers, choices = read(values)
+            audio = path.parent / values["audio"]
+            group = path.parent.name if path.stem == "questions" else path.stem
+            found.append(SpokenQuestion(str(number), audio, str(values.get("question", "")), answers, group, choices))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise EvaluationError(f"{path}, line {number}: {what}") from None
+    return _usable(found, path)
+
+
+def _usable(questions: list[SpokenQuestion], path: Path) -> list[SpokenQuestion]:
+    if not questions:
+        raise EvaluationError(f"{path} lists no questions")
+    if lost := [question for question in questions if not question.audio.is_file()]:
+        raise EvaluationError(f"{path} lists {len(lost)} recordings that are not there ({lost[0].audio})")
+    return questions
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Args:
+        seconds: of silence after a question, for the answer.
+        draws: answers to each question.
+        judge: command that rates answers, see `judge_answers`; None without one.
+    """
+
+    seconds: float = 20.0
+    draws: int = 1
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class SpokenQuestions:
+    """Share of questions that are answered right, or how a judge rates the answers."""
+
+    name: str
+    questions: Sequence[SpokenQuestion]
+    talker: Talker | None
+    asking: Asking
+
+    def run(self, engine: Engine) -> Outcome:
+        if self.talker is None:
+            raise EvaluationError(NO_TALKER)
+        judged = self.name == "judged_answers"
+        if judged and self.asking.judge is None:
+            raise EvaluationError("answers are rated by a judge: name its command with --judge")
+        items = [self._item(question, draw) for question in self.questions for draw in range(self.asking.draws)]
+        heard = 0
+
+        def progress(count: int) -> None:
+            nonlocal heard
+            heard += count
+            engine.told(f"{self.name}: frames", heard, heard)
+
+        held = self.talker.converse(self.name, items, engine.ranks, progress)
+        said = [_answer(conversation, self.asking.seconds) for conversation in held]
+        if judged:
+            assert self.asking.judge is not None
+            command = self.asking.judge
+            cases = [
+                Judged(item.name, question.text, question.answers[0] if question.answers else "", text)
+                for item, (question, text) in zip(items, self._with_questions(said), strict=True)
+            ]
+            scores = engine.ranks.together(lambda: judge_answers(command, cases))
+        else:
+            scores = [float(_right(question, text)) for question, text in self._with_questions(said)]
+        return self._outcome(items, said, np.array(scores).reshape(len(self.questions), -1))
+
+    def _item(self, question: SpokenQuestion, draw: int) -> Item:
+        silence = round(self.asking.seconds * SAMPLE_RATE)
+
+        def read() -> torch.Tensor:
+            samples = torch.from_numpy(read_audio(question.audio).mean(axis=0))
+            return torch.nn.functional.pad(samples, (0, silence))
+
+        return Item(f"{question.group}-{question.id}-{draw}", read)
+
+    def _with_questions(self, said: Sequence[str]) -> list[tuple[SpokenQuestion, str]]:
+        return [(self.questions[i // self.asking.draws], text) for i, text in enumerate(said)]
+
+    def _outcome(self, items: Sequence[Item], said: Sequence[str], scores: np.ndarray) -> Outcome:
+        """Scores are [questions, draws]."""
+        mean, draws = scores.mean(axis=1), self.asking.draws
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, question in enumerate(self.questions):
+            groups[question.group].append(i)
+        entry: dict[str, Any] = {
+            "status": "ok",
+            "metric": self._metric(),
+            "better": "higher",
+            "value": float(mean.mean()),
+            "ci95": list(bootstrap_mean(mean)),
+            "n": len(mean),
+            "unit_of_n": "questions",
+            "draws": draws,
+            "answer_seconds": self.asking.seconds,
+            "best_of": {str(k): float(scores[:, :k].max(axis=1).mean()) for k in range(1, draws + 1)},
+            "silent": float(np.mean([not text for text in said])),
+            "lists": {
+                group: {"value": float(mean[rows].mean()), "ci95": list(bootstrap_mean(mean[rows])), "n": len(rows)}
+                for group, rows in groups.items()
+            },
+        }
+        if self.name == "spoken_choices":
+            entry["chance"] = float(np.mean([1 / len(question.choices) for question in self.questions]))
+            told = [chosen(text, question.choices) is not None for question, text in self._with_questions(said)]
+            entry["told"] = float(np.mean(told))
+        elif self.name != "judged_answers":
+            exact = [equals(text, question.answers) for question, text in self._with_questions(said)]
+            entry["nothing_else"] = float(np.mean(exact))
+        samples = []
+        for i, question in enumerate(self.questions):
+            own = range(i * draws, (i + 1) * draws)
+            samples.append(
+                {
+                    "id": f"{question.group}-{question.id}",
+                    "score": float(mean[i]),
+                    "question": question.text,
+                    "right": list(question.answers),
+                    "said": [said[j] for j in own],
+                    "scores": scores[i].tolist(),
+                    "conversations": [f"conversations/{self.name}/{items[j].name}" for j in own],
+                }
+            )
+        return Outcome(entry, samples, data_digest=_digest(self.questions))
+
+    def _metric(self) -> str:
+        if self.name == "judged_answers":
+            return "mean rating of the spoken answers by the judge"
+        if self.name == "spoken_choices":
+            return "share of multiple choice questions whose right choice is said"
+        return "share of spoken questions whose answer is in what the model says"
+
+
+def _right(question: SpokenQuestion, text: str) -> bool:
+    if question.choices:
+        return chosen(text, question.choices) == question.answers[0]
+    return contains(text, question.answers)
+
+
+def _answer(conversation: Conversation, seconds: float) -> str:
+    """What was said from the end of the question on; a second before it counts too, for a model that is quick."""
+    end = len(conversation.user) / SAMPLE_RATE - seconds
+    return " ".join(word.text for word in conversation.words if word.start >= end - 1.0)
+
+
+def _digest(questions: Sequence[SpokenQuestion]) -> str:
+
+    digest = blake3.blake3()
+    for q in questions:
+        digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode() + q.audio.read_bytes())
+    return digest.hexdigest()
+
+
+def some(questions: list[SpokenQuestion], max_items: int | None, seed: int) -> list[SpokenQuestion]:
+    """At most so many, from every list in proportion."""
+    strata: dict[str, set[str]] = defaultdict(set)
+    for question in questions:
+        strata[question.group].add(f"{question.group} {question.id}")
+    names = sample(strata, max_items, seed)
+    return [question for question in questions if f"{question.group} {question.id}" in names]
+
+
+def cannot_apply(controls: Controls) -> str | None:
+    """Options about a model that reads have no meaning where it talks."""
+    for name in ("ttt", "text", "user"):
+        if getattr(controls, name) != getattr(Controls(), name):
+            return f"`--{name} {getattr(controls, name)}` is about a model that reads, and here it talks"
+    return None
