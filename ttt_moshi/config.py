@@ -34,6 +34,11 @@ class DataArgs:
     no_whitespace_before_word: bool = False
     """whether words follow one another without spaces, as in Japanese and Chinese; each token is then written when it
     is said"""
+    new_text_embeddings: bool = False
+    """whether text embeddings and head are made anew, and trained, for the tokenizer of `moshi_paths.tokenizer_path`"""
+    train_user_stream: bool = False
+    """whether the user's audio is predicted too, by depth steps that begin as copies of Moshi's; needs
+    `full_finetuning`"""
 
 
 @dataclass
@@ -407,6 +412,11 @@ def validate(args: TrainArgs) -> None:
         "`train.random_phase` needs `train.stateful: true`: clips on their own begin at the start of a mini-batch",
     )
     _check_teaching(args)
+    _require(
+        args.full_finetuning or not args.data.train_user_stream,
+        "`data.train_user_stream: true` adds depth steps to the model, which are trained whole: it needs "
+        "`full_finetuning: true`",
+    )
     clip_stages(args.train.clip_schedule, args.duration_sec)
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
     _require(

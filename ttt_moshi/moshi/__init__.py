@@ -24,6 +24,7 @@ from ttt_moshi.moshi.naming import (
 )
 from ttt_moshi.moshi.parallel import shard
 from ttt_moshi.moshi.paths import resolve_model, text_tokenizer
+from ttt_moshi.moshi.remade import own_codebooks
 from ttt_moshi.moshi.streaming import StreamState
 from ttt_moshi.moshi.supported import Purpose, check_supported
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
@@ -64,6 +65,7 @@ __all__ = [
     "load_initial_weights",
     "load_trained",
     "materialise",
+    "own_codebooks",
     "parameter_role",
     "parse_layers",
     "resolve_model",

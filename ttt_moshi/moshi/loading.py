@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.layer import keep_rows_together
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import is_fp32, tensor_group
+from ttt_moshi.moshi.remade import ALL_STEPS, DEPTH_STEP, TEXT_TENSORS, new_text_tensors, user_depth_steps
 from ttt_moshi.moshi.supported import HIBIKI_CONDITIONS
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.ttt import TTTConfig
@@ -38,6 +38,7 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     load_weights: bool = True,
+    new_text_embeddings: bool = False,
     seed: int = 0,
 ) -> TTTMoshi:
     """The model of a training run, with `requires_grad` set; at step 0 its logits are the base model's, bit for bit.
@@ -49,6 +50,8 @@ def build_model(
         info: where the base model is, from `resolve_model`.
         device: "meta" together with `load_weights=False` builds the geometry alone, without memory.
         load_weights: whether to read the base weights; if not, they are initialised as the official model does.
+        new_text_embeddings: whether text embeddings and head are made anew, and trained, for the tokenizer whose number
+            of pieces the configuration has (`remade.take_vocabulary`).
         seed: of the TTT and LoRA tensors. Each depends on the seed and its own name alone, so neither the number of
             ranks nor the choice of other layers changes it; the global random state is left alone.
 
@@ -74,10 +77,15 @@ def build_model(
             device="meta" if load_weights else device,
         )
     if load_weights:
-        load_base(model, read_base(info), dtype, device, str(info.moshi_weights))
+        tensors = read_base(info)
+        if new_text_embeddings:
+            kept = (model.text_padding_token_id, model.end_of_text_padding_id)
+            tensors |= new_text_tensors(tensors, model.text_card, kept, _seed_for(seed, "text"))
+        load_base(model, tensors, dtype, device, str(info.moshi_weights))
     if device.type != "meta":
         initialise_adapters(model, seed, device)
-    model.mode = select_trainable(model, ttt, lora, full_finetuning)
+    anew = TEXT_TENSORS if new_text_embeddings else ()
+    model.mode = select_trainable(model, ttt, lora, full_finetuning, anew)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -170,10 +178,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
-    """The tensors of the base model's file, without depth steps for the user's audio."""
+    """The tensors of the base model's file, with as many depth steps as its configuration says."""
     tensors = read_tensors(Path(info.moshi_weights))
     if info.lm_config is not None:
-        tensors = own_depth_steps(tensors, info.lm_config["dep_q"], info.lm_config["n_q"])
+        dep_q, n_q = info.lm_config["dep_q"], info.lm_config["n_q"]
+        tensors = own_depth_steps(tensors, dep_q, n_q)
+        if dep_q == n_q and f"linears.{dep_q - 1}.weight" not in tensors:
+            tensors = user_depth_steps(tensors, dep_q // 2)
     if info.model_type == "hibiki":
         # As the official loader does: an early end of sequence is padding, since the input goes on.
         tensors["text_emb.weight"][2] = tensors["text_emb.weight"][3]
@@ -189,24 +200,16 @@ def own_depth_steps(tensors: Mapping[str, Tensor], dep_q: int, n_q: int) -> dict
         return dict(tensors)
     kept = {}
     for name, tensor in tensors.items():
-        step = _DEPTH_STEP.match(name)
+        step = DEPTH_STEP.match(name)
         if step is not None:
             # The last codebook is no input of the depth transformer, so there is one embedding less than steps.
             if int(step["step"]) < dep_q - (step["part"] == "depformer_emb"):
                 kept[name] = tensor
-        elif _ALL_STEPS.match(name):
+        elif ALL_STEPS.match(name):
             kept[name] = tensor[: len(tensor) // 2]
         else:
             kept[name] = tensor
     return kept
-
-
-_DEPTH_STEP = re.compile(
-    r"(?P<part>linears|depformer_in|depformer_emb|depformer_norms"
-    r"|depformer\.layers\.\d+\.(?:gating|self_attn\.in_projs|self_attn\.out_projs))\.(?P<step>\d+)\."
-)
-# Older files keep the projections of all depth steps in one tensor, one after another.
-_ALL_STEPS = re.compile(r"depformer\.layers\.\d+\.self_attn\.(in_proj_weight|in_proj\.weight|out_proj\.weight)$")
 
 
 def load_base(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from ttt_moshi.config import LoraArgs, TTTArgs
 from ttt_moshi.moshi.errors import MoshiError
-from ttt_moshi.moshi.naming import Mode, tensor_group
+from ttt_moshi.moshi.naming import Mode, export_name, tensor_group
 
 
 def parse_layers(spec: str, num_layers: int) -> list[int]:
@@ -39,11 +41,16 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
     return layers
 
 
-def select_trainable(model: nn.Module, ttt: TTTArgs, lora: LoraArgs, full_finetuning: bool) -> Mode:
+def select_trainable(
+    model: nn.Module, ttt: TTTArgs, lora: LoraArgs, full_finetuning: bool, anew: Collection[str] = ()
+) -> Mode:
     """Sets `requires_grad` of every parameter and returns the mode's name.
 
     `full` trains everything; otherwise LoRA trains its adapters (with `ft_embed` the embedding tables too) and TTT its
     layers. A condition provider stays frozen: its output enters the model as a given tensor.
+
+    Args:
+        anew: official names of base tensors that were made anew, and so are trained in every mode.
 
     Raises:
         MoshiError: LoRA beside full fine-tuning, or tensors that the configuration promises are not in the model.
@@ -54,7 +61,7 @@ def select_trainable(model: nn.Module, ttt: TTTArgs, lora: LoraArgs, full_finetu
     trained = set()
     for name, parameter in model.named_parameters():
         group = tensor_group(name)
-        adapted = group != "base" or (lora.enable and lora.ft_embed and name in tables)
+        adapted = group != "base" or (lora.enable and lora.ft_embed and name in tables) or export_name(name) in anew
         chosen = (full_finetuning or adapted) and not name.startswith("condition_provider.")
         parameter.requires_grad_(chosen)
         if chosen:

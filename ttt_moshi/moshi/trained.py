@@ -19,6 +19,7 @@ from ttt_moshi.moshi.loading import (
     describe,
     empty_model,
     load_base,
+    own_depth_steps,
     read_base,
     read_tensors,
     require,
@@ -27,7 +28,7 @@ from ttt_moshi.moshi.loading import (
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import Group, tensor_group
 from ttt_moshi.moshi.paths import read_json, resolve_model
-from ttt_moshi.moshi.supported import REPOSITORY_KEYS, Purpose, check_supported
+from ttt_moshi.moshi.supported import REPOSITORY_KEYS, Purpose, check_supported, without_user_steps
 from ttt_moshi.ttt import TTTConfig
 
 
@@ -64,6 +65,13 @@ def load_trained(
         base_tensors = read_base(info)
     if tensors is None:
         tensors = read_tensors(path)
+    if base_tensors is not None:
+        # Trained tensors of the base may have another shape than those they came from (a new tokenizer).
+        base_tensors |= {name: tensor for name, tensor in tensors.items() if name in base_tensors}
+    own = without_user_steps(config)
+    if own is not None and own["dep_q"] != config.get("dep_q"):
+        # Trained to predict the user too; whoever asks the model something has a user to hear.
+        tensors, config = own_depth_steps(tensors, own["dep_q"], own["n_q"]), own
     return build_from_documents(config, ttt, tensors, base_tensors, device=device, dtype=dtype, source=str(path))
 
 
@@ -117,9 +125,13 @@ def trained_base(
             raise MoshiError(f"{folder} has no {BASE_MODEL}, so it does not say what its base model is: pass its paths")
         base = ModelPaths(**recorded["moshi_paths"])
     try:
-        return resolve_model(base, purpose)
+        info = resolve_model(base, purpose)
     except MoshiError as error:
         raise MoshiError(f"the base model of {folder} cannot be used: {error}") from error
+    if info.raw_config is not None:
+        # A model with new text embeddings has those of the tokenizer that it was trained with.
+        info.raw_config["text_card"] = read_json(folder / CONFIG).get("text_card", info.raw_config["text_card"])
+    return info
 
 
 def consolidated_folder(checkpoint_dir: Path | str) -> Path:

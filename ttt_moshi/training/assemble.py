@@ -42,6 +42,7 @@ from ttt_moshi.moshi import (
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
 from ttt_moshi.moshi.naming import export_name
+from ttt_moshi.moshi.remade import base_to_train
 from ttt_moshi.training.distill import Teacher
 from ttt_moshi.training.distributed import Turns, World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
@@ -178,7 +179,7 @@ class _Data:
 
 
 def _open_data(args: TrainArgs, device: torch.device) -> _Data:
-    info = resolve_model(args.moshi_paths)
+    info = base_to_train(args.moshi_paths, args.data)
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
     arguments = geometry(info.lm_config)
@@ -187,7 +188,9 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     codec = tokenizer = None
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
     if args.paper_metrics.enable or any(names_audio(spec) for spec in specs):
-        codec = Codec(info.get_mimi(device=device), info.mimi_config)
+        # The official class takes as many codebooks as `dep_q` says, which may count the user's too.
+        mimi = resolve_model(args.moshi_paths).get_mimi(device=device)
+        codec = Codec(mimi, info.mimi_config)
         tokenizer = text_tokenizer(info)
 
     def corpus(spec: str, seconds: float) -> Corpus:
@@ -237,6 +240,7 @@ def _build(args: TrainArgs, info: CheckpointInfo, device: torch.device) -> TTTMo
         gradient_checkpointing=args.gradient_checkpointing,
         device=device,
         dtype=getattr(torch, args.param_dtype),
+        new_text_embeddings=args.data.new_text_embeddings,
         seed=args.seed,
     )
     if model.mode == "frozen":

@@ -16,7 +16,8 @@ from moshi.models.loaders import CheckpointInfo
 
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.frames import FRAME_RATE, frames_to_seconds
-from ttt_moshi.moshi import TTTMoshi, base_with_window, build_model, count_tensors, resolve_model, set_context
+from ttt_moshi.moshi import TTTMoshi, base_with_window, build_model, count_tensors, set_context
+from ttt_moshi.moshi.remade import base_to_train
 from ttt_moshi.ttt.delta import CHUNK
 
 BF16, FP32 = 2, 4
@@ -59,7 +60,7 @@ def meta_model(args: TrainArgs, info: CheckpointInfo | None = None) -> TTTMoshi:
     paths = args.moshi_paths
     local = paths.config_path is not None or (paths.hf_repo_id is not None and Path(paths.hf_repo_id).is_dir())
     # Without a configuration of its own, this is Moshi 7B.
-    info = info or (resolve_model(paths) if local else CheckpointInfo(Path(), Path(), Path()))
+    info = info or (base_to_train(paths, args.data) if local else CheckpointInfo(Path(), Path(), Path()))
     model = build_model(
         info,
         args.ttt,

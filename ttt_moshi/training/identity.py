@@ -6,7 +6,7 @@ Files are told by their content, never by where they lie, and clips by what a st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ KEY_CLASSES: dict[str, str] = {
     "data.shuffle": SEED,
     "data.code_cache_dir": SAME,
     "data.no_whitespace_before_word": SAME,
+    "data.new_text_embeddings": IMPOSSIBLE,
+    "data.train_user_stream": IMPOSSIBLE,
     "moshi_paths.hf_repo_id": SAME,
     "moshi_paths.mimi_path": SAME,
     "moshi_paths.moshi_path": SAME,
@@ -203,10 +205,11 @@ def differences(before: Identity, now: Identity) -> list[Difference]:
     old, new = flatten(before.config), flatten(now.config)
     unused = tuple(f"{part}." for part in ("ttt", "lora") if not (old[f"{part}.enable"] or new[f"{part}.enable"]))
     # A key that the checkpoint does not know has come with a later version, whose default is what was done before.
+    old = {**flatten(asdict(TrainArgs(run_dir="-"))), **old}
     found = [
         Difference(key, old[key], new[key], SAME if key.startswith(unused) else meaning)
         for key, meaning in KEY_CLASSES.items()
-        if key in old and old[key] != new[key]
+        if old[key] != new[key]
     ]
     for what, was, is_now, meaning in (
         ("processes", before.world_size, now.world_size, ROUNDING),

@@ -24,11 +24,13 @@ class LossWeights:
         first_codebook: weight of the semantic codebook beside 1 for each acoustic one.
         text_padding: weight of frames whose text token is PAD or EPAD beside 1 for the others.
         text_padding_ids: token ids of PAD and EPAD.
+        semantic: the semantic codebooks' places among the predicted streams, text being 0.
     """
 
     first_codebook: float
     text_padding: float
     text_padding_ids: tuple[int, ...]
+    semantic: tuple[int, ...] = (1,)
 
 
 def target_mask(codes: Tensor, delays: Sequence[int], dep_q: int, prefix_lengths: Tensor | None = None) -> Tensor:
@@ -58,7 +60,7 @@ def target_weights(codes: Tensor, mask: Tensor, weights: LossWeights) -> Tensor:
     result = mask.float()
     padding = torch.isin(codes[:, 0], torch.tensor(weights.text_padding_ids, device=codes.device))
     result[:, 0] = torch.where(padding, result[:, 0] * weights.text_padding, result[:, 0])
-    result[:, 1] *= weights.first_codebook
+    result[:, list(weights.semantic)] *= weights.first_codebook
     return result
 
 
@@ -83,9 +85,15 @@ def objective(nll: Tensor, weights: Tensor, text_total: Tensor, audio_total: Ten
     return weighted[:, 0].sum() / text_total + weighted[:, 1:].sum() / audio_total
 
 
-def component_names(dep_q: int) -> list[str]:
-    """Names of the reported components, in the order of `component_sums`."""
-    return ["text_words", "text_padding", "semantic", *(f"acoustic_{k}" for k in range(2, dep_q + 1))]
+def component_names(dep_q: int, own: int | None = None) -> list[str]:
+    """Names of the reported components, in the order of `component_sums`.
+
+    Args:
+        own: codebooks of Moshi; those after them are the user's. None: all.
+    """
+    audio = ["semantic", *(f"acoustic_{k}" for k in range(2, (own or dep_q) + 1))]
+    user = [f"user_{name}" for name in audio] if own is not None and own < dep_q else []
+    return ["text_words", "text_padding", *audio, *user]
 
 
 def component_sums(values: Tensor, codes: Tensor, weights: LossWeights) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ttt_moshi.checkpoint import CheckpointStore
 from ttt_moshi.config import TrainArgs
+from ttt_moshi.moshi import own_codebooks
 from ttt_moshi.training import checkpoints, identity
 from ttt_moshi.training.assemble import Parts
 from ttt_moshi.training.checkpoints import Progress
@@ -49,7 +50,7 @@ def check(place: Place) -> list[Difference]:
         UserError: an evaluation that could not run, another run than the checkpoint's, a disk without room.
     """
     args, world, parts = place.args, place.world, place.parts
-    world.together(lambda: check_evaluation(args, parts.model.dep_q))
+    world.together(lambda: check_evaluation(args, own_codebooks(parts.model)))
     world.together(lambda: check_wandb(args.wandb))
     found = world.together(lambda: _compare(place)) if place.start.resume else []
     if args.do_ckpt:

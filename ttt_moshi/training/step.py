@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.data import Batch
-from ttt_moshi.moshi import TTTMoshi
+from ttt_moshi.moshi import TTTMoshi, own_codebooks
 from ttt_moshi.training import loss as objective
 from ttt_moshi.training import random_state
 from ttt_moshi.training.distill import Teacher, lessons
@@ -51,6 +51,7 @@ def loss_weights(model: TTTMoshi, args: TrainArgs) -> LossWeights:
         first_codebook=args.first_codebook_weight_multiplier,
         text_padding=args.text_padding_weight,
         text_padding_ids=(model.text_padding_token_id, model.end_of_text_padding_id),
+        semantic=(1, 1 + own_codebooks(model)) if own_codebooks(model) < model.dep_q else (1,),
     )
 
 
@@ -135,7 +136,7 @@ def train_step(
         put_back()
     optimizer.zero_grad(set_to_none=True)
 
-    names = objective.component_names(model.dep_q)
+    names = objective.component_names(model.dep_q, own_codebooks(model))
     # A component without a single target has no loss; 0.0 would be a lie.
     losses = {n: s / c for n, s, c in zip(names, measured[: len(counts)], counts.tolist(), strict=True) if c > 0}
     return StepResult(

@@ -9,7 +9,7 @@ from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.score import Scores, eager_on_cpu, gather_nll, valid_tokens
-from ttt_moshi.moshi import TTTMoshi
+from ttt_moshi.moshi import TTTMoshi, own_codebooks
 
 
 def score_in_chunks(
@@ -56,7 +56,7 @@ def _read(
 ) -> Scores:
     if not isinstance(model, TTTMoshi):
         raise EvaluationError(f"{type(model).__name__} cannot read a recording in chunks; score it in one pass")
-    scored = 1 + model.dep_q
+    scored = 1 + own_codebooks(model)
     stream, strange = model.start_stream(len(codes)), model.start_stream(len(codes))
     delayed = torch.full((len(codes), scored, codes.shape[-1]), float("nan"), device=codes.device)
     with torch.no_grad(), eager_on_cpu(model):
@@ -67,7 +67,7 @@ def _read(
             stream = chunk.stream
             if others is not None:
                 strange = model.forward_chunk(others[..., start:stop], strange).stream
-            known = torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1)
+            known = torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1)[:, :scored]
             part = gather_nll(chunk.output.text_logits, chunk.output.logits, chunk.targets, known)
             delayed[..., start:stop] = part.nll
     mask = valid_tokens(model, codes, frames, prefix_lengths)

@@ -17,6 +17,7 @@ from moshi.utils.compile import no_compile
 from torch.nn import functional as F
 
 from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.moshi import own_codebooks
 
 
 @dataclass
@@ -40,14 +41,14 @@ def valid_tokens(
     frames: torch.Tensor | None = None,
     prefix_lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which tokens of codes [B, K, T] count: bool [B, 1 + dep_q, T].
+    """Which tokens of codes [B, K, T] count: text and Moshi's own codebooks, bool [B, 1 + dep_q, T].
 
     A codebook that is delayed by d frames has no prediction for the last d frames of a recording. A padded row does
     have logits there, because its padding supplies the missing steps; they are left out all the same, so that a
     recording is scored alike alone and in a batch. `frames` [B] are the recordings' lengths (default: up to the last
     frame with a token), `prefix_lengths` [B] the frames that were given and are not predicted.
     """
-    scored = 1 + model.dep_q
+    scored = 1 + own_codebooks(model)
     if frames is None:
         frames = frame_counts(codes, model.zero_token_id)
     delays = torch.tensor(model.delays[:scored], device=codes.device)

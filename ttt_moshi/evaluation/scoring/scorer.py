@@ -16,7 +16,7 @@ from ttt_moshi.evaluation.scoring.chunked import score_in_chunks, score_with_swa
 from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
 from ttt_moshi.evaluation.scoring.score import Scores, score
-from ttt_moshi.moshi import TTTMoshi, ablate
+from ttt_moshi.moshi import TTTMoshi, ablate, own_codebooks
 from ttt_moshi.moshi.ablation import without_adapters
 from ttt_moshi.moshi.sink import attention_sink, attention_window
 
@@ -91,7 +91,7 @@ class ModelScorer:
     def __init__(self, model: LMModel, state_id: str, options: ScoringOptions | None = None, base_inside: bool = True):
         self.model, self._state_id, self._base_inside = model, state_id, base_inside
         self.options = options or ScoringOptions()
-        self.dep_q, self.window = model.dep_q, self.options.window or model.context or 0
+        self.dep_q, self.window = own_codebooks(model), self.options.window or model.context or 0
         self.layers, self.delay = len(model.transformer.layers), max(model.delays)
         self.has_memory = isinstance(model, TTTMoshi) and bool(model.ttt_layers)
         self.device = model.device
