@@ -79,7 +79,8 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
     facts = {key: manifest[key] for key in ("state_id", "step", "kind")}
     trained = training_config(folder)
     spaceless = bool(trained["data"].get("no_whitespace_before_word", False))
-    base_inside = not trained.get("full_finetuning") and not trained.get("lora", {}).get("ft_embed")
+    changed = trained.get("full_finetuning"), trained.get("lora", {}).get("ft_embed")
+    base_inside = not any((*changed, trained["data"].get("new_text_embeddings")))
     model = load_trained(folder, device, dtype, base=base)
     return _subject(facts, model, trained_base(folder, base), device, base_inside, spaceless)
 
