@@ -37,6 +37,10 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
         (["--temp", "nan"], "--temp must be greater"),
         (["--temp_text", "inf"], "--temp_text must be greater"),
         (["--top_k_text", "0"], "--top_k_text must be greater"),
+        (["--pad_bias", "nan"], "--pad_bias must be between"),
+        (["--pad_bias", "1e9"], "--pad_bias must be between"),
+        (["--say", "hello"], "and not both"),
+        (["--resume_session", "missing", "--no_greeting"], "not both"),
         (["--temp", "warm"], "invalid float value: 'warm'"),
         (["--tempo", "1"], "did you mean `--temp`"),
         (["--seed", "-1"], "--seed must be between"),
@@ -130,7 +134,7 @@ def test_a_voice_on_the_wrong_channel_is_noticed(trained, short, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "options", ["--seed 3", "--greedy", "--temp 3", "--top_k 1", "--temp_text 9", "--top_k_text 1"]
+    "options", ["--seed 3", "--greedy", "--temp 3", "--top_k 1", "--temp_text 9", "--top_k_text 1", "--pad_bias -50"]
 )
 def test_every_option_of_the_draws_acts(trained, short, tmp_path, options):
     common = ["--temp_text", "2", "--temp", "2"]  # the tiny model is sure of itself
@@ -151,6 +155,54 @@ def test_a_sink_acts_and_is_refused_by_the_server_too(trained, short, tmp_path, 
     capsys.readouterr()
     assert main(["serve", "--checkpoint_dir", str(trained), "--port", "0", "--sink", "-1"]) == 2
     assert "--sink counts frames" in capsys.readouterr().err
+
+
+def said_words(path) -> list:
+    return json.loads(path.with_suffix(".json").read_text())["alignments"]
+
+
+def test_readiness_to_speak_acts(trained, short, tmp_path):
+    """From no word at all to one piece in every frame."""
+    counts = []
+    for bias in ("1000", "0", "-1000"):
+        out = tmp_path / f"talk{bias}.wav"
+        assert generate(trained, short, out, "--temp_text", "9", "--pad_bias", bias) == 0
+        counts.append(sum(len(text) for text, _, _ in said_words(out)))
+    assert counts[0] == 0 < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize("prompt", [[], ["--prompt_text", "yes"]], ids=str)
+def test_no_word_comes_before_the_user_s_first_sound(trained, short, tmp_path, prompt):
+    sound, rate = soundfile.read(short)
+    sound[: rate + rate // 2] = 0.0
+    alone = tmp_path / "inputs"
+    alone.mkdir()
+    soundfile.write(alone / "late.wav", sound, rate, subtype="FLOAT")
+    starts = {}
+    for name, options in (("greets", []), ("waits", ["--no_greeting"])):
+        out = tmp_path / f"{name}.wav"
+        options = [*options, *prompt, "--temp_text", "9", "--pad_bias", "-1000", "--extra_seconds", "1"]
+        assert generate(trained, alone / "late.wav", out, *options) == 0
+        if not prompt and name == "waits":  # of many recordings likewise
+            assert generate(trained, alone, tmp_path / "many", *options) == 0
+            assert said_words(tmp_path / "many" / "late" / "output.json")[0][1][0] > 1.4
+        starts[name] = min(start for _, (start, _), _ in said_words(out))
+    assert starts["greets"] < 0.3 and 1.4 < starts["waits"] < 2.1
+
+
+def test_the_user_may_say_it_in_text(trained, tmp_path, capsys):
+    pytest.importorskip("espeakng_loader")
+    out, other = tmp_path / "talk.wav", tmp_path / "other.wav"
+    say = ["generate", "--checkpoint_dir", str(trained), "--say"]
+    assert main([*say, "What is your name?", "--out", str(out), "--extra_seconds", "1"]) == 0
+    assert main([*say, "Good night.", "--out", str(other), "--extra_seconds", "1"]) == 0
+    (first, rate), (second, _) = soundfile.read(out), soundfile.read(other)
+    assert rate == 24_000 and abs(first[:rate, 1]).max() > 0.05 and not first[-rate:, 1].any()
+    assert len(first) != len(second)
+    capsys.readouterr()
+    for arguments in ([*say, " ", "--out", str(out), "--overwrite"], ["generate", *say[1:3], "--out", str(out)]):
+        assert main(arguments) == 2
+        assert (error := capsys.readouterr().err).count("\n") == 1 and ("is empty" in error or "--say" in error)
 
 
 def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_what_is_heard_is_what_generate_says(serve, browse, trained, tmp_path):
     with browse() as chromium:
         page = open_page(chromium.new_context(accept_downloads=True), server.port, "#format=pcm")
         start(page)
-        hear_words(page)
+        hear_words(page, 10)
         page.wait_for_timeout(3000)
         assert float(page.locator("#you").evaluate("meter => meter.value")) > 0
         page.get_by_role("button", name="Hang up").click()

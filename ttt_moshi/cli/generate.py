@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,15 @@ from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import progress_bar
-from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker
+from ttt_moshi.cli.talking import MAX_PAD_BIAS, add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
-    from ttt_moshi.inference import Answer
+    from ttt_moshi.inference import Answer, Sampling, Snapshot, Speaker
 
 MAX_EXTRA_SECONDS = 3600.0
+SAY_EXTRA_SECONDS = 10.0
+SAY_VOICE = "en-us"
 
 
 def main(argv: list[str]) -> int:
@@ -33,13 +36,19 @@ def main(argv: list[str]) -> int:
         "for each; started again, it goes on with those that are not there yet.",
     )
     add = parser.add_argument
-    add("--input", type=Path, required=True, help="recording of the user, or a folder or jsonl file of recordings")
+    add("--input", type=Path, help="recording of the user, or a folder or jsonl file of recordings")
+    add("--say", help="instead of --input: what the user says, in text; espeak-ng speaks it (English, extra `demo`)")
     add("--out", type=Path, required=True, help="the conversation, a .wav or .flac file; or a folder, for many")
     add("--overwrite", action="store_true", help="replace what is there already; without it nothing is ever replaced")
     add(
         "--channel", choices=("left", "right"), default="right", help="the user's in stereo files; default: %(default)s"
     )
-    add("--extra_seconds", type=float, default=0.0, help="silence after the recording, for the answer; default: 0")
+    add(
+        "--extra_seconds",
+        type=float,
+        help="silence after what the user says, for the answer; default: 0, with --say 10",
+    )
+    add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
     add("--slots", type=int, default=4, help="of many recordings, so many at once; default: %(default)s")
     add(
         "--resume_session", type=Path, help="go on with a saved conversation: it remembers what was said (and its seed)"
@@ -48,7 +57,11 @@ def main(argv: list[str]) -> int:
     add_options(parser)
     options = parser.parse_args(argv)
     check_options(options)
-    many = options.input.is_dir() or options.input.suffix == ".jsonl"
+    if (options.input is None) == (options.say is None):
+        raise UserError("what does the user say? pass --input with a recording, or --say with a text, and not both")
+    if options.extra_seconds is None:
+        options.extra_seconds = 0.0 if options.say is None else SAY_EXTRA_SECONDS
+    many = options.input is not None and (options.input.is_dir() or options.input.suffix == ".jsonl")
     _check(options, many)
     console = Console(highlight=False, soft_wrap=True)
     return _answer_many(options, console) if many else _answer_one(options, console)
@@ -56,7 +69,9 @@ def main(argv: list[str]) -> int:
 
 def _check(options: Any, many: bool) -> None:
     """Refuses what cannot work before anything is loaded."""
-    if not options.input.exists():
+    if options.say is not None and not options.say.strip():
+        raise UserError("--say is empty: write what the user says")
+    if options.input is not None and not options.input.exists():
         raise UserError(f"no recording at {options.input}")
     if not 0.0 <= options.extra_seconds <= MAX_EXTRA_SECONDS:
         raise UserError(f"--extra_seconds must be between 0 and {MAX_EXTRA_SECONDS:.0f}, not {options.extra_seconds}")
@@ -69,6 +84,8 @@ def _check(options: Any, many: bool) -> None:
         if options.out.exists() and not options.out.is_dir():
             raise UserError(f"{options.input} stands for many recordings, so --out is a folder, not {options.out}")
         return
+    if options.resume_session is not None and options.no_greeting:
+        raise UserError("a conversation that goes on has begun already: --resume_session or --no_greeting, not both")
     if options.resume_session is not None and not (options.prompt_text is None and options.prompt_voice is None):
         raise UserError("a conversation that goes on has begun already: --resume_session or a prompt, not both")
     if options.out.suffix not in (".wav", ".flac"):
@@ -82,23 +99,24 @@ def _check(options: Any, many: bool) -> None:
             raise UserError(f"no folder at {path.absolute().parent}: make it first")
         if path.is_dir():
             raise UserError(f"{path} is a folder, and a file is to be written there")
-        if path.exists() and path.resolve() == options.input.resolve():
+        if options.input is not None and path.exists() and path.resolve() == options.input.resolve():
             raise UserError(f"{path} is the input, which would be replaced; choose another name")
         if path.exists() and not options.overwrite:
             raise UserError(f"{path} is there already; choose another name, or pass --overwrite to replace it")
 
 
 def _answer_one(options: Any, console: Console) -> int:
-    samples = _user(options.input, options, console)
+    samples = _said(options) if options.input is None else _user(options.input, options, console)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
     speaker, sampling = open_speaker(options, console)
     from ttt_moshi.inference import Question, Slots, answer, load_session, save_session
 
-    start = open_prompt(options, speaker, sampling)
+    start = _begin(options, speaker, sampling)
     if options.resume_session is not None:
         start = load_session(options.resume_session, speaker.state_id)
         options.seed = start.seed
-    question = Question(options.input.name, samples, options.seed, start)
+    name = "say" if options.input is None else options.input.name
+    question = Question(name, samples, options.seed, start, not options.no_greeting)
     begun = time.perf_counter()
     with Slots(speaker, 1, sampling) as slots, progress_bar("talking", "elements") as advance:
         frames, done = math.ceil(len(samples) / slots.frame_size), 0
@@ -132,7 +150,9 @@ def _answer_many(options: Any, console: Console) -> int:
     speaker, sampling = open_speaker(options, console)
     from ttt_moshi.inference.driver import Driver, Item
 
-    driver = Driver(speaker, sampling, options.slots, options.seed, open_prompt(options, speaker, sampling))
+    driver = Driver(
+        speaker, sampling, options.slots, options.seed, _begin(options, speaker, sampling), not options.no_greeting
+    )
     items = [Item(name, partial(_user, path, options, console)) for name, path in recordings.items()]
     total = len(recordings) - (0 if options.overwrite else len(ready))
     outcomes: list[bool] = []
@@ -148,6 +168,13 @@ def _answer_many(options: Any, console: Console) -> int:
     failures = len(outcomes) - sum(outcomes)
     console.print(f"{options.out}: {sum(outcomes)} conversations written, {failures} failed", markup=False)
     return 1 if failures else 0
+
+
+def _begin(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot | None:
+    """The prompt, if there is one; the frame after it is drawn with it, so that it too must not be a greeting."""
+    if options.no_greeting:
+        sampling = replace(sampling, pad_bias=MAX_PAD_BIAS)
+    return open_prompt(options, speaker, sampling)
 
 
 def _recordings(source: Path) -> dict[str, Path]:
@@ -200,8 +227,21 @@ def _user(path: Path, options: Any, console: Console) -> Any:
     return torch.nn.functional.pad(torch.from_numpy(user), (0, round(options.extra_seconds * SAMPLE_RATE)))
 
 
+def _said(options: Any) -> Any:
+    """What the user says in text, as samples with the silence after them, a tensor. Raises UserError."""
+    import torch
+
+    from ttt_moshi.data.audio import SAMPLE_RATE
+    from ttt_moshi.synthetic.espeak import Voice, speak
+
+    spoken = torch.from_numpy(speak(options.say, Voice(SAY_VOICE)).samples)
+    return torch.nn.functional.pad(spoken, (0, round(options.extra_seconds * SAMPLE_RATE)))
+
+
 def _silent(samples: Any) -> bool:
-    return bool(abs(samples).max() < 1e-3)  # -60 dB of full scale
+    from ttt_moshi.inference.answers import SILENCE
+
+    return bool(abs(samples).max() < SILENCE)
 
 
 def _words(found: Answer) -> list[Any]:

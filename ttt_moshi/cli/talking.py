@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BASE = "base"
 MAX_SEED = 2**63 - 1
 MAX_TEMPERATURE = 100.0
+MAX_PAD_BIAS = 1000.0
 
 
 def add_options(parser: Parser) -> None:
@@ -45,6 +46,12 @@ def add_options(parser: Parser) -> None:
         ("top_k_text", int, "candidates of text tokens (default: the base model's, else 25)"),
     ):
         add(f"--{name}", type=kind, help=what)
+    add(
+        "--pad_bias",
+        type=float,
+        default=0.0,
+        help='readiness to speak: added to the logit of "no word now"; below 0 Moshi speaks more, above 0 less',
+    )
     add(
         "--sink",
         type=int,
@@ -73,6 +80,10 @@ def check_options(options: Any) -> None:
             raise UserError(f"--{name} must be greater than 0, not {value}; for the likeliest token there is --greedy")
     if options.sink < 0:
         raise UserError(f"--sink counts frames and cannot be negative, got {options.sink}")
+    if not abs(options.pad_bias) <= MAX_PAD_BIAS:
+        raise UserError(
+            f"--pad_bias must be between -{MAX_PAD_BIAS:.0f} and {MAX_PAD_BIAS:.0f}, not {options.pad_bias}"
+        )
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
     if options.prompt_text == "":
@@ -101,7 +112,7 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
     if options.sink:
         check_sink(speaker.model, options.sink)
         speaker = replace(speaker, sink=options.sink)
-    names = ("temp", "top_k", "temp_text", "top_k_text")
+    names = ("temp", "top_k", "temp_text", "top_k_text", "pad_bias")
     greedy = {"greedy": True} if options.greedy else {}
     return speaker, Sampling.of(speaker.generation, **greedy, **{name: getattr(options, name) for name in names})
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ttt_moshi.inference.slots import Slots, Snapshot, why_broken
 
+SILENCE = 1e-3
+"""amplitude below which a recording is silent: -60 dB of full scale"""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -20,12 +23,14 @@ class Question:
         samples: float32 [any length] of the user, at the model's sample rate; the last frame is filled up with silence.
         seed: of the conversation's draws.
         start: a conversation to go on with, or a prompt; None begins with nothing.
+        greeting: whether Moshi may say a word before the user makes a sound.
     """
 
     name: str
     samples: Tensor
     seed: int
     start: Snapshot | None = None
+    greeting: bool = True
 
 
 @dataclass
@@ -110,9 +115,13 @@ def answer(
 
 
 def _begin(slots: Slots, slot: int, question: Question) -> _Going:
-    if question.start is None:
-        slots.join(slot, question.seed)
-    else:
-        slots.restore(slot, replace(question.start, seed=question.seed))
     padding = -len(question.samples) % slots.frame_size
-    return _Going(question, list(torch.nn.functional.pad(question.samples, (0, padding)).split(slots.frame_size)))
+    frames = list(torch.nn.functional.pad(question.samples, (0, padding)).split(slots.frame_size))
+    silent = 0
+    if not question.greeting:
+        silent = next((number for number, frame in enumerate(frames) if frame.abs().max() >= SILENCE), len(frames))
+    if question.start is None:
+        slots.join(slot, question.seed, silent)
+    else:
+        slots.restore(slot, replace(question.start, seed=question.seed), question.start.frames + silent)
+    return _Going(question, frames)

@@ -53,6 +53,7 @@ class Driver:
         slots: so many at once; changes no conversation.
         seed: from which every conversation has its own, by its name.
         start: a prompt, None without one.
+        greeting: whether Moshi may say a word before the user makes a sound.
     """
 
     speaker: Speaker
@@ -60,6 +61,7 @@ class Driver:
     slots: int = 4
     seed: int = 0
     start: Snapshot | None = None
+    greeting: bool = True
 
     def converse(
         self,
@@ -107,7 +109,7 @@ class Driver:
         return left
 
     def _question(self, item: Item) -> Question:
-        return Question(item.name, item.read(), seed_of(self.seed, item.name), self.start)
+        return Question(item.name, item.read(), seed_of(self.seed, item.name), self.start, self.greeting)
 
     def identity(self, question: Question) -> dict[str, Any]:
         """Everything that decides what is said."""
@@ -117,6 +119,7 @@ class Driver:
             "sampling": asdict(self.sampling),
             "seed": question.seed,
             "prompt": None if self.start is None else _digest(self.start.tensors),
+            "greeting": self.greeting,
             "input": _digest({"samples": question.samples}),
         }
 

@@ -21,6 +21,7 @@ class Generator(LMGen):
     Attributes:
         seeds: int64 [B], of the conversation in each row. Written in place: CUDA graphs replay on fixed addresses.
         steps: int64 [B], the step of each row that is being computed.
+        quiet: int64 [B], the frame of each row that may have the first word; before it there is none.
     """
 
     def __init__(self, model: TTTMoshi, rows: int, sampling: Sampling, **options: object) -> None:
@@ -34,6 +35,7 @@ class Generator(LMGen):
         self.sampling = sampling
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.steps = torch.zeros_like(self.seeds)
+        self.quiet = torch.zeros_like(self.seeds)
 
     def advance(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the rows in the exec mask.
@@ -80,7 +82,7 @@ class Generator(LMGen):
             inputs, state.condition_sum, state.condition_cross, prefix_lengths=start + P + 1
         )
         self.steps.fill_(P)
-        token = self._choose(text_logits[:, 0, -1], self.sampling.temp_text, self.sampling.top_k_text, 0)
+        token = self._text(text_logits[:, 0, -1])
         # Streams that are delayed still have given frames to come.
         given = [codes[:, k, P - delay] if delay else None for k, delay in enumerate(model.delays)]
         drawn = self._depth(token, hidden[:, -1:], given[1 : 1 + model.dep_q])
@@ -112,8 +114,16 @@ class Generator(LMGen):
 
     def _choose_text(self, logits: Tensor) -> None:
         """Leaves only the chosen token in `logits` [B, 1, 1, card], of which the official step takes the likeliest."""
-        token = self._choose(logits[:, 0, 0], self.sampling.temp_text, self.sampling.top_k_text, 0)
+        token = self._text(logits[:, 0, 0])
         logits.fill_(-torch.inf).scatter_(-1, token[:, None, None, None], 0.0)
+
+    def _text(self, logits: Tensor) -> Tensor:
+        """The text token of each row, int64 [B], from logits [B, card]."""
+        padding = self.lm_model.text_padding_token_id
+        logits = logits.float()
+        logits[:, padding] += self.sampling.pad_bias
+        token = self._choose(logits, self.sampling.temp_text, self.sampling.top_k_text, 0)
+        return token.where(self.steps >= self.quiet, padding)
 
     def _choose(self, logits: Tensor, temperature: float, top_k: int, codebook: int) -> Tensor:
         temperature = 0.0 if self.sampling.greedy else temperature

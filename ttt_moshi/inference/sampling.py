@@ -15,6 +15,7 @@ class Sampling:
         greedy: take the likeliest token each time.
         temp, top_k: temperature and number of candidates of audio codes.
         temp_text, top_k_text: likewise of text tokens.
+        pad_bias: added to the logit of the text token for "no word now": above 0 Moshi speaks less, below 0 more.
     """
 
     greedy: bool = False
@@ -22,6 +23,7 @@ class Sampling:
     top_k: int = 250
     temp_text: float = 0.7
     top_k_text: int = 25
+    pad_bias: float = 0.0
 
     @classmethod
     def of(cls, recommended: Mapping[str, Any], **chosen: Any) -> Sampling:

@@ -100,13 +100,14 @@ class Slots:
     ) -> None:
         self._streaming.close()
 
-    def join(self, slot: int, seed: int) -> None:
+    def join(self, slot: int, seed: int, quiet: int = 0) -> None:
         """A new conversation begins in `slot`, whatever was there; the other slots do not notice.
 
         Args:
             seed: of its draws, from 0 to 2**63 - 1.
+            quiet: the frame that may have Moshi's first word.
         """
-        mask = self._clear(slot, seed)
+        mask = self._clear(slot, seed, quiet)
         # The generator's first step reads the initial tokens whatever it is given; frames count from the second.
         model = self.speaker.model
         heard = model.num_codebooks - model.dep_q - 1
@@ -175,8 +176,11 @@ class Slots:
             raise InferenceError(f"{why_broken(self.frames[slot])} (the first value that is not finite: {lost[0]})")
         return Snapshot(tensors, self._seeds[slot], self.frames[slot])
 
-    def restore(self, slot: int, snapshot: Snapshot) -> None:
+    def restore(self, slot: int, snapshot: Snapshot, quiet: int = 0) -> None:
         """Puts a conversation into `slot`; its next frame is what it would have been, bit for bit on the same machine.
+
+        Args:
+            quiet: the frame, counted from the beginning of the conversation, before which there is no new word.
 
         Raises:
             InferenceError: it is of another model, type or version; nothing was changed.
@@ -186,7 +190,7 @@ class Slots:
                 "the conversation has another form than this model's: was it saved with another --dtype or --sink?"
             )
         write_row(self._parts, slot, snapshot.tensors)
-        self._occupy(slot, snapshot.seed, snapshot.frames)
+        self._occupy(slot, snapshot.seed, snapshot.frames, quiet)
 
     def written(self, slot: int) -> dict[int, float]:
         """How far each TTT layer's memory of the conversation in `slot` is from where it began, by temporal layer.
@@ -201,17 +205,18 @@ class Slots:
                 found[layer.index] = float((now - start).norm() / start.norm())
         return found
 
-    def _clear(self, slot: int, seed: int) -> Tensor:
+    def _clear(self, slot: int, seed: int, quiet: int = 0) -> Tensor:
         """Nothing is left in `slot`; the mask of it."""
         mask = self._mask([slot])
         self.speaker.mimi.reset_streaming(mask)
         self._generator.reset_streaming(mask)
         empty_rings(self._parts, slot)
-        self._occupy(slot, seed, 0)
+        self._occupy(slot, seed, 0, quiet)
         return mask
 
-    def _occupy(self, slot: int, seed: int, frames: int) -> None:
+    def _occupy(self, slot: int, seed: int, frames: int, quiet: int) -> None:
         self.frames[slot], self._seeds[slot] = frames, seed
+        self._generator.quiet[slot] = quiet
         self._generator.seeds[slot] = seed
         self.broken.discard(slot)
 
