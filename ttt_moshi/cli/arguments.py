@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
 
 from ttt_moshi.config_io import describe_unknown
 from ttt_moshi.errors import UserError
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,3 +38,17 @@ def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
     return int(text)
+
+
+def run_subcommand(
+    name: str, argv: list[str], usage: str, commands: Mapping[str, Callable[[list[str], T], int]], console: T
+) -> int:
+    """Runs `ttt-moshi NAME COMMAND ...`: what `commands` has for it, or `usage`, or an error with the nearest one."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        nearest = get_close_matches(argv[0], commands, n=1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+        raise UserError(f"unknown command `{name} {argv[0]}`{hint} (see `ttt-moshi {name} --help`)")
+    return commands[argv[0]](argv[1:], console)

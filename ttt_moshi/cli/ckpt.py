@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +31,7 @@ from ttt_moshi.checkpoint import (
     set_pinned,
     verify,
 )
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, run_subcommand
 from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
 from ttt_moshi.errors import UserError
@@ -75,14 +74,7 @@ def main(argv: list[str]) -> int:
         "put-back": _put_back,
         "bench": _bench,
     }
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        nearest = get_close_matches(argv[0], commands, n=1)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-        raise UserError(f"unknown command `ckpt {argv[0]}`{hint} (see `ttt-moshi ckpt --help`)")
-    return commands[argv[0]](argv[1:], Console(highlight=False))
+    return run_subcommand("ckpt", argv, USAGE, commands, Console(highlight=False))
 
 
 def _parser(command: str, what: str) -> Parser:

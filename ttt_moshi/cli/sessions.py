@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, run_subcommand
 from ttt_moshi.cli.checkpoint_facts import size_text
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
@@ -34,14 +33,7 @@ Every command takes --sessions FOLDER (default: sessions) and --json.
 def main(argv: list[str]) -> int:
     """`ttt-moshi sessions ls|show|rm|fork`: 0 done, 1 something is corrupt, 2 could not run."""
     commands = {"ls": _ls, "show": _show, "rm": _rm, "fork": _fork}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        nearest = get_close_matches(argv[0], commands, n=1)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-        raise UserError(f"unknown command `sessions {argv[0]}`{hint} (see `ttt-moshi sessions --help`)")
-    return commands[argv[0]](argv[1:], Console(highlight=False, soft_wrap=True))
+    return run_subcommand("sessions", argv, USAGE, commands, Console(highlight=False, soft_wrap=True))
 
 
 def _options(command: str, argv: list[str], what: str, *names: str, many: bool = False) -> tuple[Any, Sessions]:
