@@ -19,7 +19,7 @@ from ttt_moshi.training import loss as objective
 from ttt_moshi.training import random_state
 from ttt_moshi.training.distill import Teacher, lessons
 from ttt_moshi.training.distributed import World
-from ttt_moshi.training.feed import Feed
+from ttt_moshi.training.feed import Feed, Targets
 from ttt_moshi.training.loss import LossWeights
 from ttt_moshi.training.optimizer import clip_gradients
 
@@ -80,53 +80,49 @@ def train_step(
         teacher: whose distributions the objective draws to as well.
         inherit: whether recordings that begin in this step find the memory that the one before them left.
     """
-    device, size = world.device, world.size
+    device = world.device
     put_back = random_state.remember()
     feed.begin(model, restart, inherit)
     if teacher is not None:
         teacher.begin(model, restart)
     targets = [feed.targets(model, micro, clips, device) for micro, clips in enumerate(work)]
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
-    counts = torch.zeros(2 + model.dep_q, dtype=torch.float64, device=device)
-    for target in chain.from_iterable(targets):
-        weight = objective.target_weights(target.codes, target.mask, weights)
-        totals += torch.stack([weight[:, 0].double().sum(), weight[:, 1:].double().sum()])
-        counts += objective.component_sums(target.mask.float(), target.codes, weights)
+    totals, counts = _totals(targets, weights, model.dep_q, device)
     # A step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
     text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
 
+    optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(len(counts) + 2, dtype=torch.float64, device=device)
     taught = torch.zeros(1, dtype=torch.float64, device=device)
-    optimizer.zero_grad(set_to_none=True)
     for micro, clips in enumerate(work):
         share = torch.zeros((), device=device)
         for batch, target in zip(clips, targets[micro], strict=True):
             known = None if teacher is None else teacher.predict(model, micro, batch, device)
-            text_logits, audio_logits = feed.predict(model, micro, batch, device)
-            nll = objective.nll_per_token(text_logits, audio_logits, target.codes, target.mask)
+            logits = feed.predict(model, micro, batch, device)
+            nll = objective.nll_per_token(*logits, target.codes, target.mask)
             weight = objective.target_weights(target.codes, target.mask, weights)
             share = share + objective.objective(nll, weight, text_total, audio_total)
             if teacher is not None and known is not None:
-                asked = lessons((text_logits, audio_logits), known, nll, target)
-                lesson = objective.objective(asked, weight, text_total, audio_total)
+                lesson = objective.objective(lessons(logits, known, nll, target), weight, text_total, audio_total)
                 share = share + teacher.weight * lesson
                 taught += lesson.detach()
             weighted = (nll.detach() * weight).double()
             sums[:-2] += objective.component_sums(nll.detach(), target.codes, weights)
             sums[-2:] += torch.stack([weighted[:, 0].sum(), weighted[:, 1:].sum()])
         # Sharded gradients are averaged over the ranks; the objective is a sum over them.
-        (share * size).backward()
+        (share * world.size).backward()
     cast = torch.tensor([float(vote in votes) for vote in VOTES], dtype=torch.float64, device=device)
     parts = (sums, counts, cast, taught)
     sums, counts, cast, taught = world.sum(torch.cat(parts)).split([len(part) for part in parts])
 
     norms = clip_gradients(optimizer, max_norm)
     measured = torch.cat([sums, torch.stack([n.double() for n in norms.values()])]).tolist()
-    lessons_learned = {} if teacher is None else {"distill_loss": taught.item()}
-    text_loss, audio_loss = measured[len(counts)] / text_total.item(), measured[len(counts) + 1] / audio_total.item()
+    losses = {
+        "text_loss": measured[len(counts)] / text_total.item(),
+        "audio_loss": measured[len(counts) + 1] / audio_total.item(),
+        **({} if teacher is None else {"distill_loss": taught.item()}),
+    }
     grad_norms = dict(zip(norms, measured[len(sums) :], strict=True))
-    values = (text_loss, audio_loss, *grad_norms.values(), *lessons_learned.values())
-    finite = all(math.isfinite(value) for value in values)
+    finite = all(math.isfinite(value) for value in (*losses.values(), *grad_norms.values()))
     if finite:
         optimizer.step()
         feed.keep()
@@ -135,23 +131,35 @@ def train_step(
     else:
         put_back()
     optimizer.zero_grad(set_to_none=True)
-
-    names = objective.component_names(model.dep_q, own_codebooks(model))
-    # A component without a single target has no loss; 0.0 would be a lie.
-    losses = {n: s / c for n, s, c in zip(names, measured[: len(counts)], counts.tolist(), strict=True) if c > 0}
     return StepResult(
         metrics={
-            "loss": text_loss + audio_loss,
-            "text_loss": text_loss,
-            "audio_loss": audio_loss,
-            **lessons_learned,
-            "nll": losses,
+            "loss": losses["text_loss"] + losses["audio_loss"],
+            **losses,
+            "nll": _mean_nll(model.dep_q, measured, counts.tolist()),
             "grad_norm": grad_norms,
         },
         finite=finite,
         votes=frozenset(vote for vote, count in zip(VOTES, cast.tolist(), strict=True) if count > 0),
         tokens=int(counts.sum().item()),
     )
+
+
+def _totals(
+    targets: Sequence[Sequence[Targets]], weights: LossWeights, dep_q: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of this rank: the sums of its targets' weights [2] (text, audio), and how many each component has [2 + dep_q]."""
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    counts = torch.zeros(2 + dep_q, dtype=torch.float64, device=device)
+    for target in chain.from_iterable(targets):
+        weight = objective.target_weights(target.codes, target.mask, weights)
+        totals += torch.stack([weight[:, 0].double().sum(), weight[:, 1:].double().sum()])
+        counts += objective.component_sums(target.mask.float(), target.codes, weights)
+    return totals, counts
+
+
+def _mean_nll(dep_q: int, sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
+    """Nats per target of each component. One without a single target has no loss; 0.0 would be a lie."""
+    return {n: s / c for n, s, c in zip(objective.component_names(dep_q), sums, counts, strict=False) if c > 0}
 
 
 def forward_is_finite(
