@@ -1,0 +1,75 @@
+"""Real file systems that are full or read-only, where this machine lets the tests mount one; not only failed calls."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.application.harness import Place, changes, snapshot
+from ttt_moshi.checkpoint.saving import PIECE
+
+pytestmark = pytest.mark.xdist_group("application")
+
+
+@pytest.fixture()
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts an empty file system in memory, or mounts it again with other options: `mount("size=2m")`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def do(options: str) -> Path:
+        again = ["-o", f"remount,{options}"] if folder.is_mount() else ["-t", "tmpfs", "-o", options, "none"]
+        done = subprocess.run(["mount", *again, str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this machine mounts nothing for us: {done.stderr.strip()}")
+        return folder
+
+    yield do
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_saved(
+    mount: Callable[[str], Path], new_place: Callable[[str], Place], finished: Path
+) -> None:
+    one = sum(path.stat().st_size for path in (finished / "checkpoints/checkpoint_000002").rglob("*"))
+    disk = mount(f"size={int(1.7 * one) + PIECE}")  # a save begins only where there is some room to spare
+    place = new_place("case")
+    place.run.symlink_to(disk / "run")
+    (disk / "run").mkdir()
+    ended = place.do(*place.train())
+    assert ended.status == 1 and "Traceback" not in ended.err, ended
+    assert "disk" in ended.lines[-3] or "No space left" in ended.err or "no room for" in ended.err, ended
+    assert "Step 2 can be resumed" in ended.err and place.store.newest_valid() == 2, ended
+    verified = place.do("ckpt", "verify", place.run)
+    assert verified.status == 0, verified
+    mount("size=1g")
+    again = place.do(*place.train("--checkpoint.resume", "auto"))
+    assert again.status == 0, again
+    assert place.state_id(6) == Place(finished.parent, place.material, place.warm).state_id(6)
+
+
+def test_a_read_only_disk_refuses_a_start_and_lets_everything_be_read(
+    mount: Callable[[str], Path], place: Place
+) -> None:
+    disk = mount("size=1g")
+    subprocess.run(["cp", "-a", str(place.run), str(disk / "run")], check=True)
+    mount("ro")
+    before = snapshot(disk)
+    for words in (
+        place.train("--run_dir", str(disk / "run"), "--checkpoint.resume", "auto", "--max_steps", "8"),
+        place.train("--run_dir", str(disk / "new")),
+        ["ckpt", "prune", disk / "run", "--last", "1"],
+        ["ckpt", "export", place.run, disk / "export"],
+        ["data", "prepare", place.material / "train/data_stereo", "--out", disk / "data"],
+        ["eval", "--checkpoint_dir", place.run / "checkpoints/checkpoint_000006", "--out", disk / "evaluation"],
+    ):
+        ended = place.do(*words)
+        assert ended.status == 2 and ended.lines[-1].startswith("error: ") and str(disk) in ended.err, ended
+        assert "Traceback" not in ended.err, ended
+    for words in (["ckpt", "ls"], ["ckpt", "show"], ["ckpt", "verify"], ["status"]):
+        ended = place.do(*words, disk / "run")
+        assert ended.status == 0 and ended.out, ended
+    assert changes(before, snapshot(disk)) == []
