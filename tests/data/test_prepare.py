@@ -390,3 +390,40 @@ def test_a_process_that_dies_costs_no_recording(tmp_path, write_recording):
     os.kill(children[0].pid, signal.SIGKILL)
     thread.join()
     assert [outcome.left_out for outcome in found[0].outcomes] == [None] * 6
+
+
+def test_levels_are_brought_to_a_loudness_only_when_asked(tmp_path, capsys):
+    """A sine of 997 Hz has -3.01 LUFS at full scale, which is how the measure is defined."""
+    t = np.arange(10 * 24000) / 24000
+    sine = np.sin(2 * np.pi * 997 * t)
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    quiet = np.stack([0.05 * sine, 0.2 * sine], axis=1)
+    soundfile.write(calls / "quiet.wav", quiet, 24000)
+    spiky = quiet.copy()
+    spiky[12000] = 0.8  # a click that must not be lifted beyond full scale
+    soundfile.write(calls / "spiky.wav", spiky, 24000)
+    soundfile.write(calls / "unanswered.wav", quiet * [1, 0], 24000)
+    argv = ["data", "prepare", str(calls)]
+    assert main([*argv, "--out", str(tmp_path / "as_is")]) == 0
+    assert (tmp_path / "as_is/recordings/quiet.wav").read_bytes() == (calls / "quiet.wav").read_bytes()
+    assert "LUFS" not in capsys.readouterr().out
+    assert main([*argv, "--out", str(tmp_path / "even"), "--normalise", "-23"]) == 0
+    assert "towards -23 LUFS: +6.0 dB and -6.0 dB" in capsys.readouterr().out
+    even = read_audio(tmp_path / "even/recordings/quiet.wav")
+    loudness = 20 * np.log10(np.abs(even[:, 24000:-24000]).max(axis=1)) - 3.01
+    assert loudness == pytest.approx([-23, -23], abs=0.1)
+    assert np.abs(read_audio(tmp_path / "even/recordings/spiky.wav")).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+    assert not read_audio(tmp_path / "even/recordings/unanswered.wav")[1].any()
+    report = json.loads((tmp_path / "even/prepare.json").read_text())
+    assert report["normalise"] == -23 and "+6.0 dB" in str(report["recordings"][0]["done"])
+
+
+@pytest.mark.parametrize("loudness", ["3", "-61", "nan", "loud"])
+def test_a_loudness_that_is_none_is_refused(tmp_path, capsys, loudness):
+    (tmp_path / "calls").mkdir()
+    assert (
+        main(["data", "prepare", str(tmp_path / "calls"), "--out", str(tmp_path / "o"), f"--normalise={loudness}"]) == 2
+    )
+    told = capsys.readouterr().err
+    assert "--normalise" in told and told.count("\n") == 1 and not (tmp_path / "o").exists()

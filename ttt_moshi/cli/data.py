@@ -91,6 +91,10 @@ def run_prepare(argv: list[str]) -> int:
         help="share of a transcript's words that may lack a usable time, 0 to 1 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--normalise", type=float, metavar="LUFS",
+        help="bring each channel to this loudness (ITU-R BS.1770), such as -23; by default levels stay as they are",
+    )  # fmt: skip
+    parser.add_argument(
         "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
     )
     parser.add_argument("--jobs", type=int, default=1, help="recordings prepared at once (default: %(default)s)")
@@ -100,6 +104,8 @@ def run_prepare(argv: list[str]) -> int:
         raise UserError(f"`--eval_fraction` must be at least 0 and below 1, got {args.eval_fraction}")
     if not 0 <= args.max_repaired <= 1:
         raise UserError(f"`--max_repaired` must be from 0 to 1, got {args.max_repaired}")
+    if args.normalise is not None and not -60 <= args.normalise <= -10:
+        raise UserError(f"`--normalise` is a loudness from -60 to -10 LUFS, got {args.normalise}")
     if args.jobs < 1:
         raise UserError(f"`--jobs` must be at least 1, got {args.jobs}")
     channels = None if args.channels is None else _channels(args.channels)
@@ -108,7 +114,7 @@ def run_prepare(argv: list[str]) -> int:
     from ttt_moshi.data.prepare import prepare
     from ttt_moshi.data.prepare_one import Choices
 
-    choices = Choices(args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired)
+    choices = Choices(args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired, args.normalise)
     with _progress("preparing") as on_file:
         result = prepare(
             args.source,

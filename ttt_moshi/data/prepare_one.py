@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.levels import LevelMeter
+from ttt_moshi.data.loudness import gains
 from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
 from ttt_moshi.data.transcripts import (
     MAIN_SPEAKER,
@@ -55,6 +57,8 @@ class Choices:
     """whether a channel may hold both voices"""
     max_repaired: float = MAX_REPAIRED
     """share of the words of a transcript that may have had no usable time"""
+    normalise: float | None = None
+    """LUFS to which each channel is brought; None leaves levels as they are"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
         _refuse_two_voices(found)
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    decibels = _write_audio(item, infos, order, target, outcome)
+    decibels = _write_audio(item, infos, order, target, outcome, choices.normalise)
     if isinstance(found, Untimed):
         outcome.done += found.remarks
         assert item.transcript is not None
@@ -220,7 +224,12 @@ def _within(transcript: Transcript, seconds: float) -> Transcript:
 
 
 def _write_audio(
-    item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...], target: Path, outcome: Outcome
+    item: Item,
+    infos: Sequence[AudioInfo],
+    order: tuple[int, ...],
+    target: Path,
+    outcome: Outcome,
+    normalise: float | None,
 ) -> np.ndarray:
     """Writes 24 kHz stereo, Moshi left; returns the energies of the channels, Moshi's first, `[channels, hops]`.
 
@@ -229,7 +238,11 @@ def _write_audio(
     file, info = item.files[0], infos[0]
     right = (info.sample_rate, info.channels, order) == (SAMPLE_RATE, 2, (0, 1)) and _is_stereo_wav(file)
     levels, energies = LevelMeter(len(order)), EnergyMeter(len(order))
-    blocks = _side_by_side(item.files) if len(item.files) == 2 else (block[list(order)] for block in read_blocks(file))
+    blocks = _blocks(item, order)
+    factors = np.ones(len(order), np.float32)
+    if normalise is not None:
+        factors[:] = gains(_blocks(item, order), len(order), normalise)
+        right &= bool((factors == 1).all())
     if right:
         for block in blocks:
             levels.add(block)
@@ -240,15 +253,26 @@ def _write_audio(
         with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
             for block in blocks:
                 levels.add(block)
+                block *= factors[:, None]
                 energies.add(block)
                 silence = np.zeros((2 - len(order), block.shape[1]), np.float32)
                 wav.write(np.concatenate([block, silence]).T)
         outcome.done += _told(item, infos, order)
+        if normalise is not None:
+            told = (f"{20 * math.log10(factor):+.1f} dB" for factor in factors.tolist())
+            outcome.done.append(f"towards {normalise:g} LUFS: {' and '.join(told)}")
     for finding in judge_levels("", levels.levels()):
         if finding.level == "problem":
             raise DataError(finding.message)
         outcome.done.append(finding.message)
     return energies.decibels()
+
+
+def _blocks(item: Item, order: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The channels that are used, Moshi's first."""
+    if len(item.files) == 2:
+        return _side_by_side(item.files)
+    return (block[list(order)] for block in read_blocks(item.files[0]))
 
 
 def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> list[str]:
