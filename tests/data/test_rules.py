@@ -124,12 +124,20 @@ def test_the_same_rule_holds_at_every_door(tmp_path, codec, tokenizer, caplog, k
         assert message in caplog.text and kind in ("shifted words", "silence")
 
 
+def test_speech_is_neither_hum_nor_quiet(tmp_path):
+    found = check_data(str(write(tmp_path / "in", SAMPLES, WORDS))).findings
+    assert not {"hum", "quiet"} & {finding.kind for finding in found}
+
+
 @pytest.mark.parametrize(
     ("samples", "told"),
     [
         (LOUD, "cut off at full scale"),
         (SAMPLES + np.float32([0.3, 0]), "constant offset"),
         (SAMPLES * [1, 0], "silent"),
+        (SAMPLES * 0.2 + 0.3 * np.sin(2 * np.pi * 50 * np.arange(len(SAMPLES)) / RATE)[:, None], "hum of 50 Hz"),
+        (SAMPLES * 0.2 + 0.3 * np.sin(2 * np.pi * 60 * np.arange(len(SAMPLES)) / RATE)[:, None], "hum of 60 Hz"),
+        (SAMPLES * 0.004, "very quiet"),
     ],
 )
 def test_what_can_be_heard_is_a_note(tmp_path, samples, told):

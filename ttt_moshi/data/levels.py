@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
+
+from ttt_moshi.frames import SAMPLE_RATE
 
 SILENT = 1e-4
 """a peak below this is silence: -80 dB of full scale"""
 INTEGER_SCALE = 4.0
 """float samples beyond this are integers that somebody forgot to divide"""
 CLIPPED_SHARE = 1e-3
+HUM_SHARE = 0.5
+QUIET = 10 ** (-50 / 20)
+"""a root mean square below this needs more gain than noise allows"""
+_MAINS = (50, 60)
 _FULL_SCALE = 0.9995
 _CONSTANT_SHARE = 0.3
 
@@ -26,6 +33,8 @@ class Levels:
     """what a constant voltage in the line leaves behind"""
     loudness: list[float]
     """root mean square"""
+    hum: list[tuple[int, float]]
+    """frequency of the mains that can be heard most, and its share of the energy, with two harmonics"""
     identical: bool
     """whether all channels are the same"""
 
@@ -36,6 +45,14 @@ class Levels:
     def constant(self, channel: int) -> bool:
         """Whether a constant is as large as the sound around it."""
         return abs(self.means[channel]) > max(0.01, _CONSTANT_SHARE * self.loudness[channel])
+
+    def hums(self, channel: int) -> bool:
+        """Whether the mains are louder than everything else."""
+        return self.hum[channel][1] > HUM_SHARE
+
+    def quiet(self, channel: int) -> bool:
+        """Whether there is something, of which little is left."""
+        return self.loudness[channel] < QUIET and not self.silent_channel(channel)
 
     def silent_channel(self, channel: int) -> bool:
         """Whether there is nothing to hear from beginning to end."""
@@ -55,6 +72,7 @@ class LevelMeter:
         self._clipped = np.zeros(channels)
         self._sums = np.zeros(channels)
         self._squares = np.zeros(channels)
+        self._hum = np.zeros((channels, len(_MAINS)))
         self._samples = 0
         self._identical = channels > 1
 
@@ -66,15 +84,28 @@ class LevelMeter:
         self._sums += block.sum(axis=1, dtype=np.float64)
         self._squares += np.square(block, dtype=np.float64).sum(axis=1)
         self._samples += block.shape[1]
+        if block.shape[1] >= SAMPLE_RATE:  # in less time a voice cannot be told from the mains
+            found = np.abs(block @ _mains(block.shape[1])) ** 2 * (2 / block.shape[1])
+            self._hum += found.reshape(len(block), len(_MAINS), -1).sum(axis=2)
         self._identical = self._identical and bool(np.abs(block - block[:1]).max(initial=0) < SILENT)
 
     def levels(self) -> Levels:
         """Of everything so far."""
         count = max(1, self._samples)
+        shares = self._hum / np.maximum(self._squares, 1e-12)[:, None]
+        loudest = shares.argmax(axis=1)
         return Levels(
             self._peaks.tolist(),
             (self._clipped / count).tolist(),
             (self._sums / count).tolist(),
             np.sqrt(self._squares / count).tolist(),
+            [(_MAINS[place], float(share[place])) for share, place in zip(shares, loudest, strict=True)],
             self._identical,
         )
+
+
+@functools.lru_cache(maxsize=2)
+def _mains(samples: int) -> np.ndarray:
+    """Waves of both mains and their harmonics, complex64 `[samples, 3 * mains]`."""
+    frequencies = np.array([mains * harmonic for mains in _MAINS for harmonic in (1, 2, 3)])
+    return np.exp(-2j * np.pi * np.arange(samples)[:, None] * frequencies / SAMPLE_RATE).astype(np.complex64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, Word, told_repairs
 from ttt_moshi.frames import FRAME_RATE
 
-VERSION = 1
+VERSION = 2
 """raised whenever the same files would be judged otherwise"""
 
 MAX_REPAIRED = 0.1
@@ -56,6 +57,14 @@ def judge_levels(name: str, levels: Levels) -> Iterator[Finding]:
         if levels.constant(channel):
             message = f"{channel_name} has a constant offset of {levels.means[channel]:.3f}"
             yield Finding("note", "offset", name, message)
+        if levels.hums(channel):
+            mains, share = levels.hum[channel]
+            message = f"mains hum of {mains} Hz is {share:.0%} of the energy of {channel_name}"
+            yield Finding("note", "hum", name, message)
+        if levels.quiet(channel):
+            decibels = 20 * math.log10(levels.loudness[channel])
+            message = f"{channel_name} is very quiet ({decibels:.0f} dB); `ttt-moshi data prepare --normalise` lifts it"
+            yield Finding("note", "quiet", name, message)
 
 
 def judge_words(
