@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ttt_moshi.files import replacing, write_atomically
+from ttt_moshi.files import read_text, replacing, write_atomically
 
 OVER_THE_LIMIT = """
 import resource, signal, sys
@@ -59,3 +60,30 @@ def test_many_writers_of_one_file_leave_one_of_their_contents(tmp_path: Path):
         writer.join()
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_read_names_its_file_and_trouble_that_passes_is_waited_for(tmp_path, monkeypatch):
+    path, calls = tmp_path / "small.json", []
+    path.write_bytes(b"one\r\ntwo\r")
+    real = Path.read_bytes
+
+    def trouble(number, times):
+        def read(self):
+            calls.append(self)
+            if len(calls) <= times:
+                raise OSError(number, os.strerror(number))  # as `read` has it: without a path
+            return real(self)
+
+        calls.clear()
+        monkeypatch.setattr(Path, "read_bytes", read)
+
+    trouble(errno.ETIMEDOUT, 2)
+    assert read_text(path) == "one\ntwo\n" and len(calls) == 3
+    trouble(errno.EIO, 99)
+    with pytest.raises(OSError, match=r"small\.json") as error:
+        read_text(path)
+    assert error.value.errno == errno.EIO and len(calls) == 3
+    trouble(errno.EACCES, 99)
+    with pytest.raises(PermissionError, match=r"small\.json"):
+        read_text(path)
+    assert len(calls) == 1

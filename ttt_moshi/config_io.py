@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ttt_moshi.config import ConfigError, TrainArgs, flatten_keys, known_keys, sections
+from ttt_moshi.files import read_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -75,7 +76,7 @@ def check_config_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from error
     except UnicodeDecodeError as error:

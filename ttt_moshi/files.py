@@ -1,18 +1,44 @@
-"""Small files that are replaced whole: a reader sees the old content or the new, never a part of it.
+"""Small files: read whole or not at all, replaced whole; a reader sees the old content or the new, never a part of it.
 
 The checkpoint store has a seam of its own for this (`ttt_moshi.checkpoint.files`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
+# What a disk, a mount or a busy machine says for a moment; what is wrong with the path itself does not pass.
+_PASSING = {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_PAUSES = (0.1, 0.4)  # seconds before each further attempt
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file. Trouble that may pass is waited for, half a second at most.
+
+    Raises:
+        OSError: with the path in it, which a failed read itself does not know.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if pause is None or error.errno not in _PASSING:
+                raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """`read_bytes` as text, with every end of a line as `\n`. Raises as it, and UnicodeDecodeError."""
+    return read_bytes(path).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -53,11 +53,11 @@ def commands(place: Place) -> dict[str, list[str]]:
             "--extra_seconds",
             "0",
         ],
-        "ckpt ls": ["ckpt", "ls", run],
+        "ckpt ls": ["ckpt", "ls", run, "--json"],
         "ckpt verify": ["ckpt", "verify", run],
         "ckpt prune": ["ckpt", "prune", run, "--last", "1"],
         "ckpt repair": ["ckpt", "repair", run],
-        "ckpt show": ["ckpt", "show", run],
+        "ckpt show": ["ckpt", "show", run, "--json"],
         "status": ["status", run, "--full"],
     }
 

@@ -66,9 +66,10 @@ def make_room(
     if unknown:
         raise CheckpointError(f"beside the checkpoints there is {', '.join(BESIDE)}, not {unknown[0]!r}")
     files, decisions = files or Files(), []
+    if policy is not None:
+        policy.check_metric(known_metrics(root, files))
     with nullcontext() if dry_run else WriterLock(files, root):
         if policy is not None:
-            policy.check_metric(known_metrics(root, files))
             decisions += prune(root, policy, dry_run, files=files, log=log)
         for record in list_folder(root, files) if also else ():
             name = record["name"]

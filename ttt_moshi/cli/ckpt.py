@@ -104,7 +104,8 @@ def _ls(argv: list[str], console: Console) -> int:
     if not records:
         console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
         return 0
-    table = Table(title=str(place.root), title_justify="left")
+    console.print(str(place.root), soft_wrap=True, markup=False)
+    table = Table()
     for column in ("name", "state id"):
         table.add_column(column, no_wrap=True)
     for column in ("status", "kind", "size", "loss"):

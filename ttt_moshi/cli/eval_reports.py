@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import read_text
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +67,7 @@ def _compare(argv: list[str], console: Console) -> int:
 
     _refuse_file("--out", options.out)
     page = write_comparison(options.out, [load(folder) for folder in options.folders])
-    comparison = json.loads((options.out / "comparison.json").read_text())
+    comparison = json.loads(read_text(options.out / "comparison.json"))
     table = Table(title=f"against {comparison['checkpoints'][0]['label']}", title_justify="left")
     for name in ("task", "checkpoint", "difference", "95 % interval", "items", "McNemar p"):
         table.add_column(name)

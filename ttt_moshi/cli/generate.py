@@ -16,6 +16,7 @@ from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import progress_bar
 from ttt_moshi.cli.talking import MAX_PAD_BIAS, add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import read_text
 
 if TYPE_CHECKING:
     from ttt_moshi.inference import Answer, Sampling, Snapshot, Speaker
@@ -185,7 +186,7 @@ def _recordings(source: Path) -> dict[str, Path]:
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
     else:
         paths = []
-        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(source).splitlines(), 1):
             try:
                 paths += [source.parent / json.loads(line)["path"]] if line.strip() else []
             except (ValueError, KeyError, TypeError) as error:

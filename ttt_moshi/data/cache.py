@@ -19,7 +19,7 @@ from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
 from ttt_moshi.data.codec import SHORT_FRAMES, Codec
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 
 OnFrames = Callable[[int, int], None]
 """called while a recording is encoded, with the frames done and the frames in all"""
@@ -99,7 +99,7 @@ class CodeCache:
         return self._folder / f"{key[:32]}-{self._codec.fingerprint[:16]}.safetensors", key
 
     def _read(self, file: Path, key: str) -> torch.Tensor:
-        content = file.read_bytes()
+        content = read_bytes(file)
         try:
             tensors = load(content)
         except SafetensorError as error:

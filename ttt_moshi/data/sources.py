@@ -20,6 +20,7 @@ from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, MoshiSpeaker, read_transcript, transcript_path
+from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 DigestsFor = Callable[[Path], Digests]
@@ -195,7 +196,7 @@ def numbered_lines(jsonl: Path) -> list[tuple[int, str]]:
     """
     try:
         # Not `splitlines`, which takes more for the end of a line than JSON does.
-        texts = jsonl.read_text(encoding="utf-8-sig").split("\n")
+        texts = read_text(jsonl, encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {jsonl}: {error}") from error
     return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]

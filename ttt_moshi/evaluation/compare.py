@@ -16,6 +16,7 @@ import numpy as np
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.results import OK, Results, read_results
 from ttt_moshi.evaluation.statistics import mcnemar, paired_difference
+from ttt_moshi.files import read_text
 
 
 @dataclass
@@ -44,7 +45,7 @@ def _items(path: Path) -> dict[str, float]:
     """Mean score of every item; a pair's samples name their item, other samples are items themselves."""
     scores: dict[str, list[float]] = {}
     with well_formed(path):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             sample = json.loads(line)
             if sample["score"] is not None:
                 scores.setdefault(sample.get("item", sample["id"]), []).append(float(sample["score"]))

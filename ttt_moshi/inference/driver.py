@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import replacing, write_atomically
+from ttt_moshi.files import read_bytes, read_text, replacing, write_atomically
 from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.inference.answers import Answer, Question, answer
 from ttt_moshi.inference.errors import InferenceError
@@ -125,7 +125,7 @@ class Driver:
 
     def _require_mine(self, folder: Path, question: Question) -> None:
         try:
-            made_by = json.loads((folder / MADE_BY).read_text(encoding="utf-8"))
+            made_by = json.loads(read_text(folder / MADE_BY))
         except (OSError, ValueError):
             made_by = None
         wanted = self.identity(question)
@@ -166,9 +166,9 @@ class Conversation:
 def read_conversation(folder: Path) -> Conversation:
     """What `Driver` wrote. Raises `InferenceError` for files that are missing or not what it writes."""
     try:
-        tokens = load((folder / TOKENS).read_bytes())["tokens"].long().numpy()
+        tokens = load(read_bytes(folder / TOKENS))["tokens"].long().numpy()
         agent, user = (soundfile.read(folder / f"{n}.wav", dtype="float32")[0] for n in ("output", "input"))
-        alignments = json.loads((folder / WORDS).read_text(encoding="utf-8"))["alignments"]
+        alignments = json.loads(read_text(folder / WORDS))["alignments"]
         said = [Word(text, *times) for text, times, _ in alignments]
     except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None

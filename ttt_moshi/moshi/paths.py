@@ -18,6 +18,7 @@ from moshi.models.loaders import CheckpointInfo
 from sentencepiece import SentencePieceProcessor
 
 from ttt_moshi.config import ModelPaths
+from ttt_moshi.files import read_text
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.moshi.supported import REPOSITORY_KEYS, Purpose, check_supported, without_user_steps
 
@@ -180,7 +181,7 @@ def _explicit(path: str | None, key: str) -> Path | str | None:
 def read_json(path: Path) -> dict:
     """A JSON object from a file; raises `MoshiError` naming the file when it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MoshiError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -14,7 +14,7 @@ from typing import Any
 from ttt_moshi.config import TrainArgs, WandbArgs, to_dict
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import installed, need, remedy
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_bytes, read_text, write_atomically
 from ttt_moshi.training.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Wandb:
         try:
             self._run = wandb.init(
                 project=args.project,
-                id=known.read_text(encoding="utf-8").strip(),
+                id=read_text(known).strip(),
                 name=args.run_name or run_dir.name,
                 dir=str(run_dir),
                 mode="offline" if args.offline else "online",
@@ -184,7 +184,7 @@ def cut_back(path: Path, last_step: int) -> int:
     """
     if not path.exists():
         return 0
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_bytes(path).splitlines(keepends=True)
     kept = [
         line for line in lines if line.endswith(b"\n") and (step := _step_of(line)) is not None and step <= last_step
     ]
@@ -195,7 +195,7 @@ def cut_back(path: Path, last_step: int) -> int:
 
 def has_step(path: Path, step: int) -> bool:
     """Whether a file of metrics has a record of a step."""
-    return path.exists() and any(_step_of(line) == step for line in path.read_bytes().splitlines())
+    return path.exists() and any(_step_of(line) == step for line in read_bytes(path).splitlines())
 
 
 def _step_of(line: bytes) -> int | None:

@@ -17,6 +17,7 @@ from ttt_moshi.data.corpus import Clip, Corpus
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import read_text
 from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
 from ttt_moshi.training.feed import Layout, Stage, stage_at
 from ttt_moshi.training.run_dir import RunDir, numbered_launches
@@ -107,7 +108,7 @@ def recorded_digest(run_dir: Path, step: int) -> str | None:
     if not path.is_file():
         return None
     found = None
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(path, errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -124,7 +125,7 @@ def _launches(run_dir: Path) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
-            launch = yaml.safe_load(path.read_text(encoding="utf-8"))
+            launch = yaml.safe_load(read_text(path))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
         if not isinstance(launch, dict) or not {"start_step", "world_size", "config"} <= set(launch):

@@ -22,6 +22,7 @@ from ttt_moshi.data.formats.json_layouts import (
 )
 from ttt_moshi.data.formats.plain import read_plain
 from ttt_moshi.data.formats.raw import RawTranscript, decode
+from ttt_moshi.files import read_bytes
 
 JSON_READERS = (read_alignments, read_whisper, read_deepgram, read_aws, read_speakers)
 TEXT_READERS = (read_captions, read_textgrid, read_elan, read_rttm, read_ctm)
@@ -39,7 +40,7 @@ def read_raw(path: Path) -> RawTranscript:
         DataError: a missing file, or one that no reader knows.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise DataError(f"no transcript at {path}") from None
     except OSError as error:

@@ -12,7 +12,7 @@ from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
 from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
 from ttt_moshi.extras import installed, remedy
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_text, write_atomically
 from ttt_moshi.frames import FRAME_RATE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _conversations(out: Path, task: str) -> list[Recorded]:
     found = []
     for words in sorted((out / "conversations" / task).glob("*/output.json"))[:MOST_PLAYERS]:
         with well_formed(words):
-            said = " ".join(text for text, _, _ in json.loads(words.read_text(encoding="utf-8"))["alignments"])
+            said = " ".join(text for text, _, _ in json.loads(read_text(words))["alignments"])
         folder = words.parent.relative_to(out).as_posix()
         found.append(Recorded(words.parent.name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
     return found

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class NLLCache:
 
     def _load(self, path: Path) -> dict[str, np.ndarray]:
         try:
-            tensors = load(path.read_bytes())
+            tensors = load(read_bytes(path))
         except SafetensorError as error:
             raise _DamagedError(f"no whole safetensors file ({error})") from error
         except OSError as error:

@@ -27,7 +27,7 @@ from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 _log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Recordings:
 
 def _read_joined(path: Path, name: str) -> np.ndarray:
     try:
-        tensors = load(path.read_bytes())
+        tensors = load(read_bytes(path))
     except SafetensorError as error:
         raise _DamagedError(f"no whole safetensors file ({error})") from error
     except OSError as error:

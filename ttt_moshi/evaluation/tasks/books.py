@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Segment, Source
+from ttt_moshi.files import read_text
 
 FOLDERS = ("librilight", "libri-light", "LibriLight")
 
@@ -49,7 +50,7 @@ def _speech(path: Path) -> list[Segment]:
     if not description.is_file():
         return [Segment(path)]
     try:
-        activity = json.loads(description.read_text(encoding="utf-8"))["voice_activity"]
+        activity = json.loads(read_text(description))["voice_activity"]
         return [Segment(path, float(start), float(end)) for start, end in activity]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise EvaluationError(

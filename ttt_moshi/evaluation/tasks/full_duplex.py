@@ -38,6 +38,7 @@ from ttt_moshi.evaluation.full_duplex import (
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.files import read_text
 
 KINDS = ("pause_handling", "turn_taking", "user_interruption", "backchannel")
 HUMANS = "icc_gt_distribution.json"
@@ -114,7 +115,7 @@ def _json(path: Path) -> Any:
     if not path.is_file():
         raise EvaluationError(f"there is no {path}")
     with well_formed(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
 from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.files import read_bytes, read_text
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.driver import Conversation, Item
 
@@ -113,7 +114,7 @@ def _from_lines(
     path: Path, read: Callable[[Mapping[str, Any]], tuple[tuple[str, ...], dict[str, str]]]
 ) -> list[SpokenQuestion]:
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -270,7 +271,7 @@ def _digest(questions: Sequence[SpokenQuestion]) -> str:
 
     digest = blake3.blake3()
     for q in questions:
-        digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode() + q.audio.read_bytes())
+        digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode() + read_bytes(q.audio))
     return digest.hexdigest()
 
 

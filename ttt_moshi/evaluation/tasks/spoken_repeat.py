@@ -22,6 +22,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
+from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 
@@ -51,7 +52,7 @@ def find_repeats(data_root: Path) -> list[SpokenPassage]:
 
 def _spans(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         first, second = (
             (math.ceil(start * FRAME_RATE), math.floor(end * FRAME_RATE))
             for start, end in (found["first"], found["second"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
 from ttt_moshi.evaluation.pairs import Pair
+from ttt_moshi.files import read_text
 
 SALMON_FOLDERS = ("salmon", "SALMon", "salmon_benchmark")  # the last is how its archive unpacks
 _STORY = re.compile(r"(?:(?P<n>\d+)_)?(?P<base>.+)_(?P<kind>correct|incorrect|mutual)\.wav")
@@ -78,7 +79,7 @@ def _needles(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        needles = json.loads(path.read_text(encoding="utf-8"))
+        needles = json.loads(read_text(path))
         return {story: needle["pairs"][0] for needle in needles for story in needle["pairs"]}
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise EvaluationError(f'{path} is not [{{"pairs": [uuid, uuid]}}, ...] ({error!r})') from None
