@@ -28,7 +28,12 @@ from ttt_moshi.synthetic.recall.task import CHANCE, length
 
 DISTANCES = (4, 16, 32, 64, 96, 128, 256, 512, 1024)
 CONTROL_DISTANCES = (64, 256, 1024)
+LATE, LATE_RECORDINGS = 8192, 16
+"""a distance of eleven minutes, read in pieces"""
+SILENT = 512
+"""frames of one sound, 41 seconds"""
 AS_TRAINED = "as trained"
+SILENCE = "silence between"
 BATCH = 16
 
 MODELS = "window,ttt-linear,ttt-mlp,ttt-delta,full"
@@ -43,14 +48,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recordings", type=int, default=128, help="for each measured distance")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
-    console = Console(width=110)
+    console = Console(width=120)
     path = options.out / "recall.json"
     settings = {
         "steps": options.steps,
         "batch": BATCH,
         "recordings": options.recordings,
         "pairs": PAIRS,
-        "distances": list(DISTANCES),
+        "distances": [*DISTANCES, LATE],
+        "silent": SILENT,
     }
     result = _begin(path, settings)
     for seed in map(int, options.seeds.split(",")):
@@ -92,6 +98,13 @@ def one_run(name: str, seed: int, steps: int, recordings: int, distances: Sequen
                 with measure.with_sink(trained.model, arm.sink), measure.ablated(trained.model, change):
                     shares = measure.recall(trained.model, test, frames)
                 recall.setdefault(control, {})[str(distance)] = measure.mean_and_interval(shares)
+        if arm.inner is not None:
+            silent = write_recall_test(work / "silent", recordings, SILENT, silent=True)
+            shares = measure.recall(trained.model, silent, length(PAIRS, SILENT))
+            recall[SILENCE] = {str(SILENT): measure.mean_and_interval(shares)}
+            late = write_recall_test(work / "late", min(recordings, LATE_RECORDINGS), LATE)
+            shares = measure.recall_in_pieces(trained.model, late, length(PAIRS, LATE))
+            recall[AS_TRAINED][str(LATE)] = measure.mean_and_interval(shares)
     cost = {"train_seconds": trained.seconds, "train_cpu_seconds": trained.cpu_seconds, "loss": trained.final_loss}
     return {"recall": recall, **{key: round(value, 4) for key, value in cost.items()}, "machine": facts()}
 
@@ -127,7 +140,10 @@ def bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
             worst = min(plain[str(d)]["min"] for d in CONTROL_DISTANCES)
             found.append({"name": f"{arm} at 64, 256 and 1024, at least 0.95", "value": worst, "met": worst >= 0.95})
             for control, curve in curves.items():
-                if control != AS_TRAINED:
+                if control == SILENCE:
+                    worst = min(point["min"] for point in curve.values())
+                    found.append({"name": f"{arm}, {SILENCE}, at least 0.95", "value": worst, "met": worst >= 0.95})
+                elif control != AS_TRAINED:
                     worst = max(point["max"] for point in curve.values())
                     found.append({"name": f"{arm}, {control}, at most 0.15", "value": worst, "met": worst <= 0.15})
     return found
@@ -144,11 +160,12 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _table(summary: dict[str, Any]) -> Table:
     title = "recall at a distance in frames, % of the answers: mean of the seeds (worst)"
-    table = Table("model", *(str(d) for d in DISTANCES), title=title)
+    columns = (*DISTANCES, LATE)
+    table = Table("model", *(str(d) for d in columns), title=title)
     for arm, curves in summary.items():
         for control, points in curves.items():
-            cells = [points.get(str(d)) for d in DISTANCES]
-            worst = "max" if control != AS_TRAINED or arm == "window" else "min"
+            cells = [points.get(str(d)) for d in columns]
+            worst = "max" if control not in (AS_TRAINED, SILENCE) or arm == "window" else "min"
             table.add_row(
                 arm if control == AS_TRAINED else f"  {control}",
                 *("" if cell is None else f"{100 * cell['mean']:.0f} ({100 * cell[worst]:.0f})" for cell in cells),
