@@ -26,6 +26,8 @@ from benchmarks.ttt.machine import facts, write
 MODELS = "window,window-sink,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading,ttt-delta-fading"
 HOUR = 45_000
 BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, HOUR)
+GAIN = {"chain": 0.15, "speech": 0.04}
+"""nats that a memory should be better than the window in the last bin"""
 BEGINNING = 4096
 """frames whose cost is compared with that of the hour"""
 
@@ -60,6 +62,10 @@ def main(argv: list[str] | None = None) -> int:
             result["runs"][f"{name}/{seed}"] = one_run(place, name, seed, language.steps, edges)
             write(path, result)
     console.print(_table(result["runs"], edges))
+    for bar in bars(result["runs"], GAIN[options.language]):
+        low, high = bar["ci95"]
+        verdict = "met   " if bar["met"] else "MISSED"
+        console.print(f"{verdict} {bar['name']}: {bar['value']:+.3f} ({low:+.3f} to {high:+.3f})")
     console.print(path)
     return 0
 
@@ -81,6 +87,33 @@ def one_run(place: Place, name: str, seed: int, steps: Steps, edges: Sequence[in
         "train_cpu_seconds": sum(stage.cpu_seconds for stage in trained),
         "machine": facts(),
     }
+
+
+def bars(runs: dict[str, Any], gain: float) -> list[dict[str, Any]]:
+    """What is asked of a memory that forgets, where it was measured: level to the end, better than the window by `gain`
+    nats there, and better than a window with a sink. Means over the seeds that both have, intervals over recordings.
+    """
+    found = []
+    for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in runs):
+        if name not in arms.ARMS or arms.ARMS[name].half_life is None:
+            continue
+        own = {
+            key.rsplit("/", 1)[1]: np.array(run["by_bin"]) for key, run in runs.items() if key.startswith(f"{name}/")
+        }
+        change = mean_and_interval(np.mean([nll[:, -1] - nll[:, 0] for nll in own.values()], axis=0))
+        found.append({"name": f"{name}, last bin - first, not above 0", **change, "met": change["ci95"][0] <= 0})  # type: ignore[index]
+        for other, least in (("window", gain), ("window-sink", 0.0)):
+            pairs = [
+                (nll, np.array(runs[f"{other}/{seed}"]["by_bin"]))
+                for seed, nll in own.items()
+                if f"{other}/{seed}" in runs
+            ]
+            if pairs:
+                better = mean_and_interval(np.mean([nll[:, -1] - theirs[:, -1] for nll, theirs in pairs], axis=0))
+                met = better["value"] <= -least and better["ci95"][1] < 0  # type: ignore[index,operator]
+                asked = f"at least {least} nats lower" if least else "lower"
+                found.append({"name": f"{name} - {other}, last bin, {asked}", **better, "met": met})
+    return found
 
 
 def _table(runs: dict[str, Any], edges: Sequence[int]) -> Table:

@@ -13,14 +13,24 @@ from matplotlib.lines import Line2D
 
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
-COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "full": ORANGE}
-COLOURS |= {f"{name}-fading": COLOURS[name] for name in ("ttt-linear", "ttt-mlp")}
+TEAL = "#0d9488"
+COLOURS = {
+    "window": GREY,
+    "window-sink": GREY,
+    "ttt-linear": BLUE,
+    "ttt-mlp": VIOLET,
+    "ttt-delta": TEAL,
+    "full": ORANGE,
+}
+COLOURS |= {f"{name}-fading": COLOURS[name] for name in ("ttt-linear", "ttt-mlp", "ttt-delta")}
+COLOURS |= {f"ttt-delta-{forget}": TEAL for forget in ("learned", "gated")}
 AS_TRAINED, BEFORE_CARRYING, BOUNDED = "as trained", "before carrying", "bounded memory"
 LOOKS: dict[str, dict[str, Any]] = {
     AS_TRAINED: {"linestyle": "-", "marker": "o"},
     "reset": {"linestyle": (0, (1, 1.5)), "marker": "v"},
     "inner lr 0": {"linestyle": (0, (5, 2)), "marker": "s"},
     "gate 0": {"linestyle": (0, (5, 2, 1, 2)), "marker": "D"},
+    "silence between": {"linestyle": (0, (1, 3)), "marker": "*"},
     "memory of another": {"linestyle": (0, (8, 2, 1, 2, 1, 2)), "marker": "x"},
     BOUNDED: {"linestyle": (0, (9, 1.5)), "marker": "^"},
     BEFORE_CARRYING: {"linestyle": (0, (2, 2)), "marker": "+"},
@@ -69,6 +79,32 @@ def position_figure(curves: dict[str, dict[str, list[dict[str, Any]]]], marks: d
                 low, high = ([point["ci95"][i] for point in points] for i in (0, 1))
                 _curve(axes, arm, control, x, [point["value"] for point in points], low, high)
         _legend(figure, axes, curves, (control for controls in curves.values() for control in controls))
+        return figure
+
+
+def capacity_figure(curves: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """Recall against pairs, one panel for each way in which the networks are equal.
+
+    Args:
+        curves: by way and network, share right by number of pairs.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 4), layout="constrained")
+        panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+        for axes, (way, networks) in zip(panels, curves.items(), strict=True):
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.set_title(way, fontsize=9)
+            axes.set_xlabel("pairs heard once")
+            axes.spines[["top", "right"]].set_visible(False)
+            for label, points in networks.items():
+                colour = COLOURS[f"ttt-{label.split(',')[0]}"]
+                axes.plot(
+                    [int(n) for n in points], list(points.values()), color=colour, marker="o", label=label, **LINE
+                )
+            axes.legend(fontsize=8, frameon=False, loc="lower left")
+        panels[0].set_ylabel("share of keys whose own value is nearest")
+        panels[0].set_ylim(0, 1.03)
         return figure
 
 

@@ -78,7 +78,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(bar["met"] for bar in result["bars"]) else 1
 
 
-def one_run(name: str, seed: int, steps: int, recordings: int, distances: Sequence[int] = DISTANCES) -> dict[str, Any]:
+def one_run(
+    name: str,
+    seed: int,
+    steps: int,
+    recordings: int,
+    distances: Sequence[int] = DISTANCES,
+    late_recordings: int = LATE_RECORDINGS,
+) -> dict[str, Any]:
     """Trains one arm and measures it: `recall[control][distance]` with intervals over recordings, and its cost."""
     arm = arms.ARMS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +109,10 @@ def one_run(name: str, seed: int, steps: int, recordings: int, distances: Sequen
             silent = write_recall_test(work / "silent", recordings, SILENT, silent=True)
             shares = measure.recall(trained.model, silent, length(PAIRS, SILENT))
             recall[SILENCE] = {str(SILENT): measure.mean_and_interval(shares)}
-            late = write_recall_test(work / "late", min(recordings, LATE_RECORDINGS), LATE)
-            shares = measure.recall_in_pieces(trained.model, late, length(PAIRS, LATE))
-            recall[AS_TRAINED][str(LATE)] = measure.mean_and_interval(shares)
+            if late_recordings:
+                late = write_recall_test(work / "late", late_recordings, LATE)
+                shares = measure.recall_in_pieces(trained.model, late, length(PAIRS, LATE))
+                recall[AS_TRAINED][str(LATE)] = measure.mean_and_interval(shares)
     cost = {"train_seconds": trained.seconds, "train_cpu_seconds": trained.cpu_seconds, "loss": trained.final_loss}
     return {"recall": recall, **{key: round(value, 4) for key, value in cost.items()}, "machine": facts()}
 

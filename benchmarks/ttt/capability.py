@@ -67,7 +67,17 @@ def left(inner: str, pairs: int, K: int = 16, f: int = 128, silent: int = 0) -> 
     """Loss on key-value pairs after hearing them once in the default recipe, 1 = nothing learned; and after `silent`
     further frames that all nearly look alike.
     """
-    torch.manual_seed(0)
+    before, after, wanted = heard_once(inner, pairs, K, f, silent)
+    return float((after - wanted).square().mean() / (before - wanted).square().mean())
+
+
+def heard_once(
+    inner: str, pairs: int, K: int = 16, f: int = 128, silent: int = 0, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is made of the keys of so many pairs before and after hearing these once (and `silent` frames that all
+    nearly look alike), and what should be: [1, HEADS, pairs, f] each.
+    """
+    torch.manual_seed(seed)
     k, target = torch.randn(1, HEADS, pairs, f), torch.randn(1, HEADS, pairs, f)
     quiet = torch.randn(1, HEADS, 1, f) + 0.1 * torch.randn(1, HEADS, silent, f)
     heard = torch.cat([k, quiet], dim=2)
@@ -86,11 +96,8 @@ def left(inner: str, pairs: int, K: int = 16, f: int = 128, silent: int = 0) -> 
     if inner == "delta":
         zero = torch.zeros(HEADS, 1, f)
         before, after = [*before, zero], [*after, zero]
-
-    def loss(weights: list[Tensor]) -> Tensor:
-        return (predict(weights, rms_norm(k), *net.norm) - standardise(target)).square().mean()
-
-    return float(loss(after) / loss(before))
+    keys = rms_norm(k)
+    return predict(before, keys, *net.norm), predict(after, keys, *net.norm), standardise(target)
 
 
 def ripple(preset: str, base_lr: float, T: int = 4096) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.memory import measure, phones
+from benchmarks.memory import hour, measure, phones
 from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import BINS
 from benchmarks.memory.plots import AS_TRAINED
@@ -133,3 +133,19 @@ def test_drift_and_a_seed_that_gains_nothing_miss_their_bounds():
     assert not met["ttt-mlp - window, frames 128 to 256"]
     assert not met["ttt-mlp, frames 512 to 1024 - 128 to 256"]
     assert met["ttt-mlp, frames 256 to 512 - 128 to 256"]
+
+
+def test_the_bars_of_an_hour_are_met_and_missed_by_what_they_say():
+    rng = np.random.default_rng(2)
+    window = rng.normal(4, 0.3, (8, 1)) + rng.normal(0, 0.005, (8, 7))
+    good, drifting = window - 0.2, window - 0.2 + np.linspace(0, 0.25, 7)
+
+    def met(**by_bin):
+        names = {"window": window, "window-sink": window + 0.05, **by_bin}
+        runs = {f"{name.replace('_', '-')}/0": {"by_bin": nll.tolist()} for name, nll in names.items()}
+        return [bar["met"] for bar in hour.bars(runs, 0.15)]
+
+    assert met() == [] == met(ttt_linear=good), "only a memory that forgets is asked"
+    assert met(ttt_delta_fading=good) == [True, True, True]
+    assert met(ttt_delta_fading=drifting) == [False, False, False]
+    assert met(ttt_delta_fading=window - 0.1) == [True, False, True]

@@ -23,8 +23,8 @@ STEPS = 180
 def measured():
     """Models trained alike, on the same recordings: attention alone, and a memory beside it."""
     return {
-        name: one_run(name, 0, steps=STEPS, recordings=32, distances=DISTANCES)
-        for name in ("window", "ttt-linear", "ttt-delta")
+        name: one_run(name, 0, STEPS, recordings=32, distances=DISTANCES, late_recordings=late)
+        for name, late in (("window", 0), ("ttt-linear", 0), ("ttt-delta", 4))
     }
 
 
