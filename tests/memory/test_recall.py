@@ -16,15 +16,15 @@ from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 # Two models are trained for all of these tests, by one worker.
 pytestmark = pytest.mark.xdist_group("recall")
 DISTANCES = (64, 256, 1024)
-STEPS = 180
 
 
 @pytest.fixture(scope="module")
 def measured():
-    """Models trained alike, on the same recordings: attention alone, and a memory beside it."""
+    """Models that heard the same recordings: attention alone, which learns nothing from more of them, and a memory
+    beside it."""
     return {
-        name: one_run(name, 0, STEPS, recordings=32, distances=DISTANCES, late_recordings=late)
-        for name, late in (("window", 0), ("ttt-linear", 0), ("ttt-delta", 4))
+        name: one_run(name, 0, steps, recordings=32, distances=DISTANCES, late_recordings=late)
+        for name, steps, late in (("window", 100, 0), ("ttt-linear", 250, 0), ("ttt-delta", 250, 4))
     }
 
 

@@ -20,7 +20,7 @@ vectors a common part through which memories disturb each other: half of the los
 instead of two fifths (`benchmarks/ttt/capability.py`)."""
 
 MLP_WRITE = 7.5
-"""Inverse step size, in units of 1/head_dim, at which the MLP so initialised writes about its whole residual."""
+"""Inverse step size, in units of 1/head_dim, at which the MLP so initialised steps about as far as its residual."""
 
 
 DEFAULT_MINI_BATCH = 16
