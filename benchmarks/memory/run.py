@@ -30,8 +30,8 @@ DISTANCES = (4, 16, 32, 64, 96, 128, 256, 512, 1024)
 CONTROL_DISTANCES = (64, 256, 1024)
 LATE, LATE_RECORDINGS = 8192, 16
 """a distance of eleven minutes, read in pieces"""
-SILENT = 512
-"""frames of one sound, 41 seconds"""
+SILENT = 312
+"""frames of one sound, 25 seconds"""
 AS_TRAINED = "as trained"
 SILENCE = "silence between"
 BATCH = 16
@@ -168,7 +168,7 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _table(summary: dict[str, Any]) -> Table:
     title = "recall at a distance in frames, % of the answers: mean of the seeds (worst)"
-    columns = (*DISTANCES, LATE)
+    columns = sorted({*DISTANCES, SILENT, LATE})
     table = Table("model", *(str(d) for d in columns), title=title)
     for arm, curves in summary.items():
         for control, points in curves.items():
