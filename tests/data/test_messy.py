@@ -156,7 +156,7 @@ def folder(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def outcomes(folder, tmp_path_factory) -> dict[str, Outcome]:
-    result = prepare(folder[0], tmp_path_factory.mktemp("out") / "data", jobs=2)
+    result = prepare(folder[0], tmp_path_factory.mktemp("out") / "data", jobs=1)
     return {outcome.source: outcome for outcome in result.outcomes}
 
 

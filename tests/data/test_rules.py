@@ -137,7 +137,7 @@ def test_speech_is_neither_hum_nor_quiet(tmp_path):
         (SAMPLES * [1, 0], "silent"),
         (SAMPLES * 0.2 + 0.3 * np.sin(2 * np.pi * 50 * np.arange(len(SAMPLES)) / RATE)[:, None], "hum of 50 Hz"),
         (SAMPLES * 0.2 + 0.3 * np.sin(2 * np.pi * 60 * np.arange(len(SAMPLES)) / RATE)[:, None], "hum of 60 Hz"),
-        (SAMPLES * 0.004, "very quiet"),
+        (SAMPLES * 0.01, "very quiet"),
     ],
 )
 def test_what_can_be_heard_is_a_note(tmp_path, samples, told):
