@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -97,6 +98,8 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._hook = threading.excepthook
+        threading.excepthook = self._failed
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
@@ -114,6 +117,15 @@ class TensorBoard:
             self._writer.close()
         except OSError as error:
             logger.warning("the last curves for TensorBoard are not written: %s", error)
+        finally:
+            threading.excepthook = self._hook
+
+    def _failed(self, details: threading.ExceptHookArgs) -> None:
+        """A line instead of the traceback of TensorBoard's own thread; every other thread's failure is told as ever."""
+        if type(details.thread).__module__.startswith("tensorboard"):
+            logger.warning("TensorBoard's curves are not written from here on: %s", details.exc_value)
+        else:
+            self._hook(details)
 
 
 class Wandb:
