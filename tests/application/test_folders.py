@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -92,3 +93,26 @@ def test_output_on_a_disk_that_takes_nothing(name: str, place: Place) -> None:
     assert ended.status == 2 and ended.lines[-1].startswith("error: ") and "/out" in ended.lines[-1], ended
     assert "Traceback" not in ended.err
     assert changes(before, snapshot(place.run)) == []
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_metrics_that_cannot_be_written_end_the_run_after_saving(
+    times: int | None, new_place: Callable[[str], Place], twin: str
+) -> None:
+    place = new_place("case")
+    faults = (Fault("write", "run/metrics.train.jsonl", 3, errno="ENOSPC", times=times),)
+    ended = place.do(*place.train(), faults=faults)
+    TALLY.saw("train", "ENOSPC in the metrics", ended)
+    assert ended.status == 1 and "Traceback" not in ended.err, ended
+    (error,) = [line for line in ended.lines if line.startswith("error: ")]
+    assert "the metrics cannot be written" in error and "metrics.train.jsonl" in error, error
+    good = place.store.newest_valid()
+    assert good is not None and f"Step {good} can be resumed" in error
+    again = place.do(*place.train("--checkpoint.resume", "auto"))
+    assert again.status == 0 and place.state_id(6) == twin, again
+    steps = [json.loads(line)["step"] for line in (place.run / "metrics.train.jsonl").read_text().splitlines()]
+    if times is None:
+        assert "metrics.train.jsonl: its last 2 lines are lost" in ended.err
+        assert steps == [1, 2, 5, 6]
+    else:
+        assert steps == [1, 2, 3, 4, 5, 6]

@@ -90,13 +90,19 @@ def complaint(ended: Ended, name: str, failed: str, before: dict, place: Place) 
     if lost:
         TALLY.lost += 1
         return f"moved or changed {lost[:3]}"
-    aside = [path.name for path in (place.run / "checkpoints").iterdir() if "quarantine" in path.name]
+    aside = [path.name for path in (place.run / "checkpoints").iterdir() if "corrupt" in path.name]
     if aside:
         return f"set aside {aside}"
     if ended.status not in (0, 1, 2):
         return f"status {ended.status}"
-    if ended.status == 2 and not any(name in ended.out + ended.err for name in Path(failed).parts[-2:]):
-        return f"does not name {failed}"
+    if ended.status == 2:
+        # Lists say beside each checkpoint what they could not read of it; the others end with it.
+        lists = name in ("ckpt ls", "ckpt verify", "status")
+        said = ended.out + ended.err if lists else (ended.lines or [""])[-1]
+        if not any(part in said for part in Path(failed).parts[-2:]):
+            return f"does not name {failed}"
+        if not lists and not said.startswith("error: "):
+            return "no line of error"
     return None
 
 

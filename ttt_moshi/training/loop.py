@@ -84,17 +84,17 @@ def compute(run: Run, step: Step) -> None:
     )
     run.loss, run.restart = result.metrics["loss"], False
     run.stopped_by = next((name for name in STOPS if name in result.votes), None)
-    step.save = "save" in result.votes
+    step.save, step.give_up = "save" in result.votes, "give up" in result.votes
     step.record = _record(run, step, result, rates, seconds)
     if watched:
         step.record["memory"] = _memory(seen)
-    if "give up" in result.votes:
-        give_up(run)
 
 
 def record(run: Run, step: Step) -> None:
-    """Writes the step's line of metrics."""
+    """Writes the step's line of metrics, and ends a run in which something cannot be written any more."""
     run.log.train(step.record)
+    if step.give_up:
+        give_up(run)
 
 
 def check_last(run: Run, step: Step) -> None:

@@ -63,29 +63,44 @@ class Metrics:
 
 
 class JsonLines:
-    """One JSON object a line, flushed to the operating system at every write."""
+    """One JSON object a line, handed to the operating system at every write.
+
+    What it does not take is kept and tried again with the next line, so that trouble that passes leaves no gap.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
+        self._left = b""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line. Raises OSError with the path."""
-        try:
-            self._file.write((json.dumps(record) + "\n").encode())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._left += (json.dumps(record) + "\n").encode()
+        self._hand_over()
 
     def sync(self) -> None:
         """Waits until the lines are on the disk. Raises OSError with the path."""
+        self._hand_over()
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, after a last attempt; lines that are lost are said to be."""
+        try:
+            self._hand_over()
+        except OSError as error:
+            lost = self._left.count(b"\n")
+            logger.error("%s: its last %d lines are lost (%s)", self._path, lost, error.strerror)
         self._file.close()
+
+    def _hand_over(self) -> None:
+        try:
+            while self._left:
+                self._left = self._left[self._file.write(self._left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class TensorBoard:

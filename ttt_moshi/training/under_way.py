@@ -74,6 +74,7 @@ class Step:
         work: this rank's clips; for each micro-batch its consecutive batches.
         began: when, by the performance counter.
         save: whether somebody asked for its checkpoint.
+        give_up: whether some process can no longer save or write down what happens.
         record: what the metrics say of it.
     """
 
@@ -83,6 +84,7 @@ class Step:
     work: list[list[Batch]]
     began: float
     save: bool = False
+    give_up: bool = False
     record: dict[str, Any] = field(default_factory=dict)
 
     def positions(self, clips: int) -> range:
