@@ -170,6 +170,26 @@ def test_it_remembers_after_a_reload_and_after_the_server_died(serve, browse, tm
 
 
 @pytest.mark.slow
+def test_a_prompt_and_the_picture_of_the_memory(serve, browse, tmp_path, capsys):
+    server = serve("--max_lag", "inf", "--save_seconds", "1", *TALKATIVE)
+    with browse() as chromium:
+        page = open_page(chromium.new_context(), server.port)
+        page.get_by_label("Who Moshi should be").fill("word " * 300)
+        page.get_by_role("button", name="Start talking").click()
+        page.get_by_text("The conversation cannot begin so").wait_for()
+        page.get_by_label("Who Moshi should be").fill("you are Alice")
+        start(page)
+        assert page.get_by_label("Who Moshi should be").is_disabled()
+        until(page, "document.querySelectorAll('#layers polyline').length === 2")
+        until(page, "document.querySelector('#layers polyline').getAttribute('points').split(' ').length > 2")
+        assert "layer 0: " in page.locator("#layers").get_attribute("aria-label")
+        (mine,) = sessions_in(page)
+        page.get_by_role("button", name="Hang up").click()
+        assert page.problems == []
+    assert frames_of(tmp_path / "sessions", mine["session"], capsys) > 3
+
+
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_words(serve, browse):
     server = serve("--token", "sesame", "--idle_seconds", "2", "--max_lag", "inf")
     with browse() as chromium:

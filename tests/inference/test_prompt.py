@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from ttt_moshi.inference import Conversation, InferenceError, Sampling
-from ttt_moshi.inference.prompt import begin_with, make_prompt
+from ttt_moshi.inference import Conversation, InferenceError, Sampling, Slots
+from ttt_moshi.inference.prompt import begin_beside, begin_with, make_prompt
 
 GREEDY = Sampling(greedy=True)
 
@@ -65,3 +65,24 @@ def test_prompts_that_cannot_be_are_refused(speaker):
         with pytest.raises(InferenceError, match="between 2 and 31"):
             begin_with(speaker, *make_prompt(speaker, voice=torch.zeros(frames * 1920)))
     assert not any(getattr(m, "_streaming_state", None) for m in speaker.model.modules())
+
+
+@pytest.mark.parametrize("sink", [0, 3])
+def test_a_prompt_is_read_between_two_ticks_of_others(speaker, sink):
+    """The same state as without them, and nobody notices; with an attention sink too."""
+    speaker = dataclasses.replace(speaker, sink=sink)
+    frames, text = noise(12), "one two three"
+    alone = begin_with(speaker, *make_prompt(speaker, text=text), GREEDY)
+    with Conversation(speaker, GREEDY) as conversation:
+        undisturbed = [conversation.hear(frame) for frame in frames]
+    with Slots(speaker, 2, GREEDY) as slots:
+        slots.join(1, seed=0)
+        for number, frame in enumerate(frames):
+            if number == 5:
+                beside = begin_beside(slots, text)
+                with pytest.raises(InferenceError, match="attention window"):
+                    begin_beside(slots, "word " * 60)
+            assert torch.equal(slots.tick({1: frame})[1].tokens, undisturbed[number].tokens)
+    assert beside.frames == alone.frames and beside.tensors.keys() == alone.tensors.keys()
+    for name, tensor in alone.tensors.items():
+        torch.testing.assert_close(beside.tensors[name], tensor, rtol=0, atol=1e-6, msg=name)

@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from ttt_moshi.inference import Conversation, InferenceError, Slots
 from ttt_moshi.inference.app import make_app
+from ttt_moshi.inference.prompt import begin_with, make_prompt
 from ttt_moshi.inference.server import Server
 from ttt_moshi.inference.sessions import Sessions
 from ttt_moshi.inference.settings import Settings
@@ -139,9 +140,9 @@ def one_speaker(make_speaker):
 def play(one_speaker):
     """Runs a scene against a server: `play(scene, slots=1, ...)`."""
 
-    def run(scene, slots=1, settings=PATIENT, seed=0, sessions=None, page=None):
+    def run(scene, slots=1, settings=PATIENT, seed=0, sessions=None, page=None, start=None):
         async def whole() -> None:
-            server = Server(Slots(one_speaker, slots), settings, sessions, seed)
+            server = Server(Slots(one_speaker, slots), settings, sessions, seed, start)
             async with TestServer(make_app(server, page)) as site, aiohttp.ClientSession() as session:
                 await scene(Scene(site, server, session))
 
@@ -511,6 +512,53 @@ def test_a_conversation_is_kept_before_its_first_word_if_that_is_asked_for(play,
             assert client.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 0}
 
     play(scene, sessions=sessions)
+
+
+def test_a_visitor_s_prompt_acts_and_disturbs_nobody(one_speaker, play):
+    """It is what `begin_with` makes of it, while somebody else is in the middle of a conversation."""
+    voice = pcm(noise(16))
+    plain = solo(one_speaker, voice)
+    heard = [torch.from_numpy(np.frombuffer(m, "<i2").astype(np.float32) / 2**15) for m in voice]
+    start = replace(begin_with(one_speaker, *make_prompt(one_speaker, text="one two three")), seed=0)
+    with Conversation(one_speaker) as conversation:
+        conversation.restore(start)
+        replies = [conversation.hear(frame).samples.clip(-1, 1).numpy() for frame in heard]
+    prompted = [np.rint(samples * (2**15 - 1)).astype("<i2") for samples in replies]
+    assert any((a != b).any() for a, b in zip(plain, prompted, strict=True))
+
+    async def scene(scene: Scene) -> None:
+        assert json.loads((await scene.get("/api/hello"))[1])["takes_prompts"] is True
+        async with scene.client("?events=1&format=pcm") as other:
+            await other.say(voice[:8])
+            await other.until(lambda: len(other.sound) == 8)
+            async with scene.client("?events=1&format=pcm&prompt=one%20two%20three") as client:
+                assert client.last("welcome")["frames"] == start.frames
+                await client.say(voice)
+                await client.until(lambda: len(client.sound) == 16)
+                assert_said(client.sound, prompted)
+            await other.say(voice[8:])
+            await other.until(lambda: len(other.sound) == 16)
+            assert_said(other.sound, plain)
+            async with scene.client(f"?events=1&format=pcm&prompt={'word%20' * 60}", greet=False) as client:
+                assert await client.closing() == 4005
+                assert "attention window" in client.last("error")["text"]
+            assert (await scene.get(f"/api/chat?prompt={'x' * 2001}"))[0] == 400
+            async with scene.client("?format=pcm"):  # the place is free again
+                pass
+
+    play(scene, slots=2)
+
+
+def test_a_server_with_a_prompt_of_its_own_takes_no_other(one_speaker, play):
+    start = begin_with(one_speaker, *make_prompt(one_speaker, text="one two three"))
+
+    async def scene(scene: Scene) -> None:
+        assert json.loads((await scene.get("/api/hello"))[1])["takes_prompts"] is False
+        assert (await scene.get("/api/chat?prompt=hello"))[0] == 400
+        async with scene.client("?events=1") as client:
+            assert client.last("welcome")["frames"] == start.frames
+
+    play(scene, start=start)
 
 
 def test_conversations_are_saved_meanwhile(play, tmp_path):

@@ -16,6 +16,7 @@ from ttt_moshi.inference.settings import Settings
 from ttt_moshi.inference.visit import Visit, Wish
 from ttt_moshi.inference.wire import FORMATS, MAX_MESSAGE_BYTES
 
+MAX_PROMPT_LETTERS = 2000
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 STUCK_SECONDS = 10.0
 """a tick that takes longer is no good sign"""
@@ -68,6 +69,8 @@ async def _chat(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     _admit(request, server.settings)
     wish = _wish(request)
+    if wish.prompt is not None and server.start is not None:
+        raise web.HTTPBadRequest(text="this server has a prompt of its own\n")
     if server.failure is not None:
         raise web.HTTPServiceUnavailable(text="the model has stopped\n")
     if server.lobby.free == 0 and server.lobby.queue >= server.settings.max_queue:
@@ -90,6 +93,7 @@ async def _hello(request: web.Request) -> web.StreamResponse:
         "free": server.lobby.free,
         "queue": server.lobby.queue,
         "keeps_sessions": server.sessions is not None,
+        "takes_prompts": server.start is None,
     }
     return web.json_response(facts)
 
@@ -142,4 +146,7 @@ def _wish(request: web.Request) -> Wish:
     form = query.get("format", "opus")
     if form not in FORMATS:
         raise web.HTTPBadRequest(text=f"format is {' or '.join(FORMATS)}\n")
-    return Wish(query.get("events") == "1", form, query.get("resume"))
+    prompt = query.get("prompt", "").strip() or None
+    if prompt is not None and len(prompt) > MAX_PROMPT_LETTERS:
+        raise web.HTTPBadRequest(text=f"a prompt has at most {MAX_PROMPT_LETTERS} letters\n")
+    return Wish(query.get("events") == "1", form, query.get("resume"), prompt)

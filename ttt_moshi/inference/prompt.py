@@ -6,6 +6,8 @@ same frames given here leave the model in the same state; the conversation goes 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,17 @@ def begin_with(speaker: Speaker, codes: Tensor, user: Tensor, sampling: Sampling
     with Slots(speaker, 1, sampling) as slots:
         slots.read_given(codes, user)
         return slots.snapshot(0)
+
+
+def begin_beside(slots: Slots, text: str) -> Snapshot:
+    """Where a conversation is that begins with a text, made between two ticks of others.
+
+    Raises:
+        InferenceError: a text of no token, or of more than the attention window holds.
+    """
+    with slots.set_aside():
+        speaker = replace(slots.speaker, sink=0)  # what keeps a sink's frames is at work already
+        return begin_with(speaker, *make_prompt(speaker, text=text), slots.sampling)
 
 
 def make_prompt(speaker: Speaker, voice: Tensor | None = None, text: str | None = None) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -58,6 +58,7 @@ class Slots:
 
     Attributes:
         speaker: who talks.
+        sampling: how tokens are drawn.
         count: number of slots.
         frame_size: samples of a frame, at `sample_rate`.
         frames: heard so far by the conversation in each slot.
@@ -75,8 +76,8 @@ class Slots:
         model = speaker.model
         self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
         conditions = get_condition_tensors(speaker.model_type, model, batch_size=count, cfg_coef=1.0)
-        chosen = Sampling.of(speaker.generation) if sampling is None else sampling
-        self._generator = Generator(model, count, chosen, condition_tensors=conditions)
+        self.sampling = Sampling.of(speaker.generation) if sampling is None else sampling
+        self._generator = Generator(model, count, self.sampling, condition_tensors=conditions)
         self._parts: Parts = [("generator", self._generator), ("model", model), ("mimi", speaker.mimi)]
         self._streaming = ExitStack()
 
@@ -99,6 +100,18 @@ class Slots:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._streaming.close()
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Frees model and codec for something else; afterwards the conversations are where they were."""
+        states = [(module, module.get_streaming_state()) for _, module in self._parts]
+        for module, _ in states:
+            module._stop_streaming()
+        try:
+            yield
+        finally:
+            for module, state in states:
+                module.set_streaming_state(state)
 
     def join(self, slot: int, seed: int, quiet: int = 0) -> None:
         """A new conversation begins in `slot`, whatever was there; the other slots do not notice.

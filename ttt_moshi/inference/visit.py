@@ -18,13 +18,15 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
+from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.prompt import begin_beside
 from ttt_moshi.inference.server import Server, Visitor
 from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
 from ttt_moshi.inference.transcript import WORD_START, PieceReader
 from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
 
-ELSEWHERE, UNKNOWN_SESSION = 4001, 4004
-"""close codes of our own: the conversation goes on in another connection; there is none of that id"""
+ELSEWHERE, UNKNOWN_SESSION, BAD_PROMPT = 4001, 4004, 4005
+"""close codes of our own: a conversation goes on in another connection, is not here, or cannot begin as was asked"""
 
 WISHES = ("save", "forget")
 """what a page may ask for in JSON"""
@@ -48,11 +50,13 @@ class Wish:
         events: whether it understands JSON messages.
         format: of audio, a key of `FORMATS`.
         resume: the session to go on with.
+        prompt: what Moshi should know or who she is, in a new conversation.
     """
 
     events: bool = False
     format: str = "opus"
     resume: str | None = None
+    prompt: str | None = None
 
 
 class Allowance:
@@ -177,16 +181,23 @@ class Visit:
                 self._tell("error", text=str(error))
                 self.end(UNKNOWN_SESSION, "this conversation cannot go on here")
                 return
-        await self._begin(slot, snapshot)
+        try:
+            await self._begin(slot, snapshot)
+        except InferenceError as error:
+            self._tell("error", text=str(error))
+            self.end(BAD_PROMPT, str(error)[:100])
+            return
         self._send(READY)
         await self._watch()
 
     async def _begin(self, slot: int, snapshot: Snapshot | None) -> None:
         server = self._server
         seed = server.seed if server.seed is not None else secrets.randbits(62)
-        start = snapshot
+        start, prompt = snapshot, self._wish.prompt
         if snapshot is None and server.start is not None:
             start = replace(server.start, seed=seed)
+        elif snapshot is None and prompt is not None:
+            start = replace(await server.call(lambda slots: begin_beside(slots, prompt)), seed=seed)
         if start is None:
             await server.call(lambda slots: slots.join(slot, seed))
         else:
@@ -284,7 +295,7 @@ class Visit:
                 self._server.engine.leave(slot)
                 self._slot = None
                 self._server.forget_visit(self, old)
-            self._wish = Wish(self._wish.events, self._wish.format)
+            self._wish = replace(self._wish, resume=None)
             await self._begin(slot, None)
 
     async def _save(self, asked: bool = False) -> None:

@@ -3,6 +3,7 @@
 import { Audio, level, microphoneProblem } from "./audio.js";
 import { OpusCodec, PcmCodec, opusIsHere } from "./codecs.js";
 import { Connection } from "./connection.js";
+import { MemoryPicture } from "./memory.js";
 import { Recording, download } from "./record.js";
 import { remember, remembered, unremember } from "./remembered.js";
 
@@ -12,6 +13,7 @@ const PAUSE_SECONDS = 1.5;
 const find = (id) => document.getElementById(id);
 const settings = new URLSearchParams(location.hash.slice(1)); // after #, so that no log has the token
 const token = settings.get("token");
+const picture = new MemoryPicture(find("layers"), find("written"));
 
 const state = {
   hello: null, // what the server said of itself
@@ -37,6 +39,8 @@ function enable() {
   find("talk").textContent = going ? "Hang up" : "Start talking";
   find("talk").disabled = state.hello === null;
   find("mute").disabled = !going;
+  find("prompting").hidden = !state.hello?.takes_prompts;
+  find("prompt").disabled = going;
   const keeps = Boolean(state.hello?.keeps_sessions);
   find("keep").disabled = find("forget").disabled = !(state.talking && keeps);
   find("save-session").disabled = !(keeps && state.connection?.session);
@@ -79,7 +83,10 @@ async function start(session) {
   state.recording = new Recording(rate);
   state.words = [];
   find("transcript").replaceChildren();
-  state.connection = new Connection({ format: Codec.format, ...(token ? { token } : {}) }, session, {
+  picture.clear();
+  const prompt = state.hello.takes_prompts && !session ? find("prompt").value.trim() : "";
+  const parameters = { format: Codec.format, ...(token ? { token } : {}), ...(prompt ? { prompt } : {}) };
+  state.connection = new Connection(parameters, session, {
     opening: () => say("Connecting…"),
     ready: () => {
       state.codec?.close();
@@ -181,7 +188,7 @@ function obey(event) {
     find("late").hidden = event.dropped === 0;
     find("late").textContent = `${(event.dropped * 0.08).toFixed(1)} s came too late and were not heard.`;
   } else if (event.type === "memory") {
-    draw(event.written);
+    picture.add(seconds(), event.written);
   } else if (event.type === "saved") {
     state.saved?.();
   } else if (event.type === "error") {
@@ -194,21 +201,6 @@ function keep(session) {
   const known = remembered().find((one) => one.session === session);
   if (!known) for (const one of remembered()) if (one.name === LAST) unremember(one.session);
   remember(known?.name ?? LAST, session);
-}
-
-/** How much each layer has written, as bars. */
-function draw(written) {
-  const values = Object.values(written);
-  const most = Math.max(...values, 1e-9);
-  const bars = values.map((value) => {
-    const bar = document.createElement("span");
-    bar.style.height = `${(100 * value) / most}%`;
-    return bar;
-  });
-  find("layers").replaceChildren(...bars);
-  const shares = Object.entries(written).map(([layer, value]) => `layer ${layer}: ${(100 * value).toFixed(1)} %`);
-  find("layers").setAttribute("aria-label", `Written into the memory, ${shares.join(", ")}`);
-  find("layers").title = shares.join("\n");
 }
 
 function list() {
@@ -255,6 +247,7 @@ find("forget").onclick = () => {
   state.words = [];
   state.recording = new Recording(state.hello.sample_rate);
   find("transcript").replaceChildren();
+  picture.clear();
   state.audio?.hush();
   state.forgetting = true;
   say("Forgetting…");

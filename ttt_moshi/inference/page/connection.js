@@ -13,6 +13,7 @@ const REASONS = {
   1008: "The server has let you go",
   4001: "This conversation goes on in another window.",
   4004: "This conversation cannot go on here.",
+  4005: "The conversation cannot begin so",
 };
 
 export class Connection {
@@ -89,7 +90,7 @@ export class Connection {
     if (code in REASONS || this.#tries >= WAIT_SECONDS.length) {
       this.#over = true;
       const words = REASONS[code] ?? "The server cannot be reached.";
-      this.handlers.closed(code === 1008 && reason ? `${words}: ${reason}.` : words);
+      this.handlers.closed([1008, 4005].includes(code) && reason ? `${words}: ${reason}.` : words);
       return;
     }
     const seconds = WAIT_SECONDS[this.#tries++];

@@ -1,0 +1,49 @@
+// How much each layer has written into its memory, as lines over the time of a conversation.
+
+const SVG = "http://www.w3.org/2000/svg";
+const [WIDTH, HEIGHT] = [100, 40]; // of the picture's view box
+
+export class MemoryPicture {
+  #points = []; // { seconds, written } with written: { layer: share }
+
+  /** `picture` is the svg element, `caption` has the newest shares in words. */
+  constructor(picture, caption) {
+    this.picture = picture;
+    this.caption = caption;
+  }
+
+  /** Forgets what was drawn. */
+  clear() {
+    this.#points = [];
+    this.#draw();
+  }
+
+  /** `written`: by layer, how far its memory is from where it began, as a share. */
+  add(seconds, written) {
+    if (this.#points.length && seconds <= this.#points.at(-1).seconds) this.#points.pop();
+    this.#points.push({ seconds, written });
+    this.#draw();
+  }
+
+  #draw() {
+    const newest = this.#points.at(-1)?.written ?? {};
+    const layers = Object.keys(newest);
+    const first = this.#points[0]?.seconds ?? 0;
+    const span = Math.max(1, (this.#points.at(-1)?.seconds ?? 0) - first);
+    const most = Math.max(1e-9, ...this.#points.flatMap(({ written }) => Object.values(written)));
+    const lines = layers.map((layer) => {
+      const line = document.createElementNS(SVG, "polyline");
+      const places = this.#points.map(({ seconds, written }) => {
+        const y = HEIGHT * (1 - (0.95 * (written[layer] ?? 0)) / most);
+        return `${(WIDTH * (seconds - first)) / span},${y}`;
+      });
+      if (places.length === 1) places.push(`${WIDTH},${places[0].split(",")[1]}`);
+      line.setAttribute("points", places.join(" "));
+      return line;
+    });
+    this.picture.replaceChildren(...lines);
+    const shares = layers.map((layer) => `layer ${layer}: ${(100 * newest[layer]).toFixed(1)} %`).join(", ");
+    this.caption.textContent = shares ? `Written so far, ${shares} of where it began.` : "Nothing has been written yet.";
+    this.picture.setAttribute("aria-label", this.caption.textContent);
+  }
+}
