@@ -177,7 +177,7 @@ class ToyTokens:
 class TableScorer:
     """An oracle: the NLL of a token follows from its channel, value and frame, so any score can be had by hand."""
 
-    dep_q, window, device = 8, 32, torch.device("cpu")
+    dep_q, n_q, window, device = 8, 16, 32, torch.device("cpu")
     delays = DELAYS
     zero_token_id = -1
     text_padding, swaps = (3, 0), False

@@ -135,7 +135,7 @@ def train_step(
         metrics={
             "loss": losses["text_loss"] + losses["audio_loss"],
             **losses,
-            "nll": _mean_nll(model.dep_q, measured, counts.tolist()),
+            "nll": _mean_nll(model, measured, counts.tolist()),
             "grad_norm": grad_norms,
         },
         finite=finite,
@@ -157,9 +157,10 @@ def _totals(
     return totals, counts
 
 
-def _mean_nll(dep_q: int, sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
+def _mean_nll(model: TTTMoshi, sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
     """Nats per target of each component. One without a single target has no loss; 0.0 would be a lie."""
-    return {n: s / c for n, s, c in zip(objective.component_names(dep_q), sums, counts, strict=False) if c > 0}
+    names = objective.component_names(model.dep_q, own_codebooks(model))
+    return {n: s / c for n, s, c in zip(names, sums, counts, strict=False) if c > 0}
 
 
 def forward_is_finite(

@@ -109,7 +109,7 @@ class ModelScorer:
         if self.options.base and not base_inside:
             raise EvaluationError("all weights were trained, so the base model is not in this checkpoint")
         dtype = str(model.dtype).removeprefix("torch.")
-        facts = {"state": state_id, "dtype": dtype, "window": self.window, **asdict(self.options)}
+        facts = {**asdict(self.options), "state": state_id, "dtype": dtype, "window": self.window}
         self.identity = json.dumps(facts, sort_keys=True)
 
     def varied(self, **changes: Any) -> ModelScorer:
