@@ -1,5 +1,7 @@
 """The reason for TTT layers, in three minutes: they recall what left the window, and only by writing it down."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -15,17 +17,16 @@ from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 
 # Two models are trained for all of these tests, by one worker.
 pytestmark = pytest.mark.xdist_group("recall")
+slow = pytest.mark.slow  # a second memory takes as long again
 DISTANCES = (64, 256, 1024)
 
 
 @pytest.fixture(scope="module")
 def measured():
-    """Models that heard the same recordings: attention alone, which learns nothing from more of them, and a memory
-    beside it."""
-    return {
-        name: one_run(name, 0, steps, recordings=32, distances=DISTANCES, late_recordings=0)
-        for name, steps in (("window", 100), ("ttt-linear", 250), ("ttt-delta", 300))
-    }
+    """Models that heard the same recordings, trained when they are first asked for: attention alone, which learns
+    nothing from more of them, or a memory beside it."""
+    steps = {"window": 100, "ttt-linear": 250, "ttt-delta": 300}
+    return cache(lambda name: one_run(name, 0, steps[name], recordings=32, distances=DISTANCES, late_recordings=0))
 
 
 def worst(run, control, choose):
@@ -34,26 +35,26 @@ def worst(run, control, choose):
 
 def test_attention_alone_guesses_beyond_its_reach(measured):
     assert reach(WINDOW) < min(DISTANCES)
-    assert worst(measured["window"], AS_TRAINED, max) <= 0.12
+    assert worst(measured("window"), AS_TRAINED, max) <= 0.12
 
 
-@pytest.mark.parametrize(("memory", "share"), [("ttt-linear", 0.75), ("ttt-delta", 0.9)])
+@pytest.mark.parametrize(("memory", "share"), [pytest.param("ttt-linear", 0.75, marks=slow), ("ttt-delta", 0.9)])
 def test_a_ttt_layer_recalls_at_many_times_the_distances_of_training(measured, memory, share):
     assert recordings.FAR[1] < min(DISTANCES)
-    assert worst(measured[memory], AS_TRAINED, min) >= share
+    assert worst(measured(memory), AS_TRAINED, min) >= share
 
 
-@pytest.mark.parametrize("memory", ["ttt-linear", "ttt-delta"])
+@pytest.mark.parametrize("memory", [pytest.param("ttt-linear", marks=slow), "ttt-delta"])
 @pytest.mark.parametrize("control", ["reset", "inner lr 0", "gate 0"])
 def test_without_its_memory_the_same_model_guesses(measured, memory, control):
-    assert set(measured[memory]["recall"][control]) == {str(d) for d in DISTANCES}
-    assert worst(measured[memory], control, max) <= 0.15
+    assert set(measured(memory)["recall"][control]) == {str(d) for d in DISTANCES}
+    assert worst(measured(memory), control, max) <= 0.15
 
 
 def test_the_exact_memory_outlives_silence(measured):
     """25 seconds of one sound."""
     assert SILENT >= 25 * 12.5 - 1
-    assert worst(measured["ttt-delta"], SILENCE, min) >= 0.9
+    assert worst(measured("ttt-delta"), SILENCE, min) >= 0.9
 
 
 @pytest.mark.parametrize(("pairs", "distance"), [(8, 32), (1, 2), (32, 100)])
