@@ -12,9 +12,6 @@ from tests.application.harness import Ended, Place, changes, copy, snapshot
 from tests.application.tally import TALLY
 from tests.application.values import CASES, Case, fill, furnish
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 EVERY = 8  # of so many cases one is in the daily tests, the rest in `make test-doors`
 # What a command may have said before it found what it must refuse.
 PROGRESS = ("mode ", "encoding audio: ", "digests cannot be remembered ")

@@ -11,8 +11,6 @@ import pytest
 from tests.application.harness import Place, changes, snapshot
 from ttt_moshi.checkpoint.saving import PIECE
 
-pytestmark = pytest.mark.xdist_group("application")
-
 
 @pytest.fixture()
 def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:

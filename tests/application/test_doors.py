@@ -10,9 +10,6 @@ import pytest
 from tests.application.harness import DOORS, ROOT, Fault, Place, changes, environment, snapshot
 from ttt_moshi.cli.main import COMMANDS
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 # Run by a new Python with the words of a command: which heavy packages it has imported at the end.
 LOOK = """
 import sys

@@ -13,9 +13,6 @@ import pytest
 from tests.application.harness import Fault, Place, changes, snapshot
 from tests.application.tally import TALLY
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 WRITES = ("mkdir", "create", "pwrite", "write", "rename", "fsync", "posix_fallocate", "ftruncate")
 
 

@@ -14,9 +14,6 @@ import soundfile
 from tests.application.harness import ERRNOS, Ended, Fault, Place, changes, copy, snapshot
 from tests.application.tally import TALLY
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 READS = ("open", "read", "pread", "preadv", "stat", "listdir", "scandir")
 
 

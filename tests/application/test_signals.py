@@ -12,9 +12,6 @@ import pytest
 from tests.application.harness import Ended, Fault, Place
 from tests.application.tally import TALLY
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 # Phases of a run, by the file operation that begins them: what is signalled is the process that does it.
 PHASES: dict[str, Fault] = {
     "start, reading the list of recordings": Fault("open", "train/data.jsonl"),

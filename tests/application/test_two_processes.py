@@ -13,9 +13,6 @@ import pytest
 from tests.application.harness import Ended, Place, Running, copy
 from tests.application.tally import TALLY
 
-# One worker makes the run that all of these copy.
-pytestmark = pytest.mark.xdist_group("application")
-
 LONG = ("--max_steps", "12", "--ckpt_freq", "6")
 
 
