@@ -30,7 +30,7 @@ test: $(READY)
 # Every fault at every file operation of a save, ten thousand kills at random moments, thousands of power losses and
 # corruptions, with one tally at the end: 8 to 14 minutes on two cores that do little else, 48 on busy ones.
 test-faults: $(READY)
-	$(TEST_ENV) $(BIN)/pytest tests/checkpoint -n 2 --dist loadgroup
+	$(TEST_ENV) $(BIN)/pytest tests/checkpoint -n 2
 
 # Fifty SIGKILLs at random moments of training runs, each compared with a run that was never killed.
 test-kills: $(READY)

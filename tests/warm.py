@@ -21,9 +21,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.processes import TORCHRUN
 from ttt_moshi.cli.main import COMMANDS
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
 def main() -> None:

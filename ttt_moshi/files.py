@@ -20,20 +20,30 @@ _PASSING = {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE
 _PAUSES = (0.1, 0.4)  # seconds before each further attempt
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError inside the path that a failed read or write itself does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def read_bytes(path: Path) -> bytes:
     """A whole file. Trouble that may pass is waited for, half a second at most.
 
     Raises:
         OSError: with the path in it, which a failed read itself does not know.
     """
-    for pause in (*_PAUSES, None):
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            if pause is None or error.errno not in _PASSING:
-                raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+    with naming(path):
+        for pause in _PAUSES:
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                time.sleep(pause)
+        return path.read_bytes()
 
 
 def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -59,14 +69,12 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """`write_atomically` for what writes to a path itself: gives the temporary one, renamed if the body succeeds."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        yield temporary
-        if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # Failed writes know no path, and nobody knows the temporary one.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with naming(path):  # nobody knows the temporary one
+            yield temporary
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         # In a folder that cannot be written any more the first error is the one to tell.
         with suppress(OSError):

@@ -66,6 +66,12 @@ def train(run_dir: Path, material, data: Path, steps: int, **keys: object) -> Pa
     return run_dir / "checkpoints" / f"checkpoint_{steps:06}"
 
 
+def talk(checkpoint: Path, recording: Path, out: Path) -> int:
+    """Exit status of `generate`."""
+    words = ["--checkpoint_dir", checkpoint, "--device", "cpu", "--input", recording, "--out", out]
+    return main(["generate", *map(str, words)])
+
+
 def exported(checkpoint: Path) -> dict[str, torch.Tensor]:
     (path,) = (checkpoint / "consolidated").glob("*.safetensors")
     return load_file(path)
@@ -119,16 +125,7 @@ def test_from_text_to_generated_text_and_back(tmp_path, tiny_material, language)
     assert from_checkpoint(checkpoint, "cpu", torch.float32).style == style
 
     said = tmp_path / "said.wav"
-    argv = [
-        "generate",
-        "--checkpoint_dir",
-        str(checkpoint),
-        "--device",
-        "cpu",
-        "--input",
-        str(tmp_path / "calls" / "a.wav"),
-    ]
-    assert main([*argv, "--out", str(said)]) == 0
+    assert talk(checkpoint, tmp_path / "calls" / "a.wav", said) == 0
     heard = [word for word, _, _ in json.loads(said.with_suffix(".json").read_text())["alignments"]]
     assert heard and not any("<0x" in word or "▁" in word for word in heard)
 
@@ -166,16 +163,7 @@ def test_the_user_s_stream_is_trained_resumed_and_exported(tmp_path, tiny_materi
     assert model.dep_q == 8
     torch.testing.assert_close(own.logits[own.mask], whole.logits[:, :8][whole.mask[:, :8]], atol=1e-5, rtol=1e-5)
     said = tmp_path / "said.wav"
-    argv = [
-        "generate",
-        "--checkpoint_dir",
-        str(checkpoint),
-        "--device",
-        "cpu",
-        "--input",
-        str(tmp_path / "data" / "a.wav"),
-    ]
-    assert main([*argv, "--out", str(said)]) == 0 and said.stat().st_size > 1000
+    assert talk(checkpoint, tmp_path / "data" / "a.wav", said) == 0 and said.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

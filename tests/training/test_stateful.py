@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from tests.training.assembled import assembled, make_heard
 from ttt_moshi.config import ConfigError, DataArgs, LongArgs, ModelPaths, OptimArgs, TrainArgs, TTTArgs
 from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.training import loss as objective
-from ttt_moshi.training.assemble import Parts, assemble
-from ttt_moshi.training.distributed import World, join_world
 from ttt_moshi.training.step import loss_weights, train_step
 
 if TYPE_CHECKING:
@@ -44,22 +42,6 @@ def stateful_args(material: Material, folder: Path, clips: int, **train: Any) ->
     )
 
 
-@contextmanager
-def assembled(args: TrainArgs) -> Iterator[tuple[Parts, World]]:
-    with join_world() as world:
-        yield assemble(args, world), world
-
-
-def open_gates(parts: Parts) -> None:
-    """Trained layers write to their output; fresh ones do not, and would hide every error."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in parts.model.named_parameters():
-            if name.endswith("wo.weight"):
-                local = parameter.to_local()
-                local.copy_(torch.randn(local.shape, generator=generator) * 0.1)
-
-
 @pytest.mark.parametrize("half_life", [None, 16.0])
 def test_clips_with_gradients_between_them_equal_one_long_forward(
     tiny_material: Material, tmp_path: Path, half_life: float | None
@@ -68,7 +50,7 @@ def test_clips_with_gradients_between_them_equal_one_long_forward(
     args = stateful_args(tiny_material, tmp_path, clips)
     args.ttt.half_life_frames = half_life
     with assembled(args) as (parts, world):
-        open_gates(parts)
+        make_heard(parts, "wo.weight")
         work = parts.layout.read(parts.stages[0].loader, 0)
         whole = torch.cat([batch.codes for batch in work[0]], dim=2)
         assert [bool(batch.starts) for batch in work[0]] == [True] + [False] * (clips - 1)
@@ -99,7 +81,7 @@ def test_clips_with_gradients_between_them_equal_one_long_forward(
 def test_what_was_heard_before_matters_and_a_new_recording_forgets_it(tiny_material: Material, tmp_path: Path) -> None:
     args = stateful_args(tiny_material, tmp_path, 1)
     with assembled(args) as (parts, world):
-        open_gates(parts)
+        make_heard(parts, "wo.weight")
         loader, device = parts.stages[0].loader, world.device
         first, second = (parts.layout.read(loader, cursor)[0][0] for cursor in (0, 1))
         with torch.no_grad():

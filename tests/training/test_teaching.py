@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from tests.training.assembled import assembled, make_heard
 from ttt_moshi.config import (
     ConfigError,
     DataArgs,
@@ -66,22 +65,6 @@ def arguments(material: Material, recordings: Path, folder: Path, **train: Any) 
     )
 
 
-@contextmanager
-def assembled(args: TrainArgs) -> Iterator[tuple[Parts, World]]:
-    with join_world() as world:
-        yield assemble(args, world), world
-
-
-def trained(parts: Parts) -> None:
-    """Gates that are open and adapters that adapt."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in parts.model.named_parameters():
-            if name.endswith(("wo.weight", "lora_B.weight")):
-                local = parameter.to_local()
-                local.copy_(torch.randn(local.shape, generator=generator) * 0.1)
-
-
 @pytest.mark.parametrize("stateful", [False, True])
 def test_the_teacher_is_the_base_model_with_its_window(
     tiny_material: Material, recordings: Path, tmp_path: Path, stateful: bool
@@ -91,7 +74,7 @@ def test_the_teacher_is_the_base_model_with_its_window(
     base = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), dtype=torch.float32)
     set_context(base, WIDE)
     with assembled(args) as (parts, world):
-        trained(parts)
+        make_heard(parts, "wo.weight", "lora_B.weight")  # gates that are open and adapters that adapt
         feed, teacher = parts.feed, parts.teacher
         assert teacher is not None
         clips = [parts.layout.read(parts.stages[0].loader, cursor)[0][0] for cursor in range(2)]
@@ -186,7 +169,7 @@ def test_an_inherited_memory_is_all_that_is_inherited(
 ) -> None:
     args = arguments(tiny_material, recordings, tmp_path, stateful=True, inherit_memory=1.0)
     with assembled(args) as (parts, world):
-        trained(parts)
+        make_heard(parts, "wo.weight", "lora_B.weight")  # gates that are open and adapters that adapt
         clips = [parts.layout.read(parts.stages[0].loader, cursor)[0][0] for cursor in range(3)]
         assert [bool(clip.starts) for clip in clips] == [True, False, True]
 

@@ -23,6 +23,7 @@ from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT
 from ttt_moshi.data.sources import Recording
+from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
 TRIES = 50
@@ -120,9 +121,9 @@ def plant(
         before, after = before + codes.shape[1], after + new.shape[1]
         if on_recording is not None:
             on_recording(recording.audio.name, number + 1, len(recordings))
-    (out / "planted.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write_atomically(out / "planted.json", json.dumps(found, indent=1).encode())
     # Last, so that a folder with a list is whole.
-    (out / "data.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(out / "data.jsonl", "".join(f"{line}\n" for line in lines).encode())
     return Outcome(planted, len(recordings), before, after)
 
 

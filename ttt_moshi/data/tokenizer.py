@@ -7,28 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ttt_moshi.data import unspaced
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
-from ttt_moshi.data.unspaced import bare_tokens
 
 MAX_UNKNOWN = 0.1
 """share of Moshi's words with letters that the tokenizer does not have, beyond which nothing useful can be learnt"""
 
 
-class Tokenizer(Protocol):
-    """The part of `sentencepiece.SentencePieceProcessor` that is used."""
-
-    def encode(self, text: str) -> list[int]: ...
+class Tokenizer(unspaced.Tokenizer, Protocol):
+    """The part of `sentencepiece.SentencePieceProcessor` that says what its pieces are, too."""
 
     def serialized_model_proto(self) -> bytes: ...
 
     def get_piece_size(self) -> int: ...
-
-    def id_to_piece(self, id: int) -> str: ...
-
-    def piece_to_id(self, piece: str) -> int: ...
-
-    def is_unknown(self, id: int) -> bool: ...
 
     def is_control(self, id: int) -> bool: ...
 
@@ -75,7 +67,7 @@ def coverage(tokenizer: Tokenizer, words: Iterable[str], style: TextStyle = MOSH
     counts = Counter(words)
     unknown, in_bytes = Counter[str](), Counter[str]()
     for word, count in counts.items():
-        pieces = bare_tokens(word, tokenizer) if style.no_whitespace_before_word else tokenizer.encode(word)
+        pieces = unspaced.bare_tokens(word, tokenizer) if style.no_whitespace_before_word else tokenizer.encode(word)
         if any(tokenizer.is_unknown(piece) for piece in pieces):
             unknown[word] = count
         elif any(tokenizer.is_byte(piece) for piece in pieces):

@@ -80,7 +80,7 @@ def totals(events: Sequence[Event], seconds: float) -> dict[str, dict[str, float
 
 
 def within(events: Sequence[Event], start: float, end: float) -> list[Event]:
-    """The events that begin in [start, end) seconds, and of overlaps and units only the part that lies there."""
+    """The events that begin in [start, end) seconds, whole even where they last beyond it."""
     return [event for event in events if start <= event.start < end]
 
 

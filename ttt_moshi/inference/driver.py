@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,14 @@ class Driver:
             "sink": self.speaker.sink,
             "sampling": asdict(self.sampling),
             "seed": question.seed,
-            "prompt": None if self.start is None else _digest(self.start.tensors),
+            "prompt": self._prompt,
             "greeting": self.greeting,
             "input": _digest({"samples": question.samples}),
         }
+
+    @cached_property
+    def _prompt(self) -> str | None:
+        return None if self.start is None else _digest(self.start.tensors)
 
     def _require_mine(self, folder: Path, question: Question) -> None:
         try:

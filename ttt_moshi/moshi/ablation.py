@@ -61,16 +61,23 @@ def ablate(
 
 
 @contextmanager
-def without_adapters(model: LMModel) -> Iterator[None]:
-    """While the context is open, `model` is its base, bit for bit: LoRA has no effect and TTT gates are closed.
-
-    Only where nothing but LoRA and TTT layers was trained; whoever calls knows.
-    """
+def without_lora(model: LMModel) -> Iterator[None]:
+    """While the context is open, LoRA adapters have no effect."""
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, LoRALinear):
                 stack.callback(setattr, module, "scaling", module.scaling)
                 module.scaling = 0.0
+        yield
+
+
+@contextmanager
+def without_adapters(model: LMModel) -> Iterator[None]:
+    """While the context is open, `model` is its base, bit for bit: LoRA has no effect and TTT gates are closed.
+
+    Only where nothing but LoRA and TTT layers was trained; whoever calls knows.
+    """
+    with without_lora(model), ExitStack() as stack:
         if isinstance(model, TTTMoshi) and model.ttt_layers:
             stack.enter_context(ablate(model, gate=0.0))
         yield

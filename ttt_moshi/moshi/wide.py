@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from moshi.modules.lora import LoRALinear
-
+from ttt_moshi.moshi.ablation import without_lora
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.sink import attention_window
 
@@ -18,13 +17,8 @@ def base_with_window(model: TTTMoshi, frames: int) -> Iterator[None]:
     For `forward` and `forward_chunk`, with streams that were started inside. What is frozen is the base model as it was
     loaded; under full fine-tuning it is the base as it is by now.
     """
-    with ExitStack() as stack:
-        stack.enter_context(attention_window(model, frames))
+    with attention_window(model, frames), without_lora(model), ExitStack() as stack:
         for layer in model.layers:
             stack.callback(setattr, layer, "passed_over", layer.passed_over)
             layer.passed_over = True
-        for module in model.modules():
-            if isinstance(module, LoRALinear):
-                stack.callback(setattr, module, "scaling", module.scaling)
-                module.scaling = 0.0
         yield

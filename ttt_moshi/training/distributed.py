@@ -163,9 +163,10 @@ def join_world(patience: float = 1800.0) -> Iterator[World]:
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     with _silent():
         dist.init_process_group(backend, timeout=timeout, **how)
-        size = dist.get_world_size()
-        mesh = init_device_mesh(device.type, (size,))
     try:
+        size = dist.get_world_size()
+        with _silent():
+            mesh = init_device_mesh(device.type, (size,))
         yield World(dist.get_rank(), size, device, mesh, patience)
     finally:
         dist.destroy_process_group()

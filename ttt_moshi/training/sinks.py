@@ -15,7 +15,7 @@ from typing import Any
 from ttt_moshi.config import TrainArgs, WandbArgs, to_dict
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import installed, need, remedy
-from ttt_moshi.files import read_bytes, read_text, write_atomically
+from ttt_moshi.files import naming, read_bytes, read_text, write_atomically
 from ttt_moshi.training.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,8 @@ class JsonLines:
     def sync(self) -> None:
         """Waits until the lines are on the disk. Raises OSError with the path."""
         self._hand_over()
-        try:
+        with naming(self._path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Closes the file, after a last attempt; lines that are lost are said to be."""
@@ -96,11 +94,9 @@ class JsonLines:
         self._file.close()
 
     def _hand_over(self) -> None:
-        try:
+        with naming(self._path):
             while self._left:
                 self._left = self._left[self._file.write(self._left) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class TensorBoard:
@@ -113,9 +109,9 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         self._hook = threading.excepthook
         threading.excepthook = self._failed
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
         """Adds the record's numbers at its step."""

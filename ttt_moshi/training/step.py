@@ -135,7 +135,7 @@ def train_step(
         metrics={
             "loss": losses["text_loss"] + losses["audio_loss"],
             **losses,
-            "nll": _mean_nll(model, measured, counts.tolist()),
+            "nll": _mean_nll(model, measured[: len(counts)], counts.tolist()),
             "grad_norm": grad_norms,
         },
         finite=finite,
@@ -160,7 +160,7 @@ def _totals(
 def _mean_nll(model: TTTMoshi, sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
     """Nats per target of each component. One without a single target has no loss; 0.0 would be a lie."""
     names = objective.component_names(model.dep_q, own_codebooks(model))
-    return {n: s / c for n, s, c in zip(names, sums, counts, strict=False) if c > 0}
+    return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c > 0}
 
 
 def forward_is_finite(

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import blake3
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
-from ttt_moshi.files import read_bytes, write_atomically
+from ttt_moshi.evaluation.scoring.cache_files import CorruptFileError, load_whole
+from ttt_moshi.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -66,19 +66,14 @@ class NLLCache:
     def _index(self, path: Path) -> None:
         try:
             self._files |= dict.fromkeys(self._load(path), path)
-        except _DamagedError as damage:
+        except CorruptFileError as damage:
             _log.warning("%s is %s: its sequences are scored again", path, damage)
 
     def _load(self, path: Path) -> dict[str, np.ndarray]:
-        try:
-            tensors = load(read_bytes(path))
-        except SafetensorError as error:
-            raise _DamagedError(f"no whole safetensors file ({error})") from error
-        except OSError as error:
-            raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+        tensors = load_whole(path, load)
         seal = tensors.pop("digest", None)
         if seal is None or seal.tobytes() != self._seal(tensors):
-            raise _DamagedError("not what was written: its digest does not fit its content")
+            raise CorruptFileError("not what was written: its digest does not fit its content")
         return tensors
 
     def _seal(self, values: Mapping[str, np.ndarray]) -> bytes:
@@ -116,11 +111,7 @@ class NLLCache:
         for path, wanted in by_file.items():
             try:
                 tensors = self._load(path)
-            except _DamagedError as damage:
+            except CorruptFileError as damage:
                 raise EvaluationError(f"{path} is {damage}; start again, and its sequences are scored again") from None
             found |= {key: tensors[key] for key in wanted}
         return found
-
-
-class _DamagedError(Exception):
-    """A file that must be made again. The message completes "the file is ..."."""

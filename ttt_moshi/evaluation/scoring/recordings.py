@@ -15,7 +15,6 @@ from pathlib import Path
 import blake3
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ttt_moshi.data import Codec, CodeCache
@@ -25,9 +24,10 @@ from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.data.unspaced import Tokenizer
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.examples import Example, Segment, Source
+from ttt_moshi.evaluation.scoring.cache_files import CorruptFileError, load_whole
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.files import read_bytes, write_atomically
+from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 _log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Recordings:
         if path.exists():
             try:
                 return _read_joined(path, name)
-            except _DamagedError as damage:
+            except CorruptFileError as damage:
                 _log.warning("rebuilding %s: %s", path, damage)
         codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2).contiguous()
         with writing(path):
@@ -172,14 +172,9 @@ class Recordings:
 
 
 def _read_joined(path: Path, name: str) -> np.ndarray:
-    try:
-        tensors = load(read_bytes(path))
-    except SafetensorError as error:
-        raise _DamagedError(f"no whole safetensors file ({error})") from error
-    except OSError as error:
-        raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
+    tensors = load_whole(path, load)
     if set(tensors) != {"codes", "digest"} or not torch.equal(tensors["digest"], _seal(name, tensors["codes"])):
-        raise _DamagedError("its digest does not fit its content")
+        raise CorruptFileError("its digest does not fit its content")
     return tensors["codes"].numpy()
 
 
@@ -188,10 +183,6 @@ def _seal(name: str, codes: torch.Tensor) -> torch.Tensor:
     digest = blake3.blake3(f"{name} {codes.dtype} {tuple(codes.shape)}".encode())
     digest.update(codes.contiguous().numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-
-
-class _DamagedError(Exception):
-    """A cache file that must be made again."""
 
 
 def count_frames(example: Example) -> int:

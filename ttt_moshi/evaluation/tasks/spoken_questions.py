@@ -268,7 +268,6 @@ def _answer(conversation: Conversation, seconds: float) -> str:
 
 
 def _digest(questions: Sequence[SpokenQuestion]) -> str:
-
     digest = blake3.blake3()
     for q in questions:
         digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode() + read_bytes(q.audio))
