@@ -47,6 +47,11 @@ def test_two_points_on_a_thousand_pairs_are_seen_by_a_paired_test_alone(tmp_path
     assert 1.96 * standard_error > 0.02  # two unpaired intervals would overlap
 
 
+def test_differences_from_zero_are_no_choices(tmp_path):
+    a, b = (write(tmp_path / name, 1, {"x": 2.5, "y": -1.0}, chance=0.0) for name in "ab")
+    assert "mcnemar" not in compare_task("ssc", a, b)
+
+
 def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
     a, b = (write(tmp_path / name, 1, {"x": 1.0, "y": 0.0, "z": 0.5}) for name in "ab")
     found = compare_task("ssc", a, b)

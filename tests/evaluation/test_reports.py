@@ -1,19 +1,25 @@
 """Reports show what was measured and nothing else; what failed says why."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
+from ttt_moshi.cli.eval_screen import show_headlines
 from ttt_moshi.evaluation import Results, write_results
+from ttt_moshi.evaluation.report.headline import headlines
 from ttt_moshi.evaluation.report.markdown import run_report
 from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.report.plots import figure_for, over_steps, render
+from ttt_moshi.evaluation.report.tables import interval
 from ttt_moshi.evaluation.report.write import write_run_report
 from ttt_moshi.evaluation.results import skipped
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.suite import run_suite
 from ttt_moshi.evaluation.tasks.books import find_books
 from ttt_moshi.evaluation.tasks.long_context import Position
-from ttt_moshi.evaluation.tasks.registry import NO_BENCHMARKS, Benchmarks
+from ttt_moshi.evaluation.tasks.registry import NO_BENCHMARKS, TASKS, Benchmarks
 
 
 def position_entry(tmp_path, toy, oracle) -> dict:
@@ -136,3 +142,42 @@ def test_a_page_folds_what_is_below_its_first_table_and_plays_recordings():
     first, second = html.split("<details>")[1:]
     assert 'src="conversations/one/a/output.wav"' in first and "hello &lt;i&gt;" in first and "<audio" not in second
     assert "<details>" not in page("t", "## one\n", {})
+
+
+def entry(value, low, high, **more) -> dict:
+    return {"status": "ok", "value": value, "ci95": [low, high], "n": 9, "unit_of_n": "items", "metric": "accuracy",
+            "better": "higher", **more}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "sentence"), [
+    (entry(0.7, 0.6, 0.8, chance=0.5, means="it is known"), "It is known."),
+    (entry(0.7, 0.5, 0.8, chance=0.5, means="it is known"), "Chance does as well: no evidence that it is known."),
+    (entry(0.3, 0.2, 0.4, chance=0.5, means="a b"), "Worse than chance: it is not so that a b."),
+    (entry(-1, -2, -0.5, chance=0.0, better="lower", means="it is known"), "It is known."),
+    (entry(1, 0.5, 2, chance=0.0, better="lower", means="a b"), "Worse than chance: it is not so that a b."),
+    (entry(7, 6, 8, means="so many nats"), "So many nats."),
+    (entry(7, 6, 8), "Accuracy."),
+    (entry(0.7, 0.6, 0.8, reference={"name": "moshiko", "value": 0.63, "deviation": 0.07}),
+     "Accuracy. moshiko has 0.63 (+7.0 points)."),
+])  # fmt: skip
+def test_a_headline_says_what_its_interval_allows(task, sentence):
+    (headline,) = headlines({"t": task})
+    assert headline.meaning == sentence and headline.n == "9 items"
+    assert headline.chance == (f"{task['chance']:g}" if "chance" in task else "")
+
+
+def test_every_task_says_what_its_value_means():
+    assert [name for name, spec in TASKS.items() if not spec.means or spec.means[0].isupper()] == []
+
+
+def test_the_first_screen_has_headlines_alone_and_the_rest_is_folded(tmp_path, toy, oracle):
+    found = {**position_entry(tmp_path, toy, oracle), "means": "a token costs so many nats"}
+    results = Results({"state_id": "s", "step": 1, "kind": "full"}, {"position": found, "ssc": skipped("no | data")})
+    first, *folded = page("t", run_report(results), {}, folds=True).split("<details>")
+    assert len(folded) == 2 and "semantic" in folded[0] and "semantic" not in first
+    assert "A token costs so many nats." in first and "no | data" in first and f"{found['value']:.4f}" in first
+    screen = Console(record=True, width=60, file=io.StringIO())
+    show_headlines(screen, results.tasks)
+    lines = screen.export_text().splitlines()
+    assert lines[0].split() == ["position", f"{found['value']:.4f}", *interval(found).split()[1:], "3", "books"]
+    assert [line.strip() for line in lines[1:]] == ["A token costs so many nats.", "ssc       not run", "no | data"]

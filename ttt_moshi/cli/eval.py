@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ttt_moshi.cli.eval_options import BASE, Request, parser
-from ttt_moshi.cli.eval_screen import Bars, show_perplexity, show_tasks
+from ttt_moshi.cli.eval_screen import Bars, show_headlines
 from ttt_moshi.config import TrainArgs
 
 REPORTS = ("ls", "compare", "report", "versa")
@@ -120,7 +120,7 @@ class _Run:
         self.results.data["codec"] = {"fingerprint": subject.codec.fingerprint}
 
     def finish(self, console: Console, seconds: float) -> int:
-        """Writes the files, shows the table, and returns the exit status."""
+        """Writes the files, shows the headlines, and returns the exit status."""
         from ttt_moshi.evaluation.files import write_evaluation
         from ttt_moshi.training.run_dir import git_state
 
@@ -129,9 +129,8 @@ class _Run:
         circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
         write_evaluation(self.out, self.results, self.outcomes, circumstances)
         console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
-        show_perplexity(console, self.results)
-        show_tasks(console, self.results)
-        console.print(f"results: {self.out / 'results.json'}", soft_wrap=True)
+        show_headlines(console, self.results.tasks)
+        console.print(f"results: {self.out / 'results.json'}, in full: {self.out / 'report.html'}", soft_wrap=True)
         skipped = len(self.results.skipped)
         return 0 if not skipped else 2 if skipped == len(self.results.tasks) else 1
 

@@ -1,4 +1,4 @@
-"""What an evaluation shows: progress bars and tables."""
+"""What an evaluation shows: progress bars, headlines, and the table of tasks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -32,43 +34,17 @@ class Bars:
         self._progress.update(self._tasks[what], completed=done, total=total)
 
 
-def show_perplexity(console: Console, results: Any) -> None:
-    """The table of components, if perplexity was asked for and measured."""
-    task = results.tasks.get("perplexity")
-    if task is None or task["status"] != "ok":
-        return
-    table = Table(title=f"perplexity over {task['n']} clips, {task['seconds']:.1f} s", title_justify="left")
-    for name in ("tokens", "count", "NLL (nats)", "95 % interval", "perplexity"):
-        table.add_column(name, justify="left" if name == "tokens" else "right")
-    for name, c in task["components"].items():
-        low, high = c["ci95"]
-        table.add_row(name, f"{c['tokens']:,}", f"{c['nll']:.4f}", f"{low:.4f} - {high:.4f}", f"{c['ppl']:.2f}")
-    console.print(table)
-    console.print(f"{task['bits_per_second']:.1f} bits per second of Moshi's audio")
+def show_headlines(console: Console, tasks: dict[str, dict[str, Any]]) -> None:
+    """Two lines a task: its value with what chance reaches, and what that means."""
+    from ttt_moshi.evaluation.report.headline import headlines
 
-
-def show_tasks(console: Console, results: Any) -> None:
-    """One row for every other task, measured or not."""
-    others = {name: task for name, task in results.tasks.items() if name != "perplexity" or task["status"] != "ok"}
-    if not others:
-        return
-    table = Table(title="tasks", title_justify="left")
-    for name in ("task", "value", "95 % interval", "n", "what"):
-        table.add_column(name, justify="right" if name in ("value", "n") else "left")
-    for name, task in others.items():
-        if task["status"] == "ok":
-            low, high = task["ci95"]
-            what = task["metric"] + (f", chance {task['chance']}" if "chance" in task else "")
-            if published := task.get("reference"):
-                what += f", {published['name']} {published['value']} ({100 * published['deviation']:+.1f} points)"
-            table.add_row(
-                name, f"{task['value']:.4f}", f"{low:.4f} - {high:.4f}", f"{task['n']} {task['unit_of_n']}", what
-            )
-    if table.row_count:
-        console.print(table)
-    for name, task in others.items():
-        if task["status"] != "ok":
-            console.print(f"{name} not run: {task['reason']}", style="yellow", soft_wrap=True, markup=False)
+    width = max(map(len, tasks), default=0)
+    for task, value, chance, n, meaning in headlines(tasks):
+        style = "yellow" if value == "not run" else ""
+        facts = [value, f"chance {chance}" if chance else "", n]
+        line = f"[bold]{escape(f'{task:{width}}')}[/]  {'   '.join(fact for fact in facts if fact)}"
+        console.print(line, style=style, soft_wrap=True)
+        console.print(Padding(escape(meaning), (0, 0, 0, width + 2)), style=style)
 
 
 def show_known_tasks(console: Console) -> None:

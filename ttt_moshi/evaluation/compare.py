@@ -55,7 +55,7 @@ def _items(path: Path) -> dict[str, float]:
 def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """How `second` differs from `first` in one task, over the items that both answered.
 
-    {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}; tasks of pairs add "mcnemar" (p
+    {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}; tasks of choices add "mcnemar" (p
     value) and the counts "first_only", "second_only" of items that one of the two got right. Differences of scores are
     positive when `second` is better.
     """
@@ -87,7 +87,7 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
         "n": len(shared),
         "significant": low > 0 or high < 0,
     }
-    if "chance" in first.results.tasks[name]:
+    if first.results.tasks[name].get("chance", 0.0) > 0.0:  # a share of right choices; of a difference it is 0
         right_a, right_b = a > 0.5, b > 0.5
         wrong_a, wrong_b = a < 0.5, b < 0.5
         found["first_only"] = int((right_a & wrong_b).sum())

@@ -61,6 +61,6 @@ def run_suite(
         except UserError as reason:
             result.tasks[name] = skipped(str(reason))
             continue
-        result.tasks[name] = outcome.entry | {"version": spec.version}
+        result.tasks[name] = outcome.entry | {"version": spec.version, **({"means": spec.means} if spec.means else {})}
         result.outcomes[name] = outcome
     return result

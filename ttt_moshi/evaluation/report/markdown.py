@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from ttt_moshi.evaluation.report.headline import headlines
 from ttt_moshi.evaluation.report.hour import hour_details
 from ttt_moshi.evaluation.report.tables import interval, table
 from ttt_moshi.evaluation.results import OK, Results
 
 
 def run_report(results: Results) -> str:
-    """All values of one evaluation, the counts beside them, and what was skipped and why."""
+    """The headlines of one evaluation, with what was skipped and why, then every task in detail."""
     checkpoint = results.checkpoint
     parts = [
         "# Evaluation\n",
         f"Checkpoint state `{checkpoint['state_id']}`, step {checkpoint['step']}, {checkpoint['kind']}.\n",
         "Intervals are 95 % bootstrap intervals over items.\n",
         table(
-            ["task", "value", "n", "what"],
-            [
-                [name, interval(task), f"{task['n']} {task['unit_of_n']}", task["metric"]]
-                if task["status"] == OK
-                else [name, "not run", "", task["reason"]]
-                for name, task in results.tasks.items()
-            ],
+            ["task", "value (95 % interval)", "chance", "n", "what it means"],
+            [list(headline) for headline in headlines(results.tasks)],
         ),
     ]
     for name, task in results.tasks.items():
         if task["status"] == OK:
-            parts += [f"## {name}\n", *_details(task)]
+            parts += [f"## {name}\n", f"{task['metric']}: {interval(task)}.\n", *_details(task)]
     settings = [[key, str(value)] for key, value in results.config.items() if value is not None]
     parts += ["## Settings\n", table(["setting", "value"], [*settings, ["seed", str(results.seed)]])]
     return "\n".join(parts)

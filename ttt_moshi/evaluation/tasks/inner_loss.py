@@ -66,6 +66,7 @@ class InnerLoss:
             "status": "ok",
             "metric": "inner loss at the start of the frame's mini-batch minus at the initial weights, mean of layers",
             "better": "lower",
+            "chance": 0.0,
             "value": float(gains.mean()),
             "ci95": list(bootstrap_mean(gains)),
             "n": len(gains),

@@ -103,6 +103,7 @@ class TaskSpec:
         build: finds the data and returns the task; raises `UserError` where some is missing.
         check: the same without a model; None where `build` needs none.
         needs: the data, in a few words, for `--tasks list`.
+        means: what the value says, in a clause; where chance has a value, what a better one shows.
         version: changes whenever the same model and data would get another number.
         text, user: the streams that are usual for it.
         runs_model: whether options about the model act on it.
@@ -112,6 +113,7 @@ class TaskSpec:
 
     build: Callable[[Benchmarks], Task]
     needs: str
+    means: str = ""
     version: int = 1
     text: TextMode = "absent"
     user: UserMode = "silence"
@@ -203,7 +205,8 @@ def _questions(name: str) -> TaskSpec:
         return spoken_questions.open_questions(root, name)
 
     needs = f"{name}/{name}.csv and audios/ (OpenAudioBench), or {name}/questions.jsonl"
-    return TaskSpec(_asked(name, find), needs, cannot_apply=spoken_questions.cannot_apply, talks=True)
+    means = "this share of questions is answered in what the model says by itself"
+    return TaskSpec(_asked(name, find), needs, means, cannot_apply=spoken_questions.cannot_apply, talks=True)
 
 
 def _inner(b: Benchmarks) -> Task:
@@ -216,12 +219,25 @@ _BOOKS = "librilight/<size>/<speaker>/<book>/*.flac with .json"
 
 TASKS: dict[str, TaskSpec] = {
     "perplexity": TaskSpec(
-        _perplexity, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()
+        _perplexity,
+        _RECORDINGS,
+        "each audio token of the agent is as uncertain as a choice among so many; lower is better",
+        text="given",
+        user="natural",
+        check=lambda b: b.recordings().check(),
     ),
-    "dialogue": TaskSpec(_dialogue, _RECORDINGS, text="given", user="natural", check=lambda b: b.recordings().check()),
+    "dialogue": TaskSpec(
+        _dialogue,
+        _RECORDINGS,
+        "what the agent says next costs so many nats a token in whole calls; lower is better",
+        text="given",
+        user="natural",
+        check=lambda b: b.recordings().check(),
+    ),
     "hour": TaskSpec(
         _hour,
         f"{_RECORDINGS}, three at least, together longer than --minutes",
+        "a passage heard that long ago is still known",
         text="given",
         user="natural",
         cannot_apply=hour.cannot_apply,
@@ -230,25 +246,58 @@ TASKS: dict[str, TaskSpec] = {
     "free_running": TaskSpec(
         _free_running,
         "conversations that `ttt-moshi generate` wrote: --data",
+        "this share of conversations keeps its words and sounds to the end",
         text="given",
         user="natural",
         cannot_apply=runs_no_model,
         check=lambda b: b.recordings().check(),
         runs_model=False,
     ),
-    "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}"),
-    "sblimp": TaskSpec(_sblimp, "sLM21-dataset/syntactic/{dev,test}"),
-    "ssc": TaskSpec(_story("ssc", "sSC"), "sSC/<n>_<uuid>_{correct,incorrect}.wav"),
-    "tsc": TaskSpec(_story("tsc", "tSC"), "tSC/<n>_<uuid>_{correct,incorrect}.wav"),
-    "salmon": TaskSpec(_salmon, "salmon/<part>/sample_<i>_{0,1}.wav"),
-    "position": TaskSpec(lambda b: Position(b.books()[0]), _BOOKS),
-    "context": TaskSpec(lambda b: Context(*b.books()), _BOOKS),
-    "repeat": TaskSpec(lambda b: Repeat(*b.books()), _BOOKS),
-    "spoken_repeat": TaskSpec(_spoken_repeat, "repeat/<seconds>/*.wav with .json", version=2),
-    "needle": TaskSpec(_needle, "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav"),
+    "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}", "real words are found likelier than made-up ones"),
+    "sblimp": TaskSpec(
+        _sblimp, "sLM21-dataset/syntactic/{dev,test}", "grammatical sentences are found likelier than others"
+    ),
+    "ssc": TaskSpec(
+        _story("ssc", "sSC"),
+        "sSC/<n>_<uuid>_{correct,incorrect}.wav",
+        "the end that follows from a story is found likelier than one that does not",
+    ),
+    "tsc": TaskSpec(
+        _story("tsc", "tSC"),
+        "tSC/<n>_<uuid>_{correct,incorrect}.wav",
+        "the end of a story is found likelier than one about something else",
+    ),
+    "salmon": TaskSpec(
+        _salmon,
+        "salmon/<part>/sample_<i>_{0,1}.wav",
+        "speech whose voice, room and mood stay the same is found likelier than speech in which they change",
+    ),
+    "position": TaskSpec(
+        lambda b: Position(b.books()[0]),
+        _BOOKS,
+        "a semantic token of a whole book costs so many nats; lower is better",
+    ),
+    "context": TaskSpec(
+        lambda b: Context(*b.books()), _BOOKS, "what was said longer ago makes the end of a book easier to predict"
+    ),
+    "repeat": TaskSpec(
+        lambda b: Repeat(*b.books()), _BOOKS, "a passage is easier to predict where it was heard before"
+    ),
+    "spoken_repeat": TaskSpec(
+        _spoken_repeat,
+        "repeat/<seconds>/*.wav with .json",
+        "a passage is easier to predict where it was heard before",
+        version=2,
+    ),
+    "needle": TaskSpec(
+        _needle,
+        "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav",
+        "a fact told a while ago still decides which answer is found likelier",
+    ),
     "full_duplex": TaskSpec(
         _full_duplex,
         "full_duplex/<subset>/<id>/ of Full-Duplex-Bench v1, each with the model's output.json",
+        "in this share of situations the turn is taken where it is free and left where it is not",
         cannot_apply=runs_no_model,
         runs_model=False,
     ),
@@ -256,16 +305,23 @@ TASKS: dict[str, TaskSpec] = {
     "spoken_choices": TaskSpec(
         _asked("spoken_choices", spoken_questions.choice_questions),
         "spoken_choices/<name>.jsonl with audio, choices and answer",
+        "the right choice is said more often than by guessing",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
     ),
     "judged_answers": TaskSpec(
         _asked("judged_answers", spoken_questions.judged_questions),
         "judged_answers/<name>.jsonl with audio, question and reference; --judge",
+        "the judge rates what the model says so on average; higher is better",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
     ),
-    "inner": TaskSpec(_inner, f"{_BOOKS}; a model with TTT layers", cannot_apply=cannot_apply),
+    "inner": TaskSpec(
+        _inner,
+        f"{_BOOKS}; a model with TTT layers",
+        "what the memory has written makes its inner task easier",
+        cannot_apply=cannot_apply,
+    ),
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")

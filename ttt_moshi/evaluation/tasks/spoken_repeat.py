@@ -96,6 +96,7 @@ class SpokenRepeat:
             "status": "ok",
             "metric": f"NLL in nats of semantic tokens of a passage heard {last['frames']} frames ago, minus unheard",
             "better": "lower",
+            "chance": 0.0,
             **last["heard_minus_unheard"],
             "unit_of_n": "recordings",
             "window": engine.scorer.window,
