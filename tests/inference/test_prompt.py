@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ttt_moshi.inference import Conversation, InferenceError, Sampling, Slots
+from ttt_moshi.inference.driver import Driver, Given, Item, read_conversation, seed_of
 from ttt_moshi.inference.prompt import begin_beside, begin_with, make_prompt
 
 GREEDY = Sampling(greedy=True)
@@ -15,13 +16,14 @@ def noise(frames: int, seed: int = 0) -> torch.Tensor:
     return 0.1 * torch.randn(frames, 1920, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_conversation_after_a_prompt_is_the_likeliest_of_the_forward_with_a_prefix(speaker):
-    """One teacher-forced forward with `prefix_lengths` is the oracle; the backward pass over the prompt matters."""
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_the_conversation_after_given_frames_is_the_likeliest_of_the_forward(speaker, both_ways):
+    """One teacher-forced forward is the oracle, with `prefix_lengths` or without; the backward pass matters."""
     model, P = speaker.model, 9
     codes, user = make_prompt(speaker, noise(4, seed=1).flatten()[:-100], "one two")
     codes, user = codes[:, :P], user[: P * 1920]
     assert codes.shape == (1 + model.n_q, P)
-    start, heard = begin_with(speaker, codes, user, GREEDY), noise(20)
+    start, heard = begin_with(speaker, codes, user, GREEDY, both_ways=both_ways), noise(20)
     assert start.frames == P
     with Conversation(speaker, GREEDY) as conversation:
         conversation.restore(start)
@@ -30,14 +32,13 @@ def test_the_conversation_after_a_prompt_is_the_likeliest_of_the_forward_with_a_
         both = speaker.mimi.encode(torch.cat([user, heard.flatten()])[None, None])[0]
         whole = torch.cat([torch.cat([codes[: 1 + model.dep_q], said], dim=1), both])[None]
         whole[:, 1 + model.dep_q :, :P] = codes[1 + model.dep_q :]
-        given = torch.tensor([P])
-        output = model(whole, prefix_lengths=given)
-        causal = model(whole)
-    dep_q = model.dep_q
-    assert torch.equal(output.text_logits.argmax(-1)[output.text_mask], whole[:, :1][output.text_mask])
-    assert torch.equal(output.logits.argmax(-1)[output.mask], whole[:, 1 : 1 + dep_q][output.mask])
-    wrong = causal.logits.argmax(-1)[output.mask] != whole[:, 1 : 1 + dep_q][output.mask]
-    assert int(wrong.sum()) > 2, "without the backward pass it would be another conversation"
+        prefixed, causal = model(whole, prefix_lengths=torch.tensor([P])), model(whole)
+    output, other = (prefixed, causal) if both_ways else (causal, prefixed)
+    mask, text_mask, dep_q = prefixed.mask, prefixed.text_mask, model.dep_q  # of what comes after the given frames
+    assert torch.equal(output.text_logits.argmax(-1)[text_mask], whole[:, :1][text_mask])
+    assert torch.equal(output.logits.argmax(-1)[mask], whole[:, 1 : 1 + dep_q][mask])
+    wrong = other.logits.argmax(-1)[mask] != whole[:, 1 : 1 + dep_q][mask]
+    assert int(wrong.sum()) > 2, "read the other way it would be another conversation"
 
 
 def test_a_prompt_decides_what_is_said_and_serves_many_conversations(speaker):
@@ -86,3 +87,25 @@ def test_a_prompt_is_read_between_two_ticks_of_others(speaker, sink):
     assert beside.frames == alone.frames and beside.tensors.keys() == alone.tensors.keys()
     for name, tensor in alone.tensors.items():
         torch.testing.assert_close(beside.tensors[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_every_recording_goes_on_from_frames_of_its_own(speaker, tmp_path):
+    """Beside others it is the conversation that it is alone; other frames, and none, are other conversations."""
+    codes, user = make_prompt(speaker, voice=noise(6, seed=3).flatten())
+    other, _ = make_prompt(speaker, voice=noise(6, seed=4).flatten())
+    heard = noise(12).flatten()
+    items = [Item("a", lambda: heard, lambda: Given(codes, user)), Item("b", lambda: heard, lambda: Given(other, user)),
+             Item("c", lambda: heard)]  # fmt: skip
+    for name, some in (("together", items), ("alone", items[:1])):
+        Driver(speaker, Sampling(), slots=3, seed=7).converse(some, tmp_path / name)
+    a, b, c = (read_conversation(tmp_path / "together" / name).tokens for name in "abc")
+    assert (a == read_conversation(tmp_path / "alone" / "a").tokens).all()
+    assert (a >= 0).all() and (a != b).any() and (a != c).any()
+    start = begin_with(speaker, codes, user, seed=seed_of(7, "a"), both_ways=False)
+    with Conversation(speaker) as conversation:
+        conversation.restore(start)
+        said = torch.stack([conversation.hear(frame).tokens for frame in heard.split(1920)], dim=1)
+    assert (said.numpy() == a).all()
+    Driver(speaker, Sampling(), seed=7).converse(items, tmp_path / "together")  # they are there
+    with pytest.raises(InferenceError, match=r"holds another conversation .*differs in prompt"):
+        Driver(speaker, Sampling(), seed=7).converse([Item("a", lambda: heard)], tmp_path / "together")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ttt_moshi.files import read_bytes, read_text, replacing, write_atomically
 from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.inference.answers import Answer, Question, answer
 from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.prompt import go_on_beside
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.slots import Slots, Snapshot
 from ttt_moshi.inference.speaker import Speaker
@@ -39,11 +40,30 @@ MADE_BY, WORDS, TOKENS = "made_by.json", "output.json", "tokens.safetensors"
 
 
 @dataclass(frozen=True)
+class Given:
+    """Frames that count as said and heard before a conversation.
+
+    Args:
+        codes: int64 [K, P], all streams.
+        user: float32 [P * frame_size], what the user's codes were made of.
+    """
+
+    codes: Tensor
+    user: Tensor
+
+
+@dataclass(frozen=True)
 class Item:
-    """One recording of a user: its name, and what reads its samples (float32 at the model's rate), when it is due."""
+    """One recording of a user.
+
+    Args:
+        read: reads its samples (float32 at the model's rate), when they are due.
+        given: what the conversation goes on from, in the place of the driver's prompt; None without any.
+    """
 
     name: str
     read: Callable[[], Tensor]
+    given: Callable[[], Given] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,25 +106,34 @@ class Driver:
         if not left:
             return
 
-        def questions() -> Iterator[Question]:
+        made_by: dict[str, dict[str, Any]] = {}
+
+        def questions(slots: Slots) -> Iterator[Question]:
             for item in left:
                 try:
-                    yield self._question(item)
+                    question, given = self._question(item), item.given() if item.given else None
+                    made_by[item.name] = self.identity(question, given)
+                    if given is not None:
+                        start = go_on_beside(slots, given.codes, given.user, question.seed)
+                        question = replace(question, start=start)
+                    yield question
                 except UserError as error:
                     on_done(item.name, str(error))
 
         with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots:
-            for found in answer(slots, questions(), on_tick=on_tick):
+            for found in answer(slots, questions(slots), on_tick=on_tick):
+                name = found.question.name
                 if found.failure is None:
-                    self._write(folder / found.question.name, found, slots.sample_rate)
-                on_done(found.question.name, found.failure)
+                    self._write(folder / name, found, slots.sample_rate, made_by[name])
+                on_done(name, found.failure)
 
     def _left(self, items: Iterable[Item], folder: Path) -> list[Item]:
         """The items that are not there yet; those that are there must be what would be made now."""
         left = []
         for item in items:
             if (folder / item.name / WORDS).exists():
-                self._require_mine(folder / item.name, self._question(item))
+                given = item.given() if item.given else None
+                self._require_mine(folder / item.name, self.identity(self._question(item), given))
             else:
                 left.append(item)
         return left
@@ -112,14 +141,15 @@ class Driver:
     def _question(self, item: Item) -> Question:
         return Question(item.name, item.read(), seed_of(self.seed, item.name), self.start, self.greeting)
 
-    def identity(self, question: Question) -> dict[str, Any]:
+    def identity(self, question: Question, given: Given | None = None) -> dict[str, Any]:
         """Everything that decides what is said."""
+        prompt = self._prompt if given is None else _digest({"codes": given.codes, "user": given.user})
         return {
             "state_id": self.speaker.state_id,
             "sink": self.speaker.sink,
             "sampling": asdict(self.sampling),
             "seed": question.seed,
-            "prompt": self._prompt,
+            "prompt": prompt,
             "greeting": self.greeting,
             "input": _digest({"samples": question.samples}),
         }
@@ -128,25 +158,24 @@ class Driver:
     def _prompt(self) -> str | None:
         return None if self.start is None else _digest(self.start.tensors)
 
-    def _require_mine(self, folder: Path, question: Question) -> None:
+    def _require_mine(self, folder: Path, wanted: dict[str, Any]) -> None:
         try:
             made_by = json.loads(read_text(folder / MADE_BY))
         except (OSError, ValueError):
             made_by = None
-        wanted = self.identity(question)
         if made_by == wanted:
             return
         differs = [key for key in wanted if not isinstance(made_by, dict) or made_by.get(key) != wanted[key]]
         what = f"differs in {', '.join(differs)}" if made_by else "does not say what made it"
         raise InferenceError(f"{folder} holds another conversation ({what}): choose another folder, or overwrite it")
 
-    def _write(self, folder: Path, found: Answer, sample_rate: int) -> None:
+    def _write(self, folder: Path, found: Answer, sample_rate: int, identity: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WORDS).unlink(missing_ok=True)
         write_audio(folder / "input.wav", found.question.samples, sample_rate)
         write_audio(folder / "output.wav", found.samples, sample_rate)
         write_atomically(folder / TOKENS, save({"tokens": found.tokens.to(torch.int16)}), durable=False)
-        made_by = json.dumps(self.identity(found.question), indent=1) + "\n"
+        made_by = json.dumps(identity, indent=1) + "\n"
         write_atomically(folder / MADE_BY, made_by.encode(), durable=False)
         write_words(folder / WORDS, words(found.pieces, FRAME_RATE))
 

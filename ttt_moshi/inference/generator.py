@@ -54,13 +54,15 @@ class Generator(LMGen):
         return out
 
     @torch.no_grad()
-    def read_given(self, codes: Tensor) -> None:
-        """Reads the given frames at the beginning of a conversation in one pass, in both directions, as in training.
+    def read_given(self, codes: Tensor, both_ways: bool = True) -> None:
+        """Reads the given frames at the beginning of a conversation in one pass.
 
         Afterwards everything is as if they had been said and heard, and the first frame that is not given is drawn.
 
         Args:
             codes: int64 [1, K, P], all streams. The generator has one row, which has read nothing yet.
+            both_ways: in both directions, as training reads a prefix; else as if they had been said and heard one by
+                one.
 
         Raises:
             InferenceError: more frames than the attention window holds.
@@ -78,8 +80,9 @@ class Generator(LMGen):
         # Position j reads frame j - 1, so P frames are P + 1 positions; the frame after them is not looked at.
         following = torch.cat([codes, codes[:, :, -1:]], dim=2)
         inputs, _ = delayed(following, history, start, model.delays, model._get_initial_token())
+        prefix = start + P + 1 if both_ways else None
         hidden, text_logits = model.forward_text(
-            inputs, state.condition_sum, state.condition_cross, prefix_lengths=start + P + 1
+            inputs, state.condition_sum, state.condition_cross, prefix_lengths=prefix
         )
         self.steps.fill_(P)
         token = self._text(text_logits[:, 0, -1])

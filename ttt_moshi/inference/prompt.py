@@ -17,18 +17,26 @@ from ttt_moshi.inference.slots import Slots, Snapshot
 from ttt_moshi.inference.speaker import Speaker
 
 
-def begin_with(speaker: Speaker, codes: Tensor, user: Tensor, sampling: Sampling | None = None) -> Snapshot:
+def begin_with(
+    speaker: Speaker,
+    codes: Tensor,
+    user: Tensor,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    both_ways: bool = True,
+) -> Snapshot:
     """Where a conversation is after its given frames.
 
     Args:
         codes: int64 [K, P], all streams of the given frames: text, Moshi's audio, the user's audio.
         user: float32 [P * frame_size], what the user's codes were made of.
+        seed, both_ways: see `Slots.read_given`.
 
     Raises:
         InferenceError: more frames than the attention window holds.
     """
     with Slots(speaker, 1, sampling) as slots:
-        slots.read_given(codes, user)
+        slots.read_given(codes, user, seed, both_ways)
         return slots.snapshot(0)
 
 
@@ -39,8 +47,25 @@ def begin_beside(slots: Slots, text: str) -> Snapshot:
         InferenceError: a text of no token, or of more than the attention window holds.
     """
     with slots.set_aside():
-        speaker = replace(slots.speaker, sink=0)  # what keeps a sink's frames is at work already
-        return begin_with(speaker, *make_prompt(speaker, text=text), slots.sampling)
+        return begin_with(_aside(slots), *make_prompt(slots.speaker, text=text), slots.sampling)
+
+
+def go_on_beside(slots: Slots, codes: Tensor, user: Tensor, seed: int) -> Snapshot:
+    """Where a conversation is after frames that count as said and heard, made between two ticks of others.
+
+    Args:
+        codes, user: as in `begin_with`.
+
+    Raises:
+        InferenceError: more frames than the attention window holds.
+    """
+    with slots.set_aside():
+        return begin_with(_aside(slots), codes, user, slots.sampling, seed, both_ways=False)
+
+
+def _aside(slots: Slots) -> Speaker:
+    """The speaker of slots that are set aside: what keeps a sink's frames is at work already."""
+    return replace(slots.speaker, sink=0)
 
 
 def make_prompt(speaker: Speaker, voice: Tensor | None = None, text: str | None = None) -> tuple[Tensor, Tensor]:

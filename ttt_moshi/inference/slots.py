@@ -128,19 +128,21 @@ class Slots:
             self._generator.set_exec_mask(mask)
             self._generator.advance(torch.zeros(self.count, heard, 1, dtype=torch.long, device=model.device))
 
-    def read_given(self, codes: Tensor, user: Tensor) -> None:
+    def read_given(self, codes: Tensor, user: Tensor, seed: int = 0, both_ways: bool = True) -> None:
         """Begins a conversation with given frames; for one slot only (see `prompt.begin_with`).
 
         Args:
             codes: int64 [K, P], all streams.
             user: float32 [P * frame_size], the user's audio.
+            seed: of the conversation's draws, the first of which is made here.
+            both_ways: whether the frames are read in both directions, see `Generator.read_given`.
         """
         assert self.count == 1, "a pass over several frames cannot leave other rows alone"
-        self._clear(0, 0)
+        self._clear(0, seed)
         mimi, device = self.speaker.mimi, self.speaker.model.device
         codes = codes[None].to(device)
         with torch.no_grad(), self._eager():
-            self._generator.read_given(codes)
+            self._generator.read_given(codes, both_ways)
             for frame, heard in enumerate(user.to(device).split(self.frame_size)):
                 mimi.encode(heard[None, None])
                 mimi.decode(codes[:, 1 : 1 + self.speaker.model.dep_q, frame : frame + 1])

@@ -66,6 +66,8 @@ def _details(task: dict[str, Any]) -> list[str]:
         names = ("take_over", "latency", "backchannels_per_second", "jsd")
         rows = [[n, *(interval(m[x], 3) if x in m else "" for x in names)] for n, m in task["subsets"].items()]
         parts.append(table(["subset", "take-over rate", "latency (s)", "backchannels per second", "JSD"], rows))
+    if "true" in task:
+        parts += _continued(task)
     if "facts" in task:
         parts += hour_details(task)
     elif "minutes" in task:
@@ -92,6 +94,23 @@ def _details(task: dict[str, Any]) -> list[str]:
         ]
         parts.append(table(["layer", "W0", "before the write", "after"], rows))
     return parts
+
+
+def _continued(task: dict[str, Any]) -> list[str]:
+    """The likelihood of true continuations, and what was said in their place."""
+    rows = [[group, interval(found)] for group, found in task["true"].items()]
+    said, labels = task["said"], {"length_ratio": "speech over true", "silence": "silence", "ends": "speaks until"}
+    beside = [
+        [label, *(interval(said[key], 3) if key in said else "" for key in (name, f"true_{name}"))]
+        for name, label in labels.items()
+        if name in said
+    ]
+    return [
+        f"At most {task['prompt_frames']} frames are given.\n",
+        table(["true continuation", "NLL (nats)"], rows),
+        f"{task['collapsed']} of {task['n']} collapse.\n",
+        table(["share of time", "said instead", "true"], beside),
+    ]
 
 
 def _curve(points: list[dict[str, Any]], label: str) -> str:

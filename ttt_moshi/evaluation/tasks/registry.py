@@ -26,6 +26,7 @@ from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
 from ttt_moshi.evaluation.tasks import hour, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
+from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
 from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, find_situations
@@ -183,6 +184,12 @@ def _spoken_repeat(b: Benchmarks) -> Task:
     return SpokenRepeat([passage for passage in passages if passage.example.id in chosen])
 
 
+def _continuation(b: Benchmarks) -> Task:
+    found = find_long(b.root)
+    chosen = sample({"": {example.id for example in found}}, b.max_items, b.seed)
+    return Continuation([example for example in found if example.id in chosen], b.talker)
+
+
 def _full_duplex(b: Benchmarks) -> Task:
     situations = find_situations(b.root)
     strata: dict[str, set[str]] = defaultdict(set)
@@ -293,6 +300,13 @@ TASKS: dict[str, TaskSpec] = {
         _needle,
         "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav",
         "a fact told a while ago still decides which answer is found likelier",
+    ),
+    "continuation": TaskSpec(
+        _continuation,
+        "librispeech-long/<split>/<speaker>/<chapter>/*.flac",
+        "a semantic token of the true continuation costs so many nats; lower is better",
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
     ),
     "full_duplex": TaskSpec(
         _full_duplex,
