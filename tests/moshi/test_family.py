@@ -51,7 +51,7 @@ def tiny(folder: Path, base_folder: Path, kind: str) -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_official_loader(tmp_path, base_folder, make_codes, kind):
-    """Bit for bit; of models that predict the user's audio too, Moshi's half."""
+    """Bit for bit; of models that predict the user's audio too, Moshi's half, to the rounding of products of other shapes."""
     config = tiny(tmp_path / "model", base_folder, kind)
     official = get_moshi_lm(tmp_path / "model" / "model.safetensors", config, dtype=torch.float32)
     if kind.startswith("Hibiki"):  # as the official loader does: an early end of sequence is padding
@@ -67,7 +67,10 @@ def test_logits_are_those_of_the_official_loader(tmp_path, base_folder, make_cod
         expected, found = official(codes, conditions), model(codes)
     assert torch.equal(found.text_logits[found.text_mask], expected.text_logits[expected.text_mask])
     assert model.dep_q == 3 and bool(found.mask.any())
-    assert torch.equal(found.logits[found.mask], expected.logits[:, :3][expected.mask[:, :3]])
+    own = expected.logits[:, :3][expected.mask[:, :3]]
+    if official.dep_q == 3:
+        assert torch.equal(found.logits[found.mask], own)
+    torch.testing.assert_close(found.logits[found.mask], own, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -50,7 +50,8 @@ def test_the_user_is_predicted_by_copies_of_the_depth_steps(base_folder, make_co
         old, new = before(codes), after(codes)
     assert torch.equal(new.text_logits[new.text_mask], old.text_logits[old.text_mask])
     own = new.mask[:, :3]
-    assert torch.equal(new.logits[:, :3][own], old.logits[old.mask])  # nothing that was known is lost
+    # Nothing that was known is lost; some processors round products of another number of depth steps differently.
+    torch.testing.assert_close(new.logits[:, :3][own], old.logits[old.mask], rtol=1e-5, atol=1e-5)
     assert bool(new.mask[:, 3:].any()) and bool(new.logits[:, 3:][new.mask[:, 3:]].isfinite().all())
     state = after.state_dict()
     copied = 0
