@@ -21,13 +21,33 @@ from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
-from ttt_moshi.frames import SAMPLE_RATE, frames_to_seconds
+from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
 from ttt_moshi.inference.driver import Item
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
+
+
+@dataclass(frozen=True)
+class TwoSides:
+    """A recorded dialogue with audio of agent and user.
+
+    Args:
+        id: names it by its content.
+        name: names it for people, once in its list.
+    """
+
+    id: str
+    name: str
+    recording: Recording
+
+    def read(self) -> np.ndarray:
+        """float32 [2, samples], the agent's first, as far as the recording is used."""
+        audio = read_audio(self.recording.audio)[list(moshi_first(2, self.recording.moshi_speaker))]
+        return audio[:, : self.recording.frames * FRAME_SIZE]
 
 
 @dataclass(frozen=True)
@@ -86,16 +106,34 @@ class EvaluationData:
         Raises:
             EvaluationError: pre-tokenized recordings, or mono ones, in which no user can be heard.
         """
-        found = self._corpus(self.duration_sec).recordings
-        for recording in found:
-            if isinstance(recording.info, EncodedInfo) or recording.info.channels < 2:
-                raise EvaluationError(f"no user can be played: {recording.audio.name} has no audio of one")
+        found = self._with_users()
         samples = round(minutes * 60 * SAMPLE_RATE)
 
         def reader(first: int) -> Callable[[], Any]:
             return lambda: _played([*found[first:], *found[:first]], samples)
 
         return [Item(f"user{number}", reader(number)) for number in range(min(count, len(found)))]
+
+    def dialogues(self) -> list[TwoSides]:
+        """The recordings with both of their sides, at most `max_items`.
+
+        Raises:
+            EvaluationError: pre-tokenized or mono recordings.
+        """
+        found = self._with_users()
+        chosen = sample({"": {recording.id for recording in found}}, self.max_items, self.seed)
+        return [
+            TwoSides(recording.id, f"{number:04d}-{recording.audio.stem}", recording)
+            for number, recording in enumerate(found)
+            if recording.id in chosen
+        ]
+
+    def _with_users(self) -> list[Recording]:
+        found = list(self._corpus(self.duration_sec).recordings)
+        for recording in found:
+            if isinstance(recording.info, EncodedInfo) or recording.info.channels < 2:
+                raise EvaluationError(f"no user can be played: {recording.audio.name} has no audio of one")
+        return found
 
     def _corpus(self, duration_sec: float) -> Corpus:
         return Corpus(

@@ -58,6 +58,28 @@ def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAM
     return _percentiles(samples[:, 0] / samples[:, 1])
 
 
+def correlation(x: np.ndarray, y: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, Interval]:
+    """Pearson's correlation of two values of every item, [N] each, with its 95 % percentile interval.
+
+    NaN where one of the two is the same for all items; resamples in which it is are left out.
+    """
+    x, y = x - x.mean(), y - y.mean()
+    values = np.stack([x, y, x * x, y * y, x * y], axis=1)
+    (whole,) = _pearson(values.sum(axis=0, keepdims=True), len(x))
+    samples = _pearson(_resampled_sums(values, resamples, seed), len(x))
+    defined = samples[~np.isnan(samples)]
+    return float(whole), _percentiles(defined) if len(defined) else (math.nan, math.nan)
+
+
+def _pearson(sums: np.ndarray, n: int) -> np.ndarray:
+    """Correlations [M] from sums [M, 5] of x, y, x², y², xy over `n` items."""
+    x, y, xx, yy, xy = sums.T / n
+    variances = np.stack([xx - x * x, yy - y * y])
+    varies = (variances > 1e-12 * np.stack([xx, yy])).all(axis=0)
+    spread = np.sqrt(np.where(varies, variances[0] * variances[1], np.nan))
+    return np.clip((xy - x * y) / spread, -1.0, 1.0)
+
+
 def paired_difference(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Interval:
     """95 % percentile interval of mean(second - first) over the same items."""
     return bootstrap_mean(second - first, resamples, seed)

@@ -66,6 +66,8 @@ def _details(task: dict[str, Any]) -> list[str]:
         names = ("take_over", "latency", "backchannels_per_second", "jsd")
         rows = [[n, *(interval(m[x], 3) if x in m else "" for x in names)] for n, m in task["subsets"].items()]
         parts.append(table(["subset", "take-over rate", "latency (s)", "backchannels per second", "JSD"], rows))
+    if "kinds" in task:
+        parts += _turns(task["kinds"])
     if "true" in task:
         parts += _continued(task)
     if "facts" in task:
@@ -93,6 +95,21 @@ def _details(task: dict[str, Any]) -> list[str]:
             for n, curves in task["layers"].items()
         ]
         parts.append(table(["layer", "W0", "before the write", "after"], rows))
+    return parts
+
+
+def _turns(kinds: dict[str, Any]) -> list[str]:
+    """Turn events of the model beside the recorded ones, one table a measure."""
+    parts = []
+    labels = {"per_minute": "events a minute", "seconds_per_minute": "seconds a minute", "median": "median (s)"}
+    for measure, label in labels.items():
+        rows = []
+        for kind, found in kinds.items():
+            cells = found[measure]
+            rows.append(
+                [kind, *(interval(cells[x], 3) if x in cells else "" for x in ("said", "recorded", "correlation"))]
+            )
+        parts.append(table([label, "the model", "recorded", "correlation"], rows))
     return parts
 
 

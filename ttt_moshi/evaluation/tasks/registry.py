@@ -36,6 +36,7 @@ from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
 from ttt_moshi.evaluation.tasks.slm21 import lexical_pairs, syntactic_pairs
 from ttt_moshi.evaluation.tasks.spoken_repeat import SpokenRepeat, find_repeats
 from ttt_moshi.evaluation.tasks.stories import needle_pairs, salmon_pairs, story_pairs
+from ttt_moshi.evaluation.tasks.turns import Turns
 from ttt_moshi.evaluation.tasks.two_choices import TwoChoices
 
 INNER_FRAMES = 2048
@@ -147,6 +148,10 @@ def _hour(b: Benchmarks) -> Task:
     return hour.Hour(*recorded.whole(), b.minutes, recorded.controls.sink or hour.SINK, talk, silent)
 
 
+def _turns(b: Benchmarks) -> Task:
+    return Turns(b.recordings().dialogues(), b.talker)
+
+
 def _swuggy(b: Benchmarks) -> Task:
     pairs = subset(lexical_pairs(b.root, b.split), b.max_items, b.seed, "band")
     return TwoChoices("swuggy", pairs)
@@ -250,6 +255,16 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=hour.cannot_apply,
         check=lambda b: b.recordings().check(),
     ),
+    "turns": TaskSpec(
+        _turns,
+        "stereo recordings of dialogues: --data",
+        "its units, pauses, gaps and overlaps are off by so many seconds a minute; lower is better",
+        text="given",
+        user="natural",
+        cannot_apply=spoken_questions.cannot_apply,
+        check=lambda b: b.recordings().check(),
+        talks=True,
+    ),
     "free_running": TaskSpec(
         _free_running,
         "conversations that `ttt-moshi generate` wrote: --data",
@@ -339,7 +354,7 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 PAPER_METRICS = ("swuggy", "sblimp", "ssc", "tsc")
-ON_RECORDINGS = ("perplexity", "dialogue", "hour", "free_running")
+ON_RECORDINGS = ("perplexity", "dialogue", "hour", "turns", "free_running")
 """tasks on the user's own recordings, all others need benchmarks"""
 ALIASES = {"ppl": "perplexity"}
 
