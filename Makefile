@@ -7,8 +7,8 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-talking test-doors test-faults test-kills test-wheel lint bench bench-ttt bench-ckpt \
-	bench-gpu bench-memory rehearse-7b clean
+.PHONY: demo shell test test-browser test-talking test-data test-doors test-faults test-kills test-wheel lint bench bench-ttt \
+	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,11 @@ test-faults: $(READY)
 # Fifty SIGKILLs at random moments of training runs, each compared with a run that was never killed.
 test-kills: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/training/test_many_kills.py -m slow -s
+
+# A hundred recordings and as many transcripts as people have them, with a table of what becomes of each. Lengths are compared
+# with those of the ffmpeg command where there is one. About a minute and a half on idle cores.
+test-data: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/data/test_messy.py -s
 
 # The page in Debian's Chromium, with a wav file for a microphone; installs what it needs. About two minutes on idle cores.
 test-browser: $(READY)

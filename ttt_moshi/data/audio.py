@@ -43,6 +43,12 @@ _FIXED_SIZE = ("pcm_", "flac")
 _EXACT_CONTAINERS = ("wav", "w64", "caf", "flac", "aiff", "au", "nistsphere")
 """codecs and containers that together know their length to the sample"""
 _BLOCK_SECONDS = 4
+_MISSING = 0.1
+"""seconds between two pieces of a stream in which something was lost"""
+_EARLY = 0.25
+"""seconds by which a header that is not exact may promise too much"""
+_OGG_PAGE = 65307
+"""bytes of the largest page"""
 _UNKNOWN_SIZE = 0x7FFF0000
 
 
@@ -55,6 +61,8 @@ class AudioInfo:
     samples: int
     tracks: int = 1
     """audio tracks in the file, of which the first is read"""
+    ends_early: str | None = None
+    """what says that this is only the beginning of a recording"""
 
     @property
     def seconds(self) -> float:
@@ -84,10 +92,15 @@ def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
         header = _trusted_header(container, stream)
         if header is not None:
             return header
-        facts = stream.rate, stream.channels, len(container.streams.audio)
+        rate, channels, tracks = stream.rate, stream.channels, len(container.streams.audio)
+        promised, ogg = _promised_seconds(path, container, stream), container.format.name == "ogg"
     samples = _count(path) if known is None else int(known.remember(path, "samples", lambda path: str(_count(path))))
-    rate, channels, tracks = facts
-    return AudioInfo(rate, channels, samples, tracks)
+    ends_early = None
+    if promised is not None and promised > samples / rate + _EARLY:
+        ends_early = f"ends {promised - samples / rate:.2f} s earlier than its header says: used as far as it goes"
+    elif ogg and not _has_end_mark(path):
+        ends_early = "its ogg stream has no end mark, as if the rest were missing: used as far as it goes"
+    return AudioInfo(rate, channels, samples, tracks, ends_early)
 
 
 def read_blocks(path: Path) -> Iterator[np.ndarray]:
@@ -188,6 +201,40 @@ def _trusted_header(container: av.container.InputContainer, stream: av.AudioStre
     return AudioInfo(stream.rate, stream.channels, round(samples), len(container.streams.audio))
 
 
+def _promised_seconds(path: Path, container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
+    """What a header says that was written by somebody who knew; None where there is nothing but an estimate."""
+    kind = container.format.name
+    if kind == "matroska,webm":
+        return None if container.duration is None else container.duration / av.time_base
+    if stream.duration is None or stream.time_base is None or not (kind.startswith("mov") or kind in ("asf", "mp3")):
+        return None
+    if kind == "mp3" and not _counts_its_frames(path):
+        return None
+    return float(stream.duration * stream.time_base)
+
+
+def _counts_its_frames(path: Path) -> bool:
+    """Whether the first frame of an mp3 file says how many there are."""
+    with path.open("rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":
+            # Seven bits a byte.
+            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
+        frame = file.read(2000)
+    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _has_end_mark(path: Path) -> bool:
+    """Whether the last page of an ogg file says that it is the last one."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - _OGG_PAGE))
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    return 0 <= page < len(tail) - 5 and bool(tail[page + 5] & 4)
+
+
 def _count(path: Path) -> int:
     with _open(path) as (container, stream):
         return sum(block.shape[1] for block in _decode(path, container, stream))
@@ -196,12 +243,23 @@ def _count(path: Path) -> int:
 def _decode(path: Path, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[np.ndarray]:
     """Float32 `[channels, any length]` to the end of the file."""
     rate, channels, samples = stream.rate, stream.channels, 0
+    expected: float | None = None  # seconds at which the next piece should begin
     try:
         for frame in container.decode(stream):
             if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                 raise DataError(
                     f"{path} changes at {samples / rate:.2f} s from {rate} Hz, {channels} channels to "
                     f"{frame.sample_rate} Hz, {frame.layout.nb_channels} channels; split it there"
+                )
+            lost = 0.0
+            if frame.pts is not None and frame.time_base is not None:
+                begins = float(frame.pts * frame.time_base)
+                lost = begins - (begins if expected is None else expected)
+                expected = begins + frame.samples / rate
+            if lost > _MISSING:
+                raise DataError(
+                    f"{path}: {lost:.2f} s are missing after {samples / rate:.2f} s, and later words would come too "
+                    "early; get the whole file, or fill the gap with silence (`ffmpeg -i IN -af aresample=async=1 OUT`)"
                 )
             block = _to_float(frame)
             if not np.isfinite(block).all():

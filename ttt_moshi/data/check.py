@@ -138,6 +138,8 @@ def _check_form(line: Line, info: AudioInfo) -> Iterator[Finding]:
         yield Finding("note", "rate", name, f"{info.sample_rate} Hz, resampled to {SAMPLE_RATE} Hz")
     if info.tracks > 1:
         yield Finding("note", "tracks", name, f"{info.tracks} audio tracks, of which the first is used")
+    if info.ends_early:
+        yield Finding("note", "ends early", name, info.ends_early)
 
 
 def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:

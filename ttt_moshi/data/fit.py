@@ -41,6 +41,8 @@ class Fit:
     """seconds by which the words would have to be moved to fit best"""
     best: float
     """and how well they would fit then"""
+    together: float
+    """of all words with either channel, whoever speaks; nan where there is one"""
     in_silence: float
     """share of Moshi's words in which his channel is silent from beginning to end"""
     without_words: float
@@ -60,9 +62,10 @@ def measure(words: Sequence[Word], decibels: np.ndarray) -> Fit:
     scores, lags = _correlations(said_used, loud_used)
     zero = int(np.flatnonzero(lags == 0)[0])
     best = int(np.argmax(scores))
-    swapped = float("nan")
+    swapped = together = float("nan")
     if len(loud) == 2:
         swapped = float(_correlations(said_used, loud[::-1][: len(said_used)])[0][zero])
+        together = float(_correlations(np.maximum(*said)[None], np.maximum(*loud)[None])[0][zero])
     mine = [word for word in words if word.speaker == MAIN_SPEAKER and word.end > word.start]
     silent = [not loud[0, slice(*_hops(word, hops))].any() for word in mine]
     near = _widen(said[0], round(1.0 / _SECONDS))
@@ -72,6 +75,7 @@ def measure(words: Sequence[Word], decibels: np.ndarray) -> Fit:
         swapped=swapped,
         lag=float(-lags[best] * _SECONDS),
         best=float(scores[best]),
+        together=together,
         in_silence=float(np.mean(silent)) if silent else 0.0,
         without_words=float(alone.sum() / max(1, loud[0].sum())),
         seconds_without_words=float(alone.sum() * _SECONDS),

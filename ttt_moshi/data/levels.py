@@ -20,6 +20,10 @@ QUIET = 10 ** (-50 / 20)
 _MAINS = (50, 60)
 _FULL_SCALE = 0.9995
 _CONSTANT_SHARE = 0.3
+_SAME = 0.95
+"""correlation of channels that hold the same sound; what leaks from one to the other gives little more than 0.3"""
+_ECHO = 0.3
+"""a channel that is softer than this beside the other is one on which nobody but an echo is heard"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Levels:
     hum: list[tuple[int, float]]
     """frequency of the mains that can be heard most, and its share of the energy, with two harmonics"""
     identical: bool
-    """whether all channels are the same"""
+    """whether all channels hold the same sound, be it louder or softer, with noise of its own or upside down"""
 
     def clips(self, channel: int) -> bool:
         """Whether so much is cut off that it can be heard."""
@@ -74,7 +78,7 @@ class LevelMeter:
         self._squares = np.zeros(channels)
         self._hum = np.zeros((channels, len(_MAINS)))
         self._samples = 0
-        self._identical = channels > 1
+        self._products = np.zeros((channels, channels))
 
     def add(self, block: np.ndarray) -> None:
         """Takes the next float32 samples `[channels, n]`."""
@@ -87,7 +91,8 @@ class LevelMeter:
         if block.shape[1] >= SAMPLE_RATE:  # in less time a voice cannot be told from the mains
             found = np.abs(block @ _mains(block.shape[1])) ** 2 * (2 / block.shape[1])
             self._hum += found.reshape(len(block), len(_MAINS), -1).sum(axis=2)
-        self._identical = self._identical and bool(np.abs(block - block[:1]).max(initial=0) < SILENT)
+        steps = np.diff(block, axis=1)  # of which constants and the mains are a small part
+        self._products += steps @ steps.T
 
     def levels(self) -> Levels:
         """Of everything so far."""
@@ -100,8 +105,14 @@ class LevelMeter:
             (self._sums / count).tolist(),
             np.sqrt(self._squares / count).tolist(),
             [(_MAINS[place], float(share[place])) for share, place in zip(shares, loudest, strict=True)],
-            self._identical,
+            self._same_sound(),
         )
+
+    def _same_sound(self) -> bool:
+        sizes = np.sqrt(np.diag(self._products))
+        if len(sizes) < 2 or sizes.min() < _ECHO * sizes.max() or not sizes.max():
+            return False
+        return bool((np.abs(self._products) > _SAME * np.outer(sizes, sizes)).all())
 
 
 @functools.lru_cache(maxsize=2)

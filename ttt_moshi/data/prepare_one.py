@@ -38,7 +38,7 @@ from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
 from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
-_CUT = "that end after the recording, cut there"
+_CUT = "ending after the recording, cut there"
 _AFTER = "with impossible times, left out"
 _FAR_BEYOND = 2.0
 
@@ -142,6 +142,8 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
     for finding in judge_words("", found, seconds, decibels, choices.max_repaired):
         if finding.level == "problem":
             raise DataError(finding.message)
+        if finding.kind not in ("word times", "repaired"):  # which are told below
+            outcome.done.append(finding.message)
     outcome.done += [*found.remarks, *told_repairs(found.repairs)]
     _write_transcript(transcript_path(target), found)
     outcome.word_times = "approximate" if found.approximate else "given"
@@ -296,6 +298,9 @@ def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> lis
         told.append(f"channel {order[0] + 1} of {info.channels} is Moshi, {user}")
     if info.tracks > 1:
         told.append(f"{info.tracks} audio tracks, the first is used")
+    for file, own in zip(item.files, infos, strict=True):
+        if own.ends_early:
+            told.append(own.ends_early if len(infos) == 1 else f"{file.name} {own.ends_early}")
     return told or ["rewritten as 16-bit wav"]
 
 

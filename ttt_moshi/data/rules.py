@@ -15,7 +15,7 @@ from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, Word, told_repairs
 from ttt_moshi.frames import FRAME_RATE
 
-VERSION = 2
+VERSION = 3
 """raised whenever the same files would be judged otherwise"""
 
 MAX_REPAIRED = 0.1
@@ -48,7 +48,9 @@ def judge_levels(name: str, levels: Levels) -> Iterator[Finding]:
     elif len(levels.peaks) == 2 and levels.silent_channel(1):
         yield Finding("note", "silence", name, "the user's channel is silent from beginning to end")
     if levels.identical and not levels.silent_channel(0):
-        message = "both channels are the same: mono as stereo; `ttt-moshi data prepare --channels 1` makes it mono"
+        message = (
+            "both channels hold the same sound: mono as stereo; `ttt-moshi data prepare --channels 1` makes it mono"
+        )
         yield Finding("problem", "identical channels", name, message)
     for channel, channel_name in zip(range(len(levels.peaks)), whose, strict=False):
         if levels.clips(channel):
@@ -113,18 +115,24 @@ def judge_fit(name: str, found: Fit) -> Iterator[Finding]:
     elif abs(found.lag) >= fit.SHIFT and found.best > fit.GOOD and found.best - found.own > fit.BETTER:
         late = "late" if found.lag < 0 else "early"
         yield Finding("problem", "shifted words", name, f"the words are about {abs(found.lag):.1f} s too {late}")
-    elif found.own < fit.POOR and found.best < fit.GOOD and found.in_silence > fit.IN_SILENCE:
+    elif (
+        found.own < fit.POOR
+        and found.best < fit.GOOD
+        and found.in_silence > fit.IN_SILENCE
+        and not found.together > fit.GOOD
+    ):
         message = "the words do not fit the audio at any time: the transcript may be that of another recording"
         yield Finding("problem", "another recording", name, message)
     elif found.in_silence > fit.IN_SILENCE:
         message = f"Moshi's channel is silent in {found.in_silence:.0%} of Moshi's words: some may be the user's"
         yield Finding("problem", "words in silence", name, message)
-    elif found.without_words > fit.WITHOUT_WORDS and found.seconds_without_words > fit.WITHOUT_WORDS_SECONDS:
+    elif found.without_words > fit.WITHOUT_WORDS:
         message = (
             f"{found.seconds_without_words:.0f} s of speech on Moshi's channel, {found.without_words:.0%} of it, "
             "have no words"
         )
-        yield Finding("problem", "speech without words", name, message)
+        long = found.seconds_without_words > fit.WITHOUT_WORDS_SECONDS
+        yield Finding("problem" if long else "note", "speech without words", name, message)
 
 
 def _count(words: list[Word]) -> str:

@@ -72,9 +72,10 @@ _FILLED = "without times, placed between their neighbours"
 _MOVED = "with negative times, moved to the beginning"
 _DROPPED = "with impossible times, left out"
 _TEXTUAL = "with times written as text"
-_MARKS = "that are marks such as [laughter], left out"
+_BACKWARDS = "ending before their beginning, given a length"
+_MARKS = "taken for marks such as [laughter], left out"
 _UNASSIGNED = "without a speaker, given to the one before"
-_TIME_REPAIRS = (_FILLED, _MOVED, _DROPPED)
+_TIME_REPAIRS = (_FILLED, _MOVED, _DROPPED, _BACKWARDS)
 
 
 def transcript_path(audio: Path) -> Path:
@@ -210,7 +211,10 @@ def _with_times(
                 continue
             start = 0.0
             repairs[_MOVED] += 1
-        if end is not None and start is None:
+        if start is not None and end is not None and end < start:
+            end = None
+            repairs[_BACKWARDS] += 1
+        elif end is not None and start is None:
             start = max(0.0, end - _guess(text)) if end > 0 else None
             end = None if start is None else end
             if start is not None:

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from ttt_moshi.data.formats.raw import Piece, RawTranscript
 
 _TEXTGRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|\[[^\]]*\]|(?<![\w.])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
-_RTTM_TYPES = (
-    "SPEAKER", "LEXEME", "SEGMENT", "NOSCORE", "NO_RT_METADATA", "NON-LEX", "NON-SPEECH", "FILLER", "SU", "SPKR-INFO",
-)  # fmt: skip
+_TIER = re.compile(r"(?:(.*?)[-_ ]*\b)?(words?|phones?|phonemes?|transcripts?|utterances?|text)", re.IGNORECASE)
+"""names that say what a tier holds, maybe after the name of a speaker"""
 _NUMBER = re.compile(r"-?\d+(\.\d+)?$")
 
 
 def read_textgrid(text: str) -> RawTranscript | None:
-    """Praat, in its long and its short form: the intervals of every tier; a tier is a speaker."""
+    """Praat, in its long and its short form: the intervals of every tier; a tier is a speaker.
+
+    Of an aligner's tiers (`Anna - words`, `Anna - phones`) the words are read.
+    """
     if '"TextGrid"' not in text[:200]:
         return None
     # Everything but strings and numbers is decoration, in which the two forms differ.
@@ -40,7 +42,13 @@ def read_textgrid(text: str) -> RawTranscript | None:
                     pieces.append(Piece(label, start, end, name))
     except StopIteration:
         raise ValueError("the TextGrid ends in the middle of a tier") from None
-    return RawTranscript("TextGrid", pieces)
+    named = {piece.speaker: _TIER.fullmatch(piece.speaker or "") for piece in pieces}
+    speakers = {name: name if match is None else match[1] or None for name, match in named.items()}
+    sounds = [name for name, match in named.items() if match and match[2].lower().startswith("phon")]
+    spoken = {speakers[name] for name in named if name not in sounds}
+    left_out = [name for name in sounds if speakers[name] in spoken]
+    words = [Piece(p.text, p.start, p.end, speakers[p.speaker]) for p in pieces if p.speaker not in left_out]
+    return RawTranscript("TextGrid", words, remarks=[f"tier `{name}` is left out" for name in left_out])
 
 
 def _count(value: str | float) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 from ttt_moshi.data.formats.plain import split_labels
 from ttt_moshi.data.formats.raw import Piece, RawTranscript, clock_seconds
@@ -10,47 +14,112 @@ from ttt_moshi.data.formats.raw import Piece, RawTranscript, clock_seconds
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _ARROW = re.compile(rf"^\s*({_CLOCK})\s*-->\s*({_CLOCK})(?:\s.*)?$")
 _VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
+_INNER = re.compile(rf"<({_CLOCK})>")
 _TAG = re.compile(r"</?[A-Za-z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")
+_AT_ONCE = 0.1
+"""seconds between a caption and the next one that shows its line again"""
+
+
+@dataclass
+class _Cue:
+    start: float
+    end: float
+    lines: list[str]
+
+    def shown(self) -> list[str]:
+        return [_plain(line) for line in self.lines]
 
 
 def read_captions(text: str) -> RawTranscript | None:
-    """Cues with their times; a voice tag or a label at the beginning of a line is the speaker."""
+    """Cues with their times; a voice tag or a label at the beginning of a line is the speaker.
+
+    Times inside of a line are those of the words behind them. Captions that roll, each with the line of the one
+    before, say every line once.
+    """
     lines = text.split("\n")
     vtt = lines[0].startswith("WEBVTT")
     starts = [number for number, line in enumerate(lines) if _ARROW.match(line)]
     if not vtt and (not starts or starts[0] > 3):
         return None
-    cues: list[tuple[float, float, str]] = []
-    for number in starts:
-        match = _ARROW.match(lines[number])
-        assert match is not None
-        body = []
-        for line in lines[number + 1 :]:
-            if not line.strip():
-                break
-            body.append(line)
-        cues.append((clock_seconds(match[1]), clock_seconds(match[2]), "\n".join(body)))
+    cues = [_cue(lines, number, following) for number, following in pairwise([*starts, len(lines)])]
+    remarks = _unroll(cues)
+    parts = [part for cue in cues for part in _timed(cue)]
+    # Labels are told from words by all lines together.
+    labelled = split_labels([_plain(part.body) for part in parts])
     pieces = []
-    voices = [(start, end, [(voice, _plain(part)) for voice, part in _voices(body)]) for start, end, body in cues]
-    labelled = split_labels([part for _, _, parts in voices for _, part in parts])
-    said = iter(labelled)
-    for start, end, parts in voices:
-        turns = [(voice or label, line) for voice, _ in parts for label, line in next(said)]
+    for part, turns in zip(parts, labelled, strict=True):
         length = sum(len(line) + 1 for _, line in turns) or 1
-        at = start
-        for speaker, line in turns:
-            until = at + (end - start) * (len(line) + 1) / length
-            pieces.append(Piece(line, at, until, speaker))
+        at = part.start
+        for label, line in turns:
+            until = at + (part.end - part.start) * (len(line) + 1) / length
+            pieces.append(Piece(line, at, until, part.voice or label))
             at = until
-    return RawTranscript("WebVTT" if vtt else "SRT", pieces)
+    return RawTranscript("WebVTT" if vtt else "SRT", pieces, remarks=remarks)
 
 
-def _voices(body: str) -> list[tuple[str | None, str]]:
-    """The parts of a cue by `<v Name>`."""
-    parts = _VOICE.split(body)
-    found: list[tuple[str | None, str]] = [(None, parts[0])] if parts[0].strip() else []
-    return found + [(name.strip(), part) for name, part in zip(parts[1::2], parts[2::2], strict=True)]
+def _cue(lines: list[str], number: int, following: int) -> _Cue:
+    """The cue whose times stand in a line, up to an empty line or the times of the following cue."""
+    match = _ARROW.match(lines[number])
+    assert match is not None
+    body = lines[number + 1 : following]
+    if "" in body:
+        body = body[: body.index("")]
+    elif len(body) > 1 and not body[-2].strip() and body[-1].strip().isdigit():
+        body = body[:-2]  # the number of the following cue, after a line that only looks empty
+    return _Cue(clock_seconds(match[1]), clock_seconds(match[2]), [line for line in body if line.strip()])
+
+
+def _unroll(cues: list[_Cue]) -> list[str]:
+    """Takes lines out that the caption before has shown, if more than half of the captions begin with one."""
+    repeats = [0] * len(cues)
+    for number, (before, cue) in enumerate(pairwise(cues), 1):
+        shown, lines = before.shown(), cue.shown()
+        if cue.start - before.end <= _AT_ONCE:
+            lengths = range(min(len(shown), len(lines)), 0, -1)
+            repeats[number] = next((n for n in lengths if lines[:n] == shown[-n:]), 0)
+    if 2 * sum(map(bool, repeats)) <= max(1, len(cues) - 1):
+        return []
+    for cue, count in zip(cues, repeats, strict=True):
+        cue.lines = cue.lines[count:]
+    return [f"{sum(repeats)} lines that are shown again by the next caption, left out"]
+
+
+@dataclass
+class _Part:
+    """What of a caption has a voice and times of its own."""
+
+    voice: str | None
+    start: float
+    end: float
+    body: str
+
+
+def _timed(cue: _Cue) -> Iterator[_Part]:
+    body = "\n".join(cue.lines)
+    voices = _VOICE.split(body)
+    parts: list[tuple[str | None, str]] = [(None, voices[0])] if voices[0].strip() else []
+    parts += [(name.strip(), part) for name, part in zip(voices[1::2], voices[2::2], strict=True)]
+    if not _INNER.search(body):
+        length = sum(len(part) + 1 for _, part in parts) or 1
+        at = cue.start
+        for voice, part in parts:
+            until = at + (cue.end - cue.start) * (len(part) + 1) / length
+            yield _Part(voice, at, until, part)
+            at = until
+        return
+    found: list[_Part] = []
+    at = cue.start
+    for voice, part in parts:
+        for number, text in enumerate(_INNER.split(part)):
+            if number % 2:
+                at = clock_seconds(text)
+            elif _plain(text).strip():
+                found.append(_Part(voice, at, cue.end, text))
+    for part_before, part_after in pairwise(found):
+        part_before.end = part_after.start
+    yield from found
 
 
 def _plain(text: str) -> str:
-    return _TAG.sub("", text)
+    """The words of a line without markup."""
+    return html.unescape(_TAG.sub("", text)).strip()

@@ -51,6 +51,25 @@ def read_whisper(document: Any) -> RawTranscript | None:
     return RawTranscript("Whisper", pieces)
 
 
+def read_words(document: Any) -> RawTranscript | None:
+    """OpenAI's speech service with times of words alone: `{"text", "words": [{"word", "start", "end"}, ...]}`."""
+    words = document.get("words") if isinstance(document, dict) else None
+    if not isinstance(words, list) or not words:
+        return None
+    return RawTranscript("words", [_from_dict(word) for word in words])
+
+
+def read_whisper_cpp(document: Any) -> RawTranscript | None:
+    """whisper.cpp: `transcription`, whose offsets are milliseconds; words with `--max-len 1`, segments without."""
+    items = document.get("transcription") if isinstance(document, dict) else None
+    if not isinstance(items, list) or not all(isinstance(_get(item, "offsets"), dict) for item in items):
+        return None
+    return RawTranscript("whisper.cpp", [
+        _piece(item.get("text"), item["offsets"]["from"] / 1000, item["offsets"]["to"] / 1000, item.get("speaker"))
+        for item in items
+    ])  # fmt: skip
+
+
 def read_deepgram(document: Any) -> RawTranscript | None:
     """Deepgram: words of the best alternative of every channel."""
     channels = _get(document, "results", "channels")

@@ -19,12 +19,16 @@ from ttt_moshi.data.formats.json_layouts import (
     read_deepgram,
     read_speakers,
     read_whisper,
+    read_whisper_cpp,
+    read_words,
 )
 from ttt_moshi.data.formats.plain import read_plain
 from ttt_moshi.data.formats.raw import RawTranscript, decode
 from ttt_moshi.files import read_bytes
 
-JSON_READERS = (read_alignments, read_whisper, read_deepgram, read_aws, read_speakers)
+JSON_READERS = (
+    read_alignments, read_whisper, read_whisper_cpp, read_deepgram, read_aws, read_words, read_speakers,
+)  # fmt: skip
 TEXT_READERS = (read_captions, read_textgrid, read_elan, read_rttm, read_ctm)
 PLAIN_SUFFIXES = (".txt",)
 """what everything could be, nothing is taken for unless its name says so"""
@@ -48,7 +52,7 @@ def read_raw(path: Path) -> RawTranscript:
     text, remarks = decode(path, content)
     try:
         raw = _read(text, plain=path.suffix.lower() in PLAIN_SUFFIXES)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} is no transcript that can be read: {error}") from error
     raw.remarks += remarks
     return raw
@@ -72,6 +76,8 @@ def _read(text: str, plain: bool) -> RawTranscript:
         found = read_text(text)
         if found is not None:
             return found
+    if re.match(r"\s*<(!doctype html|html)\b", text, re.IGNORECASE):
+        raise ValueError("it is a web page; save its text alone")
     if not plain:
         raise ValueError("it has none of the known formats; plain text is read from files that end in .txt")
     return read_plain(text)
