@@ -199,6 +199,11 @@ def _inputs() -> list[Case]:
             for path in ("{nowhere}", "{empty}", "{binary}", "{text}", "{data}:-1", "{data}:nan", "{data}:0")
         ),
         Case(data("{data},{nowhere}"), "{nowhere}"),
+        # What can be known without a model comes before its download.
+        Case(data("{nowhere}").replace("{base}", "nobody/absent"), "{nowhere}"),
+        Case(listed.replace("{base}", "nobody/absent"), "a.wav", written("list.jsonl", line)),
+        Case(ON.replace("{base}", "nobody/absent"), "nobody/absent"),
+        Case("data encode {nowhere} --hf_repo_id nobody/absent", "{nowhere}"),
         Case(listed, "list.jsonl", written("list.jsonl", "")),
         Case(listed, "list.jsonl", written("list.jsonl", "\n\n")),
         Case(listed, "a.wav", written("list.jsonl", line)),

@@ -51,7 +51,7 @@ def tiny(folder: Path, base_folder: Path, kind: str) -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_official_loader(tmp_path, base_folder, make_codes, kind):
-    """Bit for bit; of models that predict the user's audio too, Moshi's half, to the rounding of products of other shapes."""
+    """Bit for bit; of models that predict the user's audio too, Moshi's half, to rounding."""
     config = tiny(tmp_path / "model", base_folder, kind)
     official = get_moshi_lm(tmp_path / "model" / "model.safetensors", config, dtype=torch.float32)
     if kind.startswith("Hibiki"):  # as the official loader does: an early end of sequence is padding

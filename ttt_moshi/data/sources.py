@@ -120,15 +120,17 @@ def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:
 
 
 def names_audio(spec: str) -> bool:
-    """Whether some recording of the list is an audio file, so that a codec is needed. Looks at the lists alone.
+    """Whether some recording of the list is an audio file, so that a codec is needed. Reads the lists alone, and looks
+    whether what they name is there: the first thing to ask of data, before a model is fetched for them.
 
     Raises:
-        DataError: an empty or malformed list, a missing jsonl file or a corrupt line.
+        DataError: an empty or malformed list, a missing jsonl file, a corrupt line or a missing recording.
     """
     lists = [jsonl for path, _ in split_spec(spec) for jsonl in jsonl_files(path)]
-    return any(
-        not is_encoded(read_line(jsonl, number, text).path) for jsonl in lists for number, text in numbered_lines(jsonl)
-    )
+    lines = [read_line(jsonl, number, text) for jsonl in lists for number, text in numbered_lines(jsonl)]
+    for line in lines:
+        _require_audio(line)
+    return any(not is_encoded(line.path) for line in lines)
 
 
 def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
@@ -229,11 +231,15 @@ def _open_source(index: int, path: Path, weight: Fraction, digests: DigestsFor) 
     return Source(tuple(recordings), weight)
 
 
-def _open_recording(line: Line, digests: Digests) -> Recording:
-    """The recording of a line, which has no name of its own yet."""
+def _require_audio(line: Line) -> None:
     if not line.audio.is_file():
         what = "file of codes" if is_encoded(line.path) else "audio file"
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
+
+
+def _open_recording(line: Line, digests: Digests) -> Recording:
+    """The recording of a line, which has no name of its own yet."""
+    _require_audio(line)
     info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio, digests)
     if isinstance(info, AudioInfo) and info.channels > 2:
         raise DataError(

@@ -54,8 +54,8 @@ class Slots:
     """Places for conversations that share a model, each as if it were alone. Use as a context manager.
 
     The model and the codec of `speaker` are in streaming mode meanwhile, so a speaker has one batch of slots at a time.
-    A row equals its solo run to rounding: the same tokens, unless a value lies on the edge between two. Not safe to call
-    from several threads at once.
+    A row equals its solo run to rounding: the same tokens, unless a value lies on the edge between two. Not safe to
+    call from several threads at once.
 
     Attributes:
         speaker: who talks.

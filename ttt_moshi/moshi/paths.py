@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -159,6 +160,7 @@ def _hub_config(repository: str) -> Path | None:
 
     That loader takes an unreachable hub for such a repository; here it is an error.
     """
+    huggingface_hub.logging.set_verbosity_error()  # every retry is a warning of the size of a traceback
     try:
         return Path(hf_hub_download(repository, "config.json"))
     except LocalEntryNotFoundError:

@@ -179,15 +179,16 @@ class _Data:
 
 
 def _open_data(args: TrainArgs, device: torch.device) -> _Data:
-    info = base_to_train(args.moshi_paths, args.data)
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
+    specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
+    audio = [names_audio(spec) for spec in specs]  # first: the model may be a download of 15 GB
+    info = base_to_train(args.moshi_paths, args.data)
     arguments = geometry(info.lm_config)
     alphabet = Alphabet.of_model(arguments)
     style = TextStyle.of_model(arguments, args.data.no_whitespace_before_word)
     codec = tokenizer = None
-    specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
-    if args.paper_metrics.enable or any(names_audio(spec) for spec in specs):
+    if args.paper_metrics.enable or any(audio):
         # The official class takes as many codebooks as `dep_q` says, which may count the user's too.
         mimi = resolve_model(args.moshi_paths).get_mimi(device=device)
         codec = Codec(mimi, info.mimi_config)
