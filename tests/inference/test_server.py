@@ -75,10 +75,14 @@ class Client:
         self.text = ""
         self.events: list[dict] = []
         self.ready = False
+        self.closed_with: int | None = None
 
     async def receive(self) -> bool:
         """One more message; False when the connection has been closed."""
         message = await self.socket.receive()
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            # `close_code` becomes 1006 where the server has hung up before our answer to its goodbye could be sent.
+            self.closed_with = message.data
         if message.type is not aiohttp.WSMsgType.BINARY:
             return False
         kind, content = message.data[0], message.data[1:]
@@ -101,7 +105,7 @@ class Client:
         """The code with which the server closes."""
         while await self.receive():
             pass
-        return self.socket.close_code
+        return self.socket.close_code if self.closed_with is None else self.closed_with
 
     def last(self, kind: str) -> dict | None:
         return next((event for event in reversed(self.events) if event["type"] == kind), None)

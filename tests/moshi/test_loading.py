@@ -129,7 +129,7 @@ def test_base_weights_are_accounted_for_key_by_key(folder):
     with pytest.raises(MoshiError, match=r"should not have 1 tensor: transformer\.layers\.1\.ttt\.wq\.bias"):
         build(folder)
     path.write_bytes(b"\x10" * 50)
-    with pytest.raises(MoshiError, match="damaged or not a safetensors file"):
+    with pytest.raises(MoshiError, match="corrupt or not a safetensors file"):
         build(folder)
 
 

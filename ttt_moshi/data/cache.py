@@ -50,8 +50,8 @@ class CodeCache:
         if file.exists():
             try:
                 return self._read(file, key)
-            except _DamagedError as damage:
-                _log.warning("rebuilding %s, the cached codes of %s: %s", file, audio, damage)
+            except _CorruptError as error:
+                _log.warning("rebuilding %s, the cached codes of %s: %s", file, audio, error)
         info = read_info(audio, self._digests)
         if info.frames <= SHORT_FRAMES:
             codes = torch.stack(self._codec.encode_short(list(read_audio(audio))))
@@ -103,12 +103,12 @@ class CodeCache:
         try:
             tensors = load(content)
         except SafetensorError as error:
-            raise _DamagedError(f"not a whole safetensors file ({error})") from error
+            raise _CorruptError(f"not a whole safetensors file ({error})") from error
         if set(tensors) != {"codes", "digest"}:
-            raise _DamagedError(f"it holds the tensors {sorted(tensors)}")
+            raise _CorruptError(f"it holds the tensors {sorted(tensors)}")
         codes = tensors["codes"]
         if not torch.equal(tensors["digest"], _seal(key, self._codec.fingerprint, codes)):
-            raise _DamagedError("its digest does not fit its content")
+            raise _CorruptError("its digest does not fit its content")
         return codes
 
     def _write(self, file: Path, key: str, codes: torch.Tensor) -> None:
@@ -125,7 +125,7 @@ class CodeCache:
             ) from error
 
 
-class _DamagedError(Exception):
+class _CorruptError(Exception):
     """A cache file that must be made again."""
 
 

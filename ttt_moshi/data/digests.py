@@ -1,7 +1,7 @@
 """BLAKE3 digests of files, and lengths of recordings, remembered so that nothing is read twice.
 
 They are kept in a file of lines, to which every process only appends. A line carries a digest of itself: one that
-was cut short, mixed with another process's or damaged is passed over, and costs no more than reading that file again.
+was cut short, mixed with another process's or corrupt is passed over, and costs no more than reading that file again.
 """
 
 from __future__ import annotations

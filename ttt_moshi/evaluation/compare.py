@@ -34,7 +34,7 @@ class Evaluation:
 
 
 def load(folder: Path) -> Evaluation:
-    """Reads an evaluation. Raises `EvaluationError` when its files are missing or damaged."""
+    """Reads an evaluation. Raises `EvaluationError` when its files are missing or corrupt."""
     results = read_results(folder / "results.json")
     measured = [name for name, task in results.tasks.items() if task["status"] == OK]
     items = {name: _items(folder / "samples" / f"{name}.jsonl") for name in measured}

@@ -38,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def well_formed(path: Path) -> Iterator[None]:
-    """Turns what happens while a damaged or foreign file is read and used into an `EvaluationError` that names it."""
+    """Turns what happens while a corrupt or foreign file is read and used into an `EvaluationError` that names it."""
     try:
         yield
     except OSError as error:

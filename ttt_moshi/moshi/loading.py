@@ -174,7 +174,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise MoshiError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise MoshiError(f"{path} is corrupt or not a safetensors file: {error}") from error
 
 
 def read_base(info: CheckpointInfo) -> dict[str, Tensor]:
