@@ -264,6 +264,12 @@ def _evaluation() -> list[Case]:
         "--config": ("{nowhere}", "{binary}", "{empty}"),
         "--hf_repo_id": ("{nowhere}", "{empty}", "{text}"),
         "--device": ("mps", "gpu", "''", "cuda:9", "cpu:4x"),
+        "--sink": ("-1", "x", "1000000"),
+        "--minutes": ("0", "-1", "nan", "inf"),
+        "--slots": ("0", "-1", "x"),
+        "--answers": ("0", "1.5"),
+        "--answer_seconds": ("0", "-1", "nan", "inf"),
+        "--judge": ("''",),
     }
     return [
         *(
@@ -276,6 +282,23 @@ def _evaluation() -> list[Case]:
             for path in ("{nowhere}", "{empty}", "{text}", "{checkpoints}", "{run}/args.yaml")
         ),
         Case(last + "--tasks ''", "no task"),
+        # What no chosen task knows would be recorded and change nothing.
+        *(
+            Case(last + words, words.split()[0])
+            for words in (
+                "--minutes 5",
+                "--slots 2",
+                "--answers 3",
+                "--answer_seconds 5",
+                "--judge cat",
+                "--split dev",
+                "--sampled_texts 3",
+                "--judge cat --tasks spoken_choices --data_root {empty}",
+            )
+        ),
+        Case(last + "--tasks judged_answers --data_root {empty} --judge {nowhere}", "{nowhere}"),
+        Case(last + "--tasks judged_answers --data_root {empty} --judge {text}", "{text}"),
+        Case(last + "--tasks judged_answers --data_root {empty} --judge 'a \"'", "--judge"),
         Case("eval", "checkpoint_dir"),
         Case("eval --checkpoint_dir ''", "checkpoint_dir"),
         Case("eval --checkpoint_dir base --out {new}", "hf_repo_id"),
@@ -320,9 +343,20 @@ def _talking() -> list[Case]:
                 "--seed": ("x", "1" + 40 * "0"),
                 "--resume_session": ("{nowhere}", "{empty}", "{text}", "{last}"),
                 "--hf_repo_id": ("{nowhere}", "{text}"),
+                "--pad_bias": ("nan", "x", "1000000"),
+                "--sink": ("-1", "x", "1000000"),
+                "--extra_seconds": ("-1", "nan", "inf"),
+                "--channel": ("middle",),
+                "--slots": ("0", "x"),
+                "--prompt_voice": ("{nowhere}", "{text}", "{empty}", "{binary}"),
+                "--prompt_text": ("''",),
             }.items()
             for value in some
         ),
+        Case(talk.replace("--input {wav}", "--say ''"), "--say"),
+        Case(talk + "--say hello", "--say"),
+        Case(talk + "--greedy --temp 0.7", "--temp"),
+        Case(talk + "--greedy --top_k_text 7", "--top_k_text"),
         *(Case(talk.replace("{wav}", path), path) for path in ("{nowhere}", "{empty}", "{text}", "{binary}")),
         *(
             Case(talk.replace("{new}.wav", path), names)
@@ -342,12 +376,31 @@ def _talking() -> list[Case]:
                 "--port": ("-1", "70000", "http"),
                 "--ssl": ("{nowhere}", "{empty}"),
                 "--device": ("''",),
+                "--slots": ("0", "-1", "x"),
+                "--queue": ("-1", "x"),
+                "--max_lag": ("-1", "nan", "x"),
+                "--idle_seconds": ("0", "-1", "nan"),
+                "--save_seconds": ("0", "-1", "nan"),
+                "--sessions": ("{text}", "''"),
+                "--token": ("''",),
+                "--origin": ("''",),
+                "--host": ("''", "0.0.0.0"),
+                "--seed": ("x", "-1"),
             }.items()
             for value in some
         ),
         Case("serve --checkpoint_dir {last} --static {nowhere}", "{nowhere}"),
         Case("serve --checkpoint_dir {last} --static none --ssl {folder}/keys", "cert.pem", _keys_that_are_none),
         Case("serve --checkpoint_dir {nowhere} --static none", "{nowhere}"),
+        *(
+            Case(f"serve bench --checkpoint_dir {{last}} {option} {value}", option)
+            for option, some in {"--seconds": ("0", "nan", "-1"), "--max_slots": ("0", "x")}.items()
+            for value in some
+        ),
+        *(Case(f"sessions {command}", "{text}") for command in ("ls --sessions {text}", "rm x --sessions {text}")),
+        Case("sessions show nobody --sessions {empty}", "nobody"),
+        Case("sessions fork nobody other --sessions {empty}", "nobody"),
+        Case("sessions rm ../text --sessions {empty}", "../text"),
     ]
 
 
@@ -401,7 +454,40 @@ def _data() -> list[Case]:
             )
             for value in ("1", "-0.1", "nan", "half")
         ),
-        Case("data prepare {folder}/material/train/data_stereo --out {new} --moshi_speaker C", "moshi_speaker"),
+        *(
+            Case(f"data prepare {{folder}}/material/train/data_stereo --out {{new}} {option} {value}", option)
+            for option, some in {
+                "--moshi_speaker": ("C",),
+                "--channels": ("0,1", "1,1", "1", "left,right", "''", "1,2,3"),
+                "--pair": ("''", "call.wav", "'{{agent,customer}}'", "'/etc/*_{{a,b}}.wav'", "'*_{{a,b,c}}.wav'"),
+                "--max_repaired": ("-1", "2", "nan", "x"),
+                "--normalise": ("nan", "5", "loud", "-200"),
+                "--jobs": ("0", "-1", "x"),
+            }.items()
+            for value in some
+        ),
+        *(
+            Case(f"data plant {{data}} --out {{new}} --hf_repo_id {{base}} {option} {value}", option)
+            for option, some in {
+                "--repeats": ("-1", "x"),
+                "--facts": ("-1", "x"),
+                "--passage": ("0:1", "3:2", "x", "nan:2", "1"),
+                "--distance": ("0:1", "3:2", "x", "inf:2"),
+                "--seed": ("-1", "x"),
+                "--device": ("mps",),
+            }.items()
+            for value in some
+        ),
+        Case("data plant {data} --out {text} --hf_repo_id {base}", "{text}"),
+        Case("data plant {data} --out {run} --hf_repo_id {base}", "{run}"),
+        Case("data plant {data} --out {new} --hf_repo_id {nowhere}", "{nowhere}"),
+        *(
+            Case(f"data encode {{data}} --hf_repo_id {{base}} --shard {value}", "--shard")
+            for value in ("0/2", "3/2", "x", "1/0")
+        ),
+        Case("data encode {data} --hf_repo_id {nowhere}", "{nowhere}"),
+        *(Case(f"data where {{run}} --step {value}", "step") for value in ("-1", "x", "99999")),
+        *(Case(f"data where {path} --step 1", path) for path in ("{nowhere}", "{text}", "{empty}")),
         *(
             Case(f"data make-bench {words}", names)
             for words, names in (

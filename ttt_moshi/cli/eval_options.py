@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 BASE = "base"
 MAX_ANSWER_SECONDS = 3600
+OF_SOME_TASKS = ("split", "minutes", "slots", "answers", "answer_seconds", "judge")
 DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
 
 
@@ -167,8 +170,9 @@ class Request:
         if not 0 < options.answer_seconds <= MAX_ANSWER_SECONDS:
             limit = f"greater than 0 and at most {MAX_ANSWER_SECONDS}"
             raise UserError(f"--answer_seconds must be {limit}, not {options.answer_seconds:g}")
-        if options.judge is not None and not options.judge.strip():
-            raise UserError("--judge is empty: leave it out, or name a command")
+        if options.judge is not None:
+            _check_judge(options.judge)
+        _refuse_idle(options, names)
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
         if options.checkpoint_dir == BASE and (options.hf_repo_id is None or options.out is None):
@@ -246,6 +250,30 @@ def _merged(args: TrainArgs, overrides: dict[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     return values
+
+
+def _check_judge(command: str) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"--judge `{command}` is not a command: {error}") from error
+    if not words:
+        raise UserError("--judge is empty: leave it out, or name a command")
+    if shutil.which(words[0]) is None:
+        raise UserError(f"--judge: there is no program {words[0]}")
+
+
+def _refuse_idle(options: Any, names: list[str]) -> None:
+    """No option that would be recorded and change nothing."""
+    from ttt_moshi.evaluation.tasks.registry import tasks_that_know
+
+    if options.sampled_texts != parser().get_default("sampled_texts") and options.text != "sampled":
+        raise UserError("--sampled_texts acts together with `--text sampled` alone")
+    for option in OF_SOME_TASKS:
+        if getattr(options, option) != parser().get_default(option):
+            known = tasks_that_know(option)
+            if not set(known) & set(names):
+                raise UserError(f"--{option} acts on {', '.join(known)} alone, and of these --tasks names none")
 
 
 def _tasks(options: Any, section: dict[str, Any], controls: Controls) -> tuple[list[str], dict[str, str]]:

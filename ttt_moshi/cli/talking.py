@@ -78,6 +78,9 @@ def check_options(options: Any) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be greater than 0, not {value}; for the likeliest token there is --greedy")
+    idle = [name for name in ("temp", "top_k", "temp_text", "top_k_text") if getattr(options, name) is not None]
+    if options.greedy and idle:
+        raise UserError(f"--greedy draws nothing, so --{idle[0]} would change nothing: leave one of them out")
     if options.sink < 0:
         raise UserError(f"--sink counts frames and cannot be negative, got {options.sink}")
     if not abs(options.pad_bias) <= MAX_PAD_BIAS:

@@ -110,6 +110,7 @@ class TaskSpec:
         text, user: the streams that are usual for it.
         runs_model: whether options about the model act on it.
         talks: whether the model talks by itself, which it does not in training.
+        options: those of the command that few tasks know, and this one does.
         cannot_apply: the reason why some option has no meaning for it, None where it has.
     """
 
@@ -123,6 +124,7 @@ class TaskSpec:
     check: Callable[[Benchmarks], object] | None = None
     runs_model: bool = True
     talks: bool = False
+    options: frozenset[str] = frozenset()
 
 
 def _perplexity(b: Benchmarks) -> Task:
@@ -212,13 +214,18 @@ def _asked(name: str, find: Callable[[Path], list[spoken_questions.SpokenQuestio
     return build
 
 
+_ASKING = frozenset({"slots", "answers", "answer_seconds"})
+
+
 def _questions(name: str) -> TaskSpec:
     def find(root: Path) -> list[spoken_questions.SpokenQuestion]:
         return spoken_questions.open_questions(root, name)
 
     needs = f"{name}/{name}.csv and audios/ (OpenAudioBench), or {name}/questions.jsonl"
     means = "this share of questions is answered in what the model says by itself"
-    return TaskSpec(_asked(name, find), needs, means, cannot_apply=spoken_questions.cannot_apply, talks=True)
+    return TaskSpec(
+        _asked(name, find), needs, means, cannot_apply=spoken_questions.cannot_apply, talks=True, options=_ASKING
+    )
 
 
 def _inner(b: Benchmarks) -> Task:
@@ -254,6 +261,7 @@ TASKS: dict[str, TaskSpec] = {
         user="natural",
         cannot_apply=hour.cannot_apply,
         check=lambda b: b.recordings().check(),
+        options=frozenset({"minutes", "slots"}),
     ),
     "turns": TaskSpec(
         _turns,
@@ -264,6 +272,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         check=lambda b: b.recordings().check(),
         talks=True,
+        options=frozenset({"slots"}),
     ),
     "free_running": TaskSpec(
         _free_running,
@@ -275,9 +284,17 @@ TASKS: dict[str, TaskSpec] = {
         check=lambda b: b.recordings().check(),
         runs_model=False,
     ),
-    "swuggy": TaskSpec(_swuggy, "sLM21-dataset/lexical/{dev,test}", "real words are found likelier than made-up ones"),
+    "swuggy": TaskSpec(
+        _swuggy,
+        "sLM21-dataset/lexical/{dev,test}",
+        "real words are found likelier than made-up ones",
+        options=frozenset({"split"}),
+    ),
     "sblimp": TaskSpec(
-        _sblimp, "sLM21-dataset/syntactic/{dev,test}", "grammatical sentences are found likelier than others"
+        _sblimp,
+        "sLM21-dataset/syntactic/{dev,test}",
+        "grammatical sentences are found likelier than others",
+        options=frozenset({"split"}),
     ),
     "ssc": TaskSpec(
         _story("ssc", "sSC"),
@@ -322,6 +339,7 @@ TASKS: dict[str, TaskSpec] = {
         "a semantic token of the true continuation costs so many nats; lower is better",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
+        options=frozenset({"slots"}),
     ),
     "full_duplex": TaskSpec(
         _full_duplex,
@@ -337,6 +355,7 @@ TASKS: dict[str, TaskSpec] = {
         "the right choice is said more often than by guessing",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
+        options=_ASKING,
     ),
     "judged_answers": TaskSpec(
         _asked("judged_answers", spoken_questions.judged_questions),
@@ -344,6 +363,7 @@ TASKS: dict[str, TaskSpec] = {
         "the judge rates what the model says so on average; higher is better",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
+        options=_ASKING | {"judge"},
     ),
     "inner": TaskSpec(
         _inner,
@@ -400,3 +420,8 @@ def check_controls(names: list[str], controls: Controls) -> dict[str, str]:
     """The tasks that cannot apply some option, with the reason."""
     known = known_tasks()
     return {name: reason for name in names if (reason := known[name].cannot_apply(controls)) is not None}
+
+
+def tasks_that_know(option: str) -> list[str]:
+    """The tasks on which an option of the command acts that others do not know."""
+    return [name for name, spec in known_tasks().items() if option in spec.options]
