@@ -43,6 +43,7 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
         (["--pad_bias", "1e9"], "--pad_bias must be between"),
         (["--say", "hello"], "and not both"),
         (["--resume_session", "missing", "--no_greeting"], "not both"),
+        (["--resume_session", "missing", "--seed", "3"], "not both"),
         (["--temp", "warm"], "invalid float value: 'warm'"),
         (["--tempo", "1"], "did you mean `--temp`"),
         (["--seed", "-1"], "--seed must be between"),

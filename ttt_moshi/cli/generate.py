@@ -89,6 +89,8 @@ def _check(options: Any, many: bool) -> None:
         raise UserError("a conversation that goes on has begun already: --resume_session or --no_greeting, not both")
     if options.resume_session is not None and not (options.prompt_text is None and options.prompt_voice is None):
         raise UserError("a conversation that goes on has begun already: --resume_session or a prompt, not both")
+    if options.resume_session is not None and options.seed:
+        raise UserError("a conversation that goes on has its seed: --resume_session or --seed, not both")
     if options.out.suffix not in (".wav", ".flac"):
         raise UserError(f"--out must end in .wav or .flac: {options.out}")
     if options.resume_session is not None and not options.resume_session.is_file():
