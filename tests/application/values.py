@@ -443,6 +443,10 @@ def _checkpoints() -> list[Case]:
 def _data() -> list[Case]:
     return [
         *(Case(f"data check {path}", path) for path in ("{nowhere}", "{empty}")),
+        *(Case(f"data report {path} --out {{new}}.html", path) for path in ("{nowhere}", "{empty}")),
+        Case("data report {data} --out {new}.html --clips 0", "--clips"),
+        Case("data report {data} --out {new}.html --tokenizer {text}", "--tokenizer"),
+        Case("data check {data} --tokenizer {nowhere}", "--tokenizer"),
         *(Case(f"data prepare {path} --out {{new}}", path) for path in ("{nowhere}", "{text}", "{empty}")),
         Case("data prepare {folder}/material/train/data_stereo", "--out"),
         Case("data prepare {folder}/material/train/data_stereo --out {text}", "{text}"),

@@ -139,3 +139,21 @@ def test_the_command_explains_what_it_cannot_do(tmp_path, capsys):
     ):
         assert main(argv) == 2
         assert hint in capsys.readouterr().err
+
+
+def test_words_that_a_tokenizer_does_not_know_are_counted(data_set, tokenizer, tmp_path, capsys):
+    jsonl = data_set(2.0, 1.0)
+    (tmp_path / "t.model").write_bytes(tokenizer.serialized_model_proto())
+    argv = ["data", "check", str(jsonl), "--tokenizer", str(tmp_path / "t.model")]
+    assert main(argv) == 0
+    known = [(w, 0.1 * i, 0.1 * i + 0.05, "SPEAKER_MAIN") for i, w in enumerate(["hello"] * 10)]
+    words(jsonl, *([w, [a, b], s] for w, a, b, s in [*known, ("привет", 1.2, 1.4, "SPEAKER_MAIN")]))
+    assert main(argv) == 0
+    assert "does not know 1 and spells 0 byte by byte, such as 'привет'" in capsys.readouterr().out
+    words(jsonl, *([w, [a, b], s] for w, a, b, s in [*known[:3], ("привет", 1.2, 1.4, "SPEAKER_MAIN")]))
+    assert main(argv) == 1
+    assert "of 5 words of the agent the tokenizer does not know 1" in capsys.readouterr().out
+    assert main(argv[:3]) == 0
+    for bad in (tmp_path / "none", jsonl):
+        assert main([*argv[:3], "--tokenizer", str(bad)]) == 2
+        assert "--tokenizer" in capsys.readouterr().err

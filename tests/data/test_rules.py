@@ -56,6 +56,11 @@ def test_each_misfit_is_called_by_its_name(seed):
     assert verdict(samples, [w for w in words if w.start < 20]) == "speech without words"
 
 
+def test_many_words_in_a_moment_are_judged_too():
+    words = [Word("hello", 0.1 * i, 0.1 * i + 0.08, MAIN) for i in range(15)]
+    assert verdict(0.1 * np.ones((RATE * 3 // 2, 2), np.float32), words) == ""
+
+
 def write(
     folder: Path, samples: np.ndarray, words: Sequence[Word], subtype: str = "PCM_16", scale: float = 1.0
 ) -> Path:

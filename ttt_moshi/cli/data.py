@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ttt_moshi.cli.arguments import Parser, seed
+from ttt_moshi.cli.data_report import open_tokenizer, run_report
+from ttt_moshi.cli.data_shown import clock, counted, progress, shown
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +23,7 @@ USAGE = """usage: ttt-moshi data COMMAND [options]
 commands:
   check       say what is wrong with a data set, file by file
   prepare     turn a folder of recordings into a data set
+  report      write a page about a data set, with parts of it to listen to
   encode      make the codes of a data set, one shard of it at a time
   plant       let passages return in a data set, so that there is something to remember
   where       say what a step of a run heard
@@ -42,6 +40,7 @@ def main(argv: list[str]) -> int:
     commands = {
         "check": run_check,
         "prepare": run_prepare,
+        "report": run_report,
         "encode": run_encode,
         "plant": run_plant,
         "where": run_where,
@@ -56,11 +55,18 @@ def run_check(argv: list[str]) -> int:
     parser = Parser(prog="ttt-moshi data check", description="Say what is wrong with a data set, file by file.")
     parser.add_argument("path", help="jsonl file or folder of them; several separated by commas are checked together")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model whose unknown words and bytes are counted")
+    parser.add_argument(
+        "--no_whitespace_before_word", action="store_true", help="as `data.no_whitespace_before_word` in training"
+    )
     args = parser.parse_args(argv)
+    tokenizer = None if args.tokenizer is None else open_tokenizer(args.tokenizer)
     from ttt_moshi.data.check import check_data  # PyTorch is imported only now: --help must not wait for it
+    from ttt_moshi.data.interleaver import TextStyle
 
-    with _progress("checking") as on_file:
-        report = check_data(args.path, on_file)
+    style = TextStyle(no_whitespace_before_word=args.no_whitespace_before_word)
+    with progress("checking") as on_file:
+        report = check_data(args.path, on_file, tokenizer=tokenizer, style=style)
     if args.json:
         print(json.dumps(_report_dict(report), indent=1, ensure_ascii=False))
     else:
@@ -115,7 +121,7 @@ def run_prepare(argv: list[str]) -> int:
     from ttt_moshi.data.prepare_one import Choices
 
     choices = Choices(args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired, args.normalise)
-    with _progress("preparing") as on_file:
+    with progress("preparing") as on_file:
         result = prepare(
             args.source,
             args.out,
@@ -127,16 +133,16 @@ def run_prepare(argv: list[str]) -> int:
             on_file=on_file,
         )
     for outcome in result.outcomes:
-        print(_shown(_outcome_line(outcome)))
+        print(shown(_outcome_line(outcome)))
     if result.passed_over:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in result.passed_over.items())
-        print(_shown(f"passed over, neither audio nor a transcript: {kinds}"))
+        print(shown(f"passed over, neither audio nor a transcript: {kinds}"))
     used = [outcome for outcome in result.outcomes if outcome.path]
     seconds, words = sum(o.seconds for o in used), sum(o.words for o in used)
-    print(f"\n{_counted(len(used), 'recording')}, {_clock(seconds)}, {_counted(words, 'word')} of the agent")
+    print(f"\n{counted(len(used), 'recording')}, {clock(seconds)}, {counted(words, 'word')} of the agent")
     print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
-        print(f"  {args.out / name}: {_counted(count, 'recording')}")
+        print(f"  {args.out / name}: {counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
 
 
@@ -159,11 +165,6 @@ def _rule(moshi_speaker: str, channels: tuple[int, ...] | None, pair: str | None
     return f"the {side} channel is Moshi, the other one the user; of mono recordings all is Moshi"
 
 
-def _shown(text: str) -> str:
-    """A line for the screen, whatever is in the names of files."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-
-
 def run_encode(argv: list[str]) -> int:
     parser = Parser(
         prog="ttt-moshi data encode",
@@ -181,7 +182,7 @@ def run_encode(argv: list[str]) -> int:
 
     corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device)
     began, heard = time.monotonic(), 0.0
-    with _progress("encoding") as show:
+    with progress("encoding") as show:
 
         def on_recording(name: str, done: int, total: int) -> None:
             nonlocal heard
@@ -190,9 +191,7 @@ def run_encode(argv: list[str]) -> int:
 
         corpus.encode_all(number - 1, shards, on_recording)
     seconds = max(time.monotonic() - began, 1e-3)
-    print(
-        f"shard {number} of {shards}: {_clock(heard)} of audio in {_clock(seconds)}, {heard / seconds:.1f}x real time"
-    )
+    print(f"shard {number} of {shards}: {clock(heard)} of audio in {clock(seconds)}, {heard / seconds:.1f}x real time")
     return 0
 
 
@@ -247,17 +246,17 @@ def run_plant(argv: list[str]) -> int:
     from ttt_moshi.frames import frames_to_seconds
 
     corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
-    with _progress("planting") as on_recording:
+    with progress("planting") as on_recording:
         found = plant(corpus, args.out, Plan(args.repeats, args.facts, passage, distance), args.seed, on_recording)
     counts = {kind: sum(one.kind == kind for one in found.planted) for kind in ("repeat", "fact")}
     before, after = frames_to_seconds(found.frames_before), frames_to_seconds(found.frames)
     print(
-        f"{args.out / 'data.jsonl'}: {_counted(found.recordings, 'recording')}, {_clock(after)} (before: "
-        f"{_clock(before)}), with {_counted(counts['repeat'], 'repeat')} and {_counted(counts['fact'], 'fact')}"
+        f"{args.out / 'data.jsonl'}: {counted(found.recordings, 'recording')}, {clock(after)} (before: "
+        f"{clock(before)}), with {counted(counts['repeat'], 'repeat')} and {counted(counts['fact'], 'fact')}"
     )
     missing = found.recordings * (args.repeats + args.facts) - len(found.planted)
     if missing:
-        print(f"{_counted(missing, 'passage')} found no place: recordings too short, or without pauses where to cut")
+        print(f"{counted(missing, 'passage')} found no place: recordings too short, or without pauses where to cut")
     return 0
 
 
@@ -327,7 +326,7 @@ def run_make_bench(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from ttt_moshi.synthetic.benchmarks import make_bench
 
-    with _progress("making") as on_part:
+    with progress("making") as on_part:
         items = make_bench(args.out, args.train_data, args.seed, args.size, on_part)
     for name, count in items.items():
         print(f"{count:7,}  {args.out / name}")
@@ -338,8 +337,8 @@ def _outcome_line(outcome: Outcome) -> str:
     if outcome.left_out:
         return f"left out  {outcome.source}: {outcome.left_out}"
     words = {
-        "given": f"{_counted(outcome.words, 'word')} of the agent",
-        "approximate": f"{_counted(outcome.words, 'word')} of the agent at approximate times",
+        "given": f"{counted(outcome.words, 'word')} of the agent",
+        "approximate": f"{counted(outcome.words, 'word')} of the agent at approximate times",
         "none": "no words",
     }[outcome.word_times]
     return f"ok        {outcome.source}: {outcome.seconds:.2f} s, {words}; {'; '.join(outcome.done)}"
@@ -350,15 +349,15 @@ def _print_report(report: Report) -> None:
     for finding in sorted(report.findings, key=lambda finding: finding.where):
         if finding.where != where:
             where = finding.where
-            print(_shown(where))
-        print(_shown(f"  {_mark(finding)}  {finding.message}"))
+            print(shown(where))
+        print(shown(f"  {_mark(finding)}  {finding.message}"))
     if report.findings:
         print()
-    summary = f"{_counted(report.recordings, 'recording')}, {_clock(report.seconds)}, "
-    summary += f"{_counted(report.words, 'word')} of the agent: "
+    summary = f"{counted(report.recordings, 'recording')}, {clock(report.seconds)}, "
+    summary += f"{counted(report.words, 'word')} of the agent: "
     notes = len(report.findings) - len(report.problems)
-    problems = _counted(len(report.problems), "problem") if report.problems else "no problems"
-    print(f"{summary}{problems}, {_counted(notes, 'note')}")
+    problems = counted(len(report.problems), "problem") if report.problems else "no problems"
+    print(f"{summary}{problems}, {counted(notes, 'note')}")
 
 
 def _mark(finding: Finding) -> str:
@@ -373,26 +372,3 @@ def _report_dict(report: Report) -> dict[str, object]:
         "problems": len(report.problems),
         "findings": [asdict(finding) for finding in report.findings],
     }
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda name, done, total: progress.update(task, description=name, completed=done, total=total)

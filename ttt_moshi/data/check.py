@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +12,33 @@ from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
+from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.listen import listen, moshi_first
 from ttt_moshi.data.rules import Finding, judge_levels, judge_words
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
-from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript, transcript_path
+from ttt_moshi.data.tokenizer import Coverage, Tokenizer, coverage
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, read_transcript, transcript_path
 from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
 OnFile = Callable[[str, int, int], None]
 """called before a file is looked at, with its name, how many are done and how many there are"""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording that could be read to its end."""
+
+    line: Line
+    info: AudioInfo
+    levels: Levels
+    decibels: np.ndarray
+    """energies `[channels, hops]`, Moshi's channel first"""
+    transcript: Transcript | None
+    """None where there is none that can be read"""
+
+
+OnHeard = Callable[[Heard], None]
 
 _ROUNDING = 1 / FRAME_RATE
 """seconds by which a line's duration may differ from the file's"""
@@ -41,15 +60,35 @@ class Report:
         return [finding for finding in self.findings if finding.level == "problem"]
 
 
-def check_data(spec: str, on_file: OnFile | None = None) -> Report:
+def check_data(
+    spec: str,
+    on_file: OnFile | None = None,
+    on_heard: OnHeard | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    style: TextStyle = MOSHI_STYLE,
+) -> Report:
     """Every recording of comma-separated jsonl files or folders, each read to its end.
 
     A recording that is named in two jsonl files is a problem, since one of them is probably for evaluation.
+
+    Args:
+        on_heard: gets everything that was measured of each recording, so that it need not be read again.
+        tokenizer: whose unknown words and byte pieces are counted; None counts nothing.
+        style: how the model's text stream is written.
 
     Raises:
         DataError: nothing there to look at.
     """
     report = Report()
+    texts: list[str] = []
+
+    def listened(heard: Heard) -> None:
+        if tokenizer is not None and heard.transcript is not None:
+            texts.extend(word.text for word in heard.transcript.words if word.speaker == MAIN_SPEAKER)
+        if on_heard:
+            on_heard(heard)
+
     entries = [(jsonl, i, text) for jsonl in _all_jsonl_files(spec) for i, text in numbered_lines(jsonl)]
     if not entries:
         raise DataError(f"{spec} lists no recordings")
@@ -67,15 +106,25 @@ def check_data(spec: str, on_file: OnFile | None = None) -> Report:
         unknown = unknown_keys(text)
         if unknown:
             report.findings.append(Finding("note", "unknown key", line.where, f"nothing reads {', '.join(unknown)}"))
-        report.findings += _check_recording(line, report, seen)
+        report.findings += _check_recording(line, report, seen, listened)
+    if tokenizer is not None:
+        report.findings += _check_tokenizer(spec, coverage(tokenizer, texts, style))
     return report
+
+
+def _check_tokenizer(spec: str, found: Coverage) -> Iterator[Finding]:
+    if found.foreign:
+        message = f"{found.told}: it is a tokenizer of another language or spelling"
+        yield Finding("problem", "tokenizer", spec, message)
+    elif found.unknown or found.in_bytes:
+        yield Finding("note", "tokenizer", spec, found.told)
 
 
 def _all_jsonl_files(spec: str) -> list[Path]:
     return list(dict.fromkeys(file for path, _ in split_spec(spec) for file in jsonl_files(path)))
 
 
-def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
+def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard: OnHeard) -> Iterator[Finding]:
     if is_encoded(line.path):
         yield from _check_encoded(line, report, seen)
         return
@@ -95,7 +144,8 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line]) -> Itera
     yield from _check_duration(line, info.seconds)
     yield from _check_form(line, info)
     yield from judge_levels(name, levels)
-    yield from _check_transcript(line, info, report, decibels)
+    transcript = yield from _check_transcript(line, info, report, decibels)
+    on_heard(Heard(line, info, levels, decibels, transcript))
 
 
 def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
@@ -155,19 +205,22 @@ def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:
         yield Finding("note", "duration", name, message)
 
 
-def _check_transcript(line: Line, info: AudioInfo, report: Report, decibels: np.ndarray) -> Iterator[Finding]:
+def _check_transcript(
+    line: Line, info: AudioInfo, report: Report, decibels: np.ndarray
+) -> Generator[Finding, None, Transcript | None]:
     path = transcript_path(line.audio)
     name = str(path)
     if not path.is_file():
         yield Finding("problem", "missing transcript", name, "not there, so the recording would have no text stream")
-        return
+        return None
     try:
         transcript = read_transcript(path, line.moshi_speaker)
     except DataError as error:
         yield Finding("problem", "bad transcript", name, _without_name(error, name))
-        return
+        return None
     report.words += sum(word.speaker == MAIN_SPEAKER for word in transcript.words)
     yield from judge_words(name, transcript, info.seconds, decibels)
+    return transcript
 
 
 def _without_name(error: DataError, name: str) -> str:

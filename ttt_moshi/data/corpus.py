@@ -23,7 +23,7 @@ from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE, TextStyle, absent_ro
 from ttt_moshi.data.judge import CERTAIN, judge_recording
 from ttt_moshi.data.rules import Finding
 from ttt_moshi.data.sources import Recording, open_sources
-from ttt_moshi.data.tokenizer import MAX_UNKNOWN, Tokenizer, check_tokenizer, coverage
+from ttt_moshi.data.tokenizer import Tokenizer, check_tokenizer, coverage
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
 from ttt_moshi.data.unspaced import is_unspaced_text
 from ttt_moshi.frames import seconds_to_frames
@@ -186,12 +186,10 @@ class Corpus:
             if word.speaker == MAIN_SPEAKER
         ]
         found = coverage(self._tokenizer, words, self.style)
-        told = f"of {found.words:,} words of the agent the tokenizer does not know {found.unknown:,} and spells "
-        told += f"{found.in_bytes:,} byte by byte, such as {found.example!r}"
-        if found.unknown > MAX_UNKNOWN * found.words:
-            raise DataError(f"{told}: it is a tokenizer of another language or spelling")
+        if found.foreign:
+            raise DataError(f"{found.told}: it is a tokenizer of another language or spelling")
         if found.unknown or found.in_bytes:
-            _log.warning("%s", told)
+            _log.warning("%s", found.told)
         unspaced = sum(map(is_unspaced_text, words))
         if 2 * unspaced > len(words) and not self.style.no_whitespace_before_word:
             _log.warning(

@@ -53,7 +53,7 @@ class Fit:
 def measure(words: Sequence[Word], decibels: np.ndarray) -> Fit:
     """Compares words with the energies `[channels, hops]` of `EnergyMeter`, Moshi's channel first."""
     hops = decibels.shape[1]
-    loud = _loud(decibels)
+    loud = loud_masks(decibels)
     said = np.stack([_mask(words, who, hops) for who in (True, False)])[: len(loud)]
     if not said[-1].any():
         said_used, loud_used = said[:1], loud[:1]
@@ -82,7 +82,7 @@ def measure(words: Sequence[Word], decibels: np.ndarray) -> Fit:
     )
 
 
-def _loud(decibels: np.ndarray) -> np.ndarray:
+def loud_masks(decibels: np.ndarray) -> np.ndarray:
     """bool `[channels, hops]`: speech of the channel's own speaker, what leaks over from the other one left out."""
     loud = np.zeros(decibels.shape, bool)
     for channel, own in enumerate(decibels):
@@ -108,7 +108,7 @@ def _hops(word: Word, hops: int) -> tuple[int, int]:
 
 
 def _widen(mask: np.ndarray, by: int) -> np.ndarray:
-    return np.convolve(mask, np.ones(2 * by + 1), "same") > 0.5
+    return np.convolve(mask, np.ones(2 * by + 1))[by : by + len(mask)] > 0.5
 
 
 def _correlations(said: np.ndarray, loud: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -106,7 +107,8 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
         _prepare(item, target, choices, outcome)
         outcome.path = ""
     except DataError as error:
-        outcome.left_out = str(error).removeprefix(str(item.files[0])).lstrip(": ")
+        told = str(error).removeprefix(str(item.files[0])).lstrip(": ")
+        outcome.left_out = told.replace(f"{item.files[0].parent}{os.sep}", "")
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others

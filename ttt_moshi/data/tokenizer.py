@@ -61,6 +61,19 @@ class Coverage:
     example: str
     """the most frequent of either"""
 
+    @property
+    def told(self) -> str:
+        """For people."""
+        return (
+            f"of {self.words:,} words of the agent the tokenizer does not know {self.unknown:,} and spells "
+            f"{self.in_bytes:,} byte by byte, such as {self.example!r}"
+        )
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the tokenizer is one of another language or spelling."""
+        return self.unknown > MAX_UNKNOWN * self.words
+
 
 def coverage(tokenizer: Tokenizer, words: Iterable[str], style: TextStyle = MOSHI_STYLE) -> Coverage:
     """Counts words by what becomes of them."""

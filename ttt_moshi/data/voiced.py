@@ -58,9 +58,8 @@ def voiced_spans(decibels: np.ndarray) -> list[Span]:
         return []
     quiet, loud = np.percentile(decibels, [10, 95])
     threshold = max(_FLOOR_DB, loud - _BELOW_SPEECH_DB, min(quiet + _ABOVE_NOISE_DB, (quiet + loud) / 2))
-    runs = _runs(decibels >= threshold)
     joined: list[list[int]] = []
-    for start, end in runs:
+    for start, end in runs(decibels >= threshold):
         if joined and start - joined[-1][1] < _SHORTEST_PAUSE:
             joined[-1][1] = end
         else:
@@ -92,6 +91,7 @@ def letter_count(words: Sequence[str]) -> int:
     return sum(len(word) + 1 for word in words)
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+def runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Where a mask `[n]` is true: first and one after last."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

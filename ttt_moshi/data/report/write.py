@@ -1,0 +1,203 @@
+"""The numbers of a data set on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ttt_moshi.data.check import OnFile, Report, check_data
+from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
+from ttt_moshi.data.prepare import REPORT_NAME
+from ttt_moshi.data.report.clips import PIXELS_A_SECOND, choose, cut
+from ttt_moshi.data.report.measure import Measured, measure_recording
+from ttt_moshi.data.sources import jsonl_files, split_spec
+from ttt_moshi.data.tokenizer import Tokenizer
+from ttt_moshi.files import write_atomically
+from ttt_moshi.frames import FRAME_RATE
+
+_NUMBERS = re.compile(r"(?<![\w-])[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
+_NAMES = re.compile(r"[^\s:;]+\.[A-Za-z]\w{1,8}(?=[\s:;,]|$)")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of bins of equal width; what lies beyond either end is counted in the last bin there."""
+
+    title: str
+    unit: str
+    bins: tuple[tuple[float, int], ...]
+    """lower edge, count"""
+    median: float
+
+    @property
+    def highest(self) -> int:
+        return max(count for _, count in self.bins)
+
+
+def write_report(
+    spec: str,
+    out: Path,
+    tokenizer: Tokenizer | None = None,
+    style: TextStyle = MOSHI_STYLE,
+    clips: int = 10,
+    on_file: OnFile | None = None,
+) -> Report:
+    """Reads a data set as `check_data` does and writes a page about it.
+
+    Args:
+        tokenizer: makes the tokens that the page shows; None shows none.
+
+    Raises:
+        DataError: nothing there to look at, or no recording whose audio can be read.
+        OSError: `out` cannot be written.
+    """
+    recordings: list[Measured] = []
+    report = check_data(
+        spec, on_file, lambda heard: recordings.append(measure_recording(heard)), tokenizer=tokenizer, style=style
+    )
+    if not recordings:
+        raise DataError(f"{spec} holds no recording whose audio can be read; `ttt-moshi data check` says why")
+    environment = Environment(
+        loader=PackageLoader("ttt_moshi.data.report", "."),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["clock"] = clock
+    page = environment.get_template("page.html").render(
+        name=spec,
+        report=report,
+        others=report.recordings - len(recordings),
+        hours=sum(recording.seconds for recording in recordings) / 3600,
+        share=_shares(recordings),
+        voices=_voices(recordings),
+        speakers=sorted(frozenset[str]().union(*(recording.speakers for recording in recordings))),
+        scripts=sum((recording.scripts for recording in recordings), Counter[str]()).most_common(),
+        histograms=list(_histograms(recordings)),
+        findings=_findings(report),
+        prepared=_prepared(spec),
+        clips=[cut(*part, tokenizer, style) for part in choose(recordings, clips)],
+        pixels=PIXELS_A_SECOND,
+        frame=PIXELS_A_SECOND / FRAME_RATE,
+        tokens=tokenizer is not None,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode("utf-8", "backslashreplace"))
+    return report
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` where there are no hours."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def _shares(recordings: Sequence[Measured]) -> dict[str, float]:
+    """Of the time of recordings with two channels: only Moshi, only the user, both, nobody."""
+    two = [recording for recording in recordings if len(recording.voices) == 2]
+    total = sum(recording.seconds for recording in two)
+    if not total:
+        return {}
+    both = sum(recording.overlap for recording in two)
+    alone = [sum(recording.voices[side].speech for recording in two) - both for side in (0, 1)]
+    nobody = sum(recording.silence for recording in two)
+    return {"Moshi": alone[0] / total, "both": both / total, "user": alone[1] / total, "nobody": nobody / total}
+
+
+def _voices(recordings: Sequence[Measured]) -> list[dict[str, Any]]:
+    found = []
+    for side, name in enumerate(("Moshi", "user")):
+        voices = [recording.voices[side] for recording in recordings if len(recording.voices) > side]
+        speech, words = sum(voice.speech for voice in voices), sum(voice.words for voice in voices)
+        told = sum(voice.speech for voice in voices if voice.words)
+        levels = [voice.decibels for voice in voices if math.isfinite(voice.decibels)]
+        found.append(
+            {
+                "name": name,
+                "speech": speech,
+                "words": words,
+                "rate": 60 * words / told if told else math.nan,
+                "level": float(np.median(levels)) if levels else math.nan,
+                "range": (min(levels), max(levels)) if levels else (math.nan, math.nan),
+                "clipped": sum(voice.clipped > 1e-3 for voice in voices),
+                "recordings": len(voices),
+            }
+        )
+    return found
+
+
+def _histograms(recordings: Sequence[Measured]) -> list[Histogram]:
+    minutes = [recording.seconds / 60 for recording in recordings]
+    widest = max(1.0, math.ceil(max(minutes)))
+    made = [
+        _histogram("Length of recordings", "min", minutes, 0, widest, widest / 20),
+        _histogram(
+            "Moshi's words in a minute of speech", "", [r.voices[0].words_a_minute for r in recordings], 0, 400, 20
+        ),
+        _histogram("Pauses between turns", "s", [p for r in recordings for p in r.pauses], -2, 3, 0.25),
+        _histogram(
+            "Level of speech", "dB", [v.decibels for r in recordings for v in r.voices], -60, 0, 3
+        ),
+    ]  # fmt: skip
+    return [histogram for histogram in made if histogram is not None]
+
+
+def _histogram(
+    title: str, unit: str, values: Sequence[float], low: float, high: float, width: float
+) -> Histogram | None:
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not len(finite):
+        return None
+    count = round((high - low) / width)
+    places = np.clip(((finite - low) / width).astype(int), 0, count - 1)
+    counts = np.bincount(places, minlength=count)
+    bins = tuple((round(low + width * i, 6), int(n)) for i, n in enumerate(counts))
+    return Histogram(title, unit, bins, float(np.median(finite)))
+
+
+def _findings(report: Report) -> list[dict[str, Any]]:
+    """Problems first, then notes, by kind."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for finding in report.findings:
+        groups.setdefault((finding.level, finding.kind), []).append(finding)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "problem", -len(item[1])))
+    return [
+        {"level": level, "kind": kind, "count": len(found), "where": Path(found[0].where).name,
+         "message": found[0].message}
+        for (level, kind), found in ordered
+    ]  # fmt: skip
+
+
+def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
+    """What `data prepare` did and what it left out: the words, how often, an example; None if it says nothing."""
+    done, left_out = dict[str, list[str]](), dict[str, list[str]]()
+    reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in jsonl_files(path)}
+    existing = sorted(path for path in reports if path.is_file())
+    for path in existing:
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["recordings"]
+            for entry in entries:
+                for text in [entry["left_out"]] if entry["left_out"] else entry["done"]:
+                    what = left_out if entry["left_out"] else done
+                    what.setdefault(_kind(text), []).append(f"{entry['source']}: {text}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a report of `data prepare` that can be read: {error}") from error
+    if not existing:
+        return None
+    return {
+        name: sorted(((kind, len(texts), texts[0]) for kind, texts in found.items()), key=lambda row: -row[1])
+        for name, found in (("done", done), ("left_out", left_out))
+    }
+
+
+def _kind(text: str) -> str:
+    """A line without what differs from file to file."""
+    return _NUMBERS.sub("N", _NAMES.sub("...", text))
