@@ -183,7 +183,7 @@ class CheckpointArgs:
     keep_best: int = 0
     """so many checkpoints with the smallest `checkpoint.keep_metric` are kept as well"""
     keep_metric: str = "loss"
-    """metric of `checkpoint.keep_best`, as `checkpoint_summary.py` shows it: loss, or eval.COMPONENT"""
+    """metric of `checkpoint.keep_best`, as `checkpoint_summary.py` shows it: loss, eval.COMPONENT, or gates.GATE"""
     mirror: Optional[str] = None
     """fsspec URL (s3://..., or a folder) to which every committed checkpoint is copied in the background"""
     init_state_dir: Optional[str] = None
@@ -211,6 +211,17 @@ class PaperMetricsArgs:
 
 
 @dataclass
+class EvalArgs:
+    """What the model says by itself during training."""
+
+    gates: int = 0
+    """so many first users of `data.eval_data` are played to the model, which talks freely, as often as `eval_freq`
+    says; 0 plays none"""
+    gates_sec: float = 20.0
+    """seconds of each that are played"""
+
+
+@dataclass
 class TrainArgs:
     """One training run."""
 
@@ -225,6 +236,7 @@ class TrainArgs:
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     wandb: WandbArgs = field(default_factory=WandbArgs)
     paper_metrics: PaperMetricsArgs = field(default_factory=PaperMetricsArgs)
+    eval: EvalArgs = field(default_factory=EvalArgs)
     full_finetuning: bool = False
     """whether to train every parameter of the base model"""
     seed: int = 0
@@ -334,6 +346,8 @@ RANGES: dict[str, Range] = {
     "paper_metrics.max_items": _ONE,
     "paper_metrics.freq": _STEPS,
     "paper_metrics.max_frames": _ONE,
+    "eval.gates": Range(0, meaning=" (it counts conversations; 0 holds none)"),
+    "eval.gates_sec": Range(1, 3600, meaning=" (seconds: an hour)"),
 }
 
 
@@ -419,6 +433,14 @@ def validate(args: TrainArgs) -> None:
     )
     clip_stages(args.train.clip_schedule, args.duration_sec)
     _require(not args.do_eval or bool(args.data.eval_data), "`do_eval: true` needs `data.eval_data`")
+    _require(
+        not args.eval.gates or bool(args.data.eval_data), "`eval.gates` plays recorded users: name `data.eval_data`"
+    )
+    _require(
+        not (args.eval.gates and args.data.train_user_stream),
+        "`eval.gates` lets the model talk, which one that is trained to predict the user (`data.train_user_stream`) "
+        "cannot do in training",
+    )
     _require(
         not args.paper_metrics.enable or bool(args.paper_metrics.data_root),
         "`paper_metrics.enable: true` needs `paper_metrics.data_root`, the folder of the benchmarks",

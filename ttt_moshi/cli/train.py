@@ -149,8 +149,9 @@ def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, con
             for name, task in record.get("paper_metrics", {}).items()
             if task.get("value") is not None
         }
+        gates = {f"gates.{name}": value for name, value in record.get("gates", {}).items() if name != "reason"}
         console.print(
-            f"step {step:>6} · evaluation · " + _pairs({**record.get("nll", {}), **benchmarks}),
+            f"step {step:>6} · evaluation · " + _pairs({**record.get("nll", {}), **benchmarks, **gates}),
             highlight=False,
             soft_wrap=True,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import blake3
@@ -124,6 +125,12 @@ class Codec:
             self._silence = self.encode([samples], 1)[0]
         steps = torch.arange(start, start + frames).clamp(max=self._silence.shape[-1] - 1)
         return self._silence[:, steps]
+
+    @contextmanager
+    def lend(self) -> Iterator[MimiModel]:
+        """The codec itself, for a conversation; meanwhile whoever encodes waits."""
+        with self._lock:
+            yield self._mimi
 
     def _lookback_frames(self) -> int:
         """Frames of input that one frame of codes can depend on."""

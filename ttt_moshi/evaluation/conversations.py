@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.inference.driver import Conversation, Driver, Item, read_conversation
 
@@ -24,7 +24,12 @@ class Talker:
     folder: Path
 
     def converse(
-        self, task: str, items: Sequence[Item], ranks: Ranks, progress: Callable[[int], None]
+        self,
+        task: str,
+        items: Sequence[Item],
+        ranks: Ranks,
+        progress: Callable[[int], None],
+        overwrite: bool = False,
     ) -> list[Conversation]:
         """The conversation of every item, in their order; those that are there already are not held again.
 
@@ -32,6 +37,7 @@ class Talker:
 
         Args:
             progress: told how many frames were heard, again and again.
+            overwrite: whether those that are there are held again.
 
         Raises:
             EvaluationError: one that broke off, or cannot be begun.
@@ -45,7 +51,8 @@ class Talker:
                 if failure is not None:
                     problems.append(f"{name}: {failure}")
 
-            self.driver.converse(ranks.share(items), folder, on_done=done, on_tick=progress)
+            with writing(folder):
+                self.driver.converse(ranks.share(items), folder, overwrite, done, progress)
             if problems:
                 raise EvaluationError(f"{len(problems)} conversations failed ({problems[0]})")
 

@@ -106,7 +106,7 @@ class EvaluationData:
         Raises:
             EvaluationError: pre-tokenized recordings, or mono ones, in which no user can be heard.
         """
-        found = self._with_users()
+        found = [one.recording for one in _both_sides(self._corpus(self.duration_sec).recordings)]
         samples = round(minutes * 60 * SAMPLE_RATE)
 
         def reader(first: int) -> Callable[[], Any]:
@@ -120,20 +120,9 @@ class EvaluationData:
         Raises:
             EvaluationError: pre-tokenized or mono recordings.
         """
-        found = self._with_users()
-        chosen = sample({"": {recording.id for recording in found}}, self.max_items, self.seed)
-        return [
-            TwoSides(recording.id, f"{number:04d}-{recording.audio.stem}", recording)
-            for number, recording in enumerate(found)
-            if recording.id in chosen
-        ]
-
-    def _with_users(self) -> list[Recording]:
-        found = list(self._corpus(self.duration_sec).recordings)
-        for recording in found:
-            if isinstance(recording.info, EncodedInfo) or recording.info.channels < 2:
-                raise EvaluationError(f"no user can be played: {recording.audio.name} has no audio of one")
-        return found
+        found = _both_sides(self._corpus(self.duration_sec).recordings)
+        chosen = sample({"": {one.id for one in found}}, self.max_items, self.seed)
+        return [one for one in found if one.id in chosen]
 
     def _corpus(self, duration_sec: float) -> Corpus:
         return Corpus(
@@ -166,6 +155,27 @@ class EvaluationData:
             self.style.pad,
         )
         return tokens, encode
+
+
+def two_sided(spec: str) -> list[TwoSides]:
+    """The recorded dialogues of a list, told by their names and not by their contents.
+
+    Raises:
+        EvaluationError: pre-tokenized or mono recordings.
+        DataError: a list or recording that cannot be used.
+    """
+    sources = open_sources(spec, lambda folder: cast(Digests, _Names()))
+    return _both_sides([recording for source in sources for recording in source.recordings])
+
+
+def _both_sides(recordings: Sequence[Recording]) -> list[TwoSides]:
+    for recording in recordings:
+        if isinstance(recording.info, EncodedInfo) or recording.info.channels < 2:
+            raise EvaluationError(f"no user can be played: {recording.audio.name} has no audio of one")
+    return [
+        TwoSides(recording.id, f"{number:04d}-{recording.audio.stem}", recording)
+        for number, recording in enumerate(recordings)
+    ]
 
 
 def _played(recordings: Sequence[Recording], samples: int) -> torch.Tensor:

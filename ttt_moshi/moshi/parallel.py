@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,27 @@ def shard(model: TTTMoshi, mesh: DeviceMesh, param_dtype: torch.dtype) -> TTTMos
     register_fsdp_forward_method(model, "forward_chunk")
     model.compute_dtype = param_dtype
     return model
+
+
+@contextmanager
+def whole(model: TTTMoshi) -> Iterator[None]:
+    """Inside, every parameter of a sharded model is whole on every rank, in the type that it computes in, so that parts
+    of the model may be called by themselves and no rank needs another. Call it on all ranks.
+    """
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    with torch.no_grad():
+        # FSDP takes the module whose forward comes first for the root of all.
+        model(torch.full((1, model.num_codebooks, 2), model.zero_token_id, device=model.device))
+    try:
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+    finally:
+        for unit in units:
+            # The root stays whole from forward to backward, as FSDP has it.
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()
 
 
 def _make_units_whole(layer: TTTTransformerLayer, args: object, kwargs: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ class Parts:
         teacher: of `train.distill`, or None.
         eval_set: evaluation clips, or None.
         codec: makes codes of audio; None if all recordings are pre-tokenized.
+        info: the base model's files.
         documents: JSON files of every checkpoint, by path inside of it.
         exports: makes the export table of `CheckpointStore.save`.
     """
@@ -79,6 +80,7 @@ class Parts:
     teacher: Teacher | None
     eval_set: EvalSet | None
     codec: Codec | None
+    info: CheckpointInfo
     documents: dict[str, dict[str, Any]]
     exports: Callable[[], dict[str, dict[str, Export]]]
 
@@ -144,6 +146,7 @@ def assemble(args: TrainArgs, world: World) -> Parts:
         teacher=_teacher(args, model, new_feed),
         eval_set=EvalSet(data.evaluation) if data.evaluation is not None else None,
         codec=data.codec,
+        info=data.info,
         documents={f"consolidated/{name}": document for name, document in documents.items()},
         exports=lambda: {export_file_name(kind): _export_table(model, kind, dtype)},
     )
@@ -188,7 +191,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     alphabet = Alphabet.of_model(arguments)
     style = TextStyle.of_model(arguments, args.data.no_whitespace_before_word)
     codec = tokenizer = None
-    if args.paper_metrics.enable or any(audio):
+    if args.paper_metrics.enable or args.eval.gates or any(audio):
         # The official class takes as many codebooks as `dep_q` says, which may count the user's too.
         mimi = resolve_model(args.moshi_paths).get_mimi(device=device)
         codec = Codec(mimi, info.mimi_config)

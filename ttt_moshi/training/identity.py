@@ -95,6 +95,8 @@ KEY_CLASSES: dict[str, str] = {
     "paper_metrics.max_items": SAME,
     "paper_metrics.freq": SAME,
     "paper_metrics.max_frames": SAME,
+    "eval.gates": SAME,
+    "eval.gates_sec": SAME,
     "full_finetuning": IMPOSSIBLE,
     "seed": SEED,
     "duration_sec": SAME,

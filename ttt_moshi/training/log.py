@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ttt_moshi.training.saves import Committed
 from ttt_moshi.training.sinks import Metrics
 
@@ -37,11 +39,13 @@ class Log:
             self._write("train", record)
             self._show(record)
 
-    def eval(self, record: dict[str, Any]) -> None:
-        """One evaluation."""
+    def eval(self, record: dict[str, Any], said: np.ndarray | None = None) -> None:
+        """One evaluation; `said`, float32 [samples] at Mimi's rate, is a sample of what the model says."""
         if self._metrics is not None:
             self._write("eval", record)
             self._show(record)
+            if said is not None:
+                self._guarded(lambda metrics: metrics.hear("eval/said", record["step"], said))
 
     def saved(self, saved: Committed) -> None:
         """One committed save."""
@@ -52,15 +56,15 @@ class Log:
     def sync(self) -> None:
         """Makes durable what was written, before a checkpoint claims that it happened."""
         if self._metrics is not None:
-            try:
-                self._metrics.sync()
-            except OSError as error:
-                self.failure = error
+            self._guarded(lambda metrics: metrics.sync())
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
+        self._guarded(lambda metrics: metrics.write(kind, record))
+
+    def _guarded(self, write: Callable[[Metrics], None]) -> None:
         assert self._metrics is not None
         try:
-            self._metrics.write(kind, record)
+            write(self._metrics)
         except OSError as error:
             self.failure = error
 

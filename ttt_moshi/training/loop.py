@@ -122,7 +122,7 @@ def evaluate(run: Run) -> None:
         return
     try:
         measured = evaluation.evaluate(
-            run.parts, run.args, run.world, number, run.run_dir.benchmark_codes, lambda: run.asked.stop is not None
+            run.parts, run.args, run.world, number, run.run_dir, lambda: run.asked.stop is not None
         )
     except EvaluationStopped:
         names = run.world.gather(run.asked.stop.name if run.asked.stop else None)
@@ -133,12 +133,11 @@ def evaluate(run: Run) -> None:
     except (UserError, OSError) as error:
         _failed(run, number, str(error))
         return
-    run.log.eval({"step": number, **measured})
+    run.log.eval({"step": number, **measured.record}, measured.said)
     if run.saves is not None:
-        run.saves.add_metrics(number, saved_metrics(measured))
-    skipped = [f"{name}: {t['reason']}" for name, t in measured.get("paper_metrics", {}).items() if "reason" in t]
-    if skipped:
-        _failed(run, number, "; ".join(skipped))
+        run.saves.add_metrics(number, saved_metrics(measured.record))
+    if measured.failures:
+        _failed(run, number, "; ".join(measured.failures))
 
 
 def give_up(run: Run) -> None:

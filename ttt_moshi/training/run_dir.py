@@ -79,6 +79,10 @@ class RunDir:
         """Codes of the benchmarks that run during training."""
         return self.path / "benchmark_codes"
 
+    def said(self, step: int) -> Path:
+        """Conversations that the model held after a step, with their audio."""
+        return self.path / "said" / f"step_{step:06d}"
+
     @property
     def tensorboard(self) -> Path:
         """Event files."""

@@ -10,6 +10,7 @@ from typing import Any
 from ttt_moshi.checkpoint import CheckpointError, CheckpointStore, LostLock, Saved
 from ttt_moshi.config import TrainArgs
 from ttt_moshi.errors import UserError
+from ttt_moshi.evaluation.gates import RANKED
 from ttt_moshi.training import checkpoints
 from ttt_moshi.training.assemble import Parts
 from ttt_moshi.training.checkpoints import Progress
@@ -162,4 +163,7 @@ def _size(count: int) -> str:
 
 def saved_metrics(record: dict[str, Any]) -> dict[str, float]:
     """What retention can rank checkpoints by, of an evaluation's record: the smaller, the better."""
-    return {f"eval.{name}": value for name, value in record.get("nll", {}).items()}
+    gates = record.get("gates", {})
+    return {f"eval.{name}": value for name, value in record.get("nll", {}).items()} | {
+        f"gates.{name}": gates[name] for name in RANKED if name in gates
+    }

@@ -12,10 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ttt_moshi.config import TrainArgs, WandbArgs, to_dict
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import installed, need, remedy
 from ttt_moshi.files import naming, read_bytes, read_text, write_atomically
+from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.training.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,12 @@ class Metrics:
             self._lines[kind].write(record)
         for plot in self._plots:
             plot.write(kind, record)
+
+    def hear(self, name: str, step: int, samples: np.ndarray) -> None:
+        """Takes audio, float32 [samples] at Mimi's rate, for those places that play it."""
+        for plot in self._plots:
+            if isinstance(plot, TensorBoard):
+                plot.hear(name, step, samples)
 
     def sync(self) -> None:
         """Makes durable what was written, before a checkpoint claims that it happened."""
@@ -117,6 +127,10 @@ class TensorBoard:
         """Adds the record's numbers at its step."""
         for name, value in flat_numbers(record).items():
             self._writer.add_scalar(f"{kind}/{name.replace('.', '/')}", value, record["step"])
+
+    def hear(self, name: str, step: int, samples: np.ndarray) -> None:
+        """Adds audio, float32 [samples] at Mimi's rate."""
+        self._writer.add_audio(name, torch.from_numpy(samples)[None], step, SAMPLE_RATE)
 
     def sync(self) -> None:
         """Hands everything to the operating system."""

@@ -77,15 +77,20 @@ def _minute(codes: np.ndarray, padding: tuple[int, int]) -> Minute:
     text, semantic = codes
     present = text[text >= 0]
     words = present[~np.isin(present, padding)]
-    grams = [tuple(words[i : i + GRAM].tolist()) for i in range(len(words) - GRAM + 1)]
     _, counts = np.unique(semantic[semantic >= 0], return_counts=True)
     shares = counts / counts.sum() if counts.sum() else np.ones(1)
     return Minute(
         pad_share=1 - len(words) / len(present) if len(present) else None,
         tokens_per_minute=len(words) * MINUTE / len(text) if len(present) else None,
-        repeated_grams=1 - len(set(grams)) / len(grams) if grams else None,
+        repeated_grams=repeated_grams(words),
         entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,
     )
+
+
+def repeated_grams(words: np.ndarray) -> float | None:
+    """Share of the sequences of four of these text tokens [n] that occur in them before; None without any sequence."""
+    grams = [tuple(words[i : i + GRAM].tolist()) for i in range(len(words) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else None
 
 
 def _why_degenerate(minute: Minute, first: Minute) -> str | None:
