@@ -322,3 +322,41 @@ def test_the_script_at_the_root(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "is not a checkpoint" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_results_are_converted_to_those_of_lm_eval(evaluated, tmp_path, capsys):
+    """Read as its table reads them: `metric,filter` with `metric_stderr,filter` beside it."""
+    out, _ = evaluated
+    target = tmp_path / "new" / "lm.json"
+    assert main(["eval", "lm-eval", str(out), "--out", str(target)]) == 0
+    found, own = json.loads(target.read_text()), results(out)
+    assert set(found["results"]) == set(own["tasks"])
+    for name, values in found["results"].items():
+        task = own["tasks"][name]
+        rows = [
+            key.partition(",") for key in values if key != "alias" and not key.partition(",")[0].endswith("_stderr")
+        ]
+        ((metric, _, kind),) = rows
+        assert kind == "none" and values[f"{metric},none"] == task["value"]
+        width = task["ci95"][1] - task["ci95"][0]
+        assert values[f"{metric}_stderr,none"] == pytest.approx(width / 3.92, rel=1e-4)
+        assert found["higher_is_better"][name] == {metric: task["better"] == "higher"}
+        assert found["versions"][name] == task["version"] and found["n-shot"][name] == 0
+        assert found["n-samples"][name]["effective"] == task["n"] and found["group_subtasks"][name] == []
+        assert found["configs"][name]["metadata"]["version"] == task["version"]
+        assert found["task_hashes"][name] == own["data"][name]["digest"]
+    assert "acc,none" in found["results"]["swuggy"] and "nll,none" in found["results"]["position"]
+    assert own["checkpoint"]["state_id"] in found["config"]["model_args"] and found["date"] > 0
+    left = json.loads((out / "results.json").read_text())
+    left["tasks"] = {"ssc": {"status": "skipped", "value": None, "ci95": None, "n": 0, "reason": "none"}}
+    (tmp_path / "results.json").write_text(json.dumps(left))
+    capsys.readouterr()
+    for words, complaint in (
+        ([str(tmp_path)], "no task was measured"),
+        ([str(tmp_path / "gone")], "no evaluation at"),
+        ([str(out), "--out", str(tmp_path)], "is a folder; name a file"),
+        ([str(out), "--out", str(out / "results.json")], "name another file"),
+    ):
+        assert main(["eval", "lm-eval", *words]) == 2
+        assert complaint in capsys.readouterr().err
+    assert results(out) == own

@@ -140,6 +140,7 @@ def test_corrupt_samples_are_named(good, tmp_path, capsys):
     ["compare", "{place}/good", "{place}/good", "--out", "{place}/file"], ["report"], ["report", "{place}/gone"],
     ["report", "{place}/file"],
     ["report", "{place}/good", "--out", "x"], ["report", "{place}/good", "{place}/gone"],
+    ["lm-eval"], ["lm-eval", "{place}/gone"], ["lm-eval", "{place}/file"], ["lm-eval", "{place}/empty"],
     ["versa", "{place}/gone"], ["versa", "{place}/file"], ["versa", "{place}/empty"],
     ["versa", "{place}/empty", "--references", "{place}/gone"], ["versa", "{place}/empty", "--out", "{place}/file"],
 ], ids=" ".join)  # fmt: skip

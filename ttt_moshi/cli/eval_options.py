@@ -31,7 +31,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="eval_from_checkpoint.py",
         description="Evaluates a checkpoint. The model, its codec and its tokenizer come from the checkpoint alone. "
-        "See also: ttt-moshi eval ls | compare | report | versa",
+        "See also: ttt-moshi eval ls | compare | report | versa | lm-eval",
     )
     add = parser.add_argument
     add("--checkpoint_dir", "--checkpoint", help="checkpoint folder, or `base` with --hf_repo_id")

@@ -1,4 +1,4 @@
-"""Evaluations that are there already: list them, compare them, write their reports, hand audio to VERSA."""
+"""Evaluations that are there already: list them, compare them, write their reports, hand them to other tools."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ttt_moshi.files import read_text
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi eval ls|compare|report|versa ...`; status 1 when a comparison is incomplete or nothing was found."""
+    """`ttt-moshi eval ls|compare|report|versa|lm-eval`; status 1: an incomplete comparison, or nothing found."""
     console = Console(highlight=False)
     command, rest = argv[0], argv[1:]
-    return {"ls": _ls, "compare": _compare, "report": _report, "versa": _versa}[command](rest, console)
+    commands = {"ls": _ls, "compare": _compare, "report": _report, "versa": _versa, "lm-eval": _lm_eval}
+    return commands[command](rest, console)
 
 
 def _ls(argv: list[str], console: Console) -> int:
@@ -143,4 +144,37 @@ def _versa(argv: list[str], console: Console) -> int:
         texts[path.stem] = " ".join(words)
     for path in write_versa_lists(options.out, options.predicted, options.references, texts):
         console.print(str(path), soft_wrap=True)
+    return 0
+
+
+def _lm_eval(argv: list[str], console: Console) -> int:
+    parser = Parser(
+        prog="ttt-moshi eval lm-eval",
+        description="Writes the results of an evaluation in the structure of those of lm-evaluation-harness, for tools "
+        "that read these.",
+    )
+    parser.add_argument("folder", type=Path, help="folder with a results.json")
+    parser.add_argument("--out", type=Path, help="JSON file (default: lm_eval.json in the folder)")
+    options = parser.parse_args(argv)
+    from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation.errors import well_formed
+    from ttt_moshi.evaluation.interchange import as_lm_eval
+    from ttt_moshi.evaluation.results import write_json
+
+    out = options.out or options.folder / "lm_eval.json"
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    path, beside = options.folder / "results.json", options.folder / "timing.json"
+    if out.resolve() == path.resolve():
+        raise UserError(f"--out {out} holds the results that are to be converted; name another file")
+    results, timing = read_results(path), {}
+    if beside.is_file():
+        with well_formed(beside):
+            timing = dict(json.loads(read_text(beside)))
+    with well_formed(path):
+        converted = as_lm_eval(results, timing, path.stat().st_mtime)
+    write_json(out, converted)
+    for name in results.skipped:
+        console.print(f"{name} not run: left out", style="yellow", soft_wrap=True, markup=False)
+    console.print(f"results of {len(converted['results'])} tasks: {out}", soft_wrap=True)
     return 0

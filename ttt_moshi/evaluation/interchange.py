@@ -1,12 +1,14 @@
-"""Files that other tools read: ZeroSpeech submissions and VERSA's lists of recordings."""
+"""Files that other tools read: ZeroSpeech submissions, VERSA's lists of recordings, results as lm-eval writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.results import write_text
+from ttt_moshi.evaluation.results import OK, Results, write_text
+from ttt_moshi.evaluation.statistics import RESAMPLES
 
 ZEROSPEECH = {"swuggy": "lexical", "sblimp": "syntactic"}
 
@@ -43,3 +45,75 @@ def write_versa_lists(out: Path, predicted: Path, references: Path | None, texts
 def _scp(path: Path, entries: Mapping[str, str]) -> Path:
     write_text(path, "".join(f"{name} {value}\n" for name, value in entries.items()))
     return path
+
+
+LM_EVAL_METRICS = {
+    "perplexity": "perplexity",
+    **dict.fromkeys(("dialogue", "position", "continuation"), "nll"),
+    **dict.fromkeys(("context", "repeat", "spoken_repeat", "inner"), "nll_difference"),
+    **dict.fromkeys(("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle"), "acc"),
+    **dict.fromkeys(("llama_questions", "web_questions", "trivia_qa", "spoken_choices", "full_duplex"), "acc"),
+}
+"""names of the headline values; those of all other tasks are called `value`"""
+_DEVIATIONS = 1.959964
+"""standard errors from the middle to the end of a 95 % interval"""
+
+
+def as_lm_eval(results: Results, timing: Mapping[str, Any], date: float) -> dict[str, Any]:
+    """The measured tasks in the structure of the results of lm-evaluation-harness (0.4).
+
+    A standard error is half of the interval's width over 1.96. What a benchmark held before `--max_items` is not
+    known, so both counts of items are of those that were scored.
+
+    Args:
+        timing: `timing.json`.
+        date: when the results were written, in seconds since 1970.
+
+    Raises:
+        EvaluationError: no task was measured.
+    """
+    tasks = {name: task for name, task in results.tasks.items() if task["status"] == OK}
+    if not tasks:
+        raise EvaluationError("no task was measured: there is nothing to convert")
+    metrics = {name: LM_EVAL_METRICS.get(name, "value") for name in tasks}
+    facts, config = results.checkpoint, results.config
+    model_args = f"state_id={facts['state_id']},step={facts['step']},kind={facts['kind']}"
+    return {
+        "results": {name: {"alias": name, **_lm_eval_values(metrics[name], task)} for name, task in tasks.items()},
+        "group_subtasks": {name: [] for name in tasks},
+        "configs": {
+            name: {
+                "task": name,
+                "description": task["metric"],
+                "num_fewshot": 0,
+                "metric_list": [{"metric": metrics[name], "higher_is_better": task["better"] == "higher"}],
+                "metadata": {"version": task.get("version", 1), **task.get("options", {})},
+            }
+            for name, task in tasks.items()
+        },
+        "versions": {name: task.get("version", 1) for name, task in tasks.items()},
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {name: {metrics[name]: task["better"] == "higher"} for name, task in tasks.items()},
+        "n-samples": {name: {"original": task["n"], "effective": task["n"]} for name, task in tasks.items()},
+        "config": {
+            "model": "ttt-moshi",
+            "model_args": model_args,
+            "batch_size": config.get("batch_size"),
+            "limit": config.get("max_items"),
+            "bootstrap_iters": RESAMPLES,
+            "random_seed": results.seed,
+            "model_dtype": config.get("dtype"),
+        },
+        "git_hash": timing.get("commit"),
+        "date": date,
+        "task_hashes": {name: results.data[name]["digest"] for name in tasks if name in results.data},
+        "model_source": "ttt-moshi",
+        "model_name": facts["state_id"],
+        "model_name_sanitized": facts["state_id"].replace(":", "__"),
+        "total_evaluation_time_seconds": str(timing["seconds"]) if "seconds" in timing else None,
+    }
+
+
+def _lm_eval_values(metric: str, task: Mapping[str, Any]) -> dict[str, float]:
+    low, high = task["ci95"]
+    return {f"{metric},none": task["value"], f"{metric}_stderr,none": (high - low) / 2 / _DEVIATIONS}
