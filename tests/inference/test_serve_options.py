@@ -158,3 +158,30 @@ def test_it_hears_all_where_no_lag_is_too_much(served):
         assert await talk(http, frames=20) == (0, 1008)
 
     served(ask, "--max_lag", "inf", "--idle_seconds", "1.5")
+
+
+def test_a_sink_changes_what_it_says_once_the_window_is_full(served):
+    heard: dict[str, np.ndarray] = {}
+
+    def listen(name: str):
+        async def ask(http: aiohttp.ClientSession) -> None:
+            noise = np.random.default_rng(0).integers(-3000, 3000, (48, 1920), dtype="<i2")
+            async with http.ws_connect("/api/chat?events=1&format=pcm") as connection:
+                while (await connection.receive()).data[:1] != b"\x00":
+                    pass
+                for frame in noise:
+                    await connection.send_bytes(b"\x01" + frame.tobytes())
+                said = b""
+                async for message in connection:
+                    said += message.data[1:] if message.data[:1] == b"\x01" else b""
+                heard[name] = np.frombuffer(said, "<i2")
+
+        return ask
+
+    common = ("--seed", "5", "--temp", "2", "--temp_text", "2", "--max_lag", "inf", "--idle_seconds", "1")
+    for name, options in (("plain", ()), ("sink", ("--sink", "4"))):
+        served(listen(name), *common, *options, "--sessions", "none")
+    plain, sink = heard["plain"], heard["sink"]
+    inside = 28 * 1920  # the window has not filled up yet
+    assert len(plain) == len(sink) > 40 * 1920
+    assert (plain[:inside] == sink[:inside]).all() and (plain != sink).any()
