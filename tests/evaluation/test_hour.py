@@ -248,6 +248,19 @@ def test_the_command_reads_and_talks_and_goes_on_where_it_was(tiny_material, tmp
     assert (missing / "tokens.safetensors").read_bytes() == told  # the same, whoever talked beside it
 
 
+@pytest.mark.slow
+def test_the_size_of_the_sink_is_that_of_the_baseline(tiny_material, tmp_path):
+    found = {}
+    for size in (0, 9):
+        options = ["--minutes", "0.05", "--max_items", "3", *(["--sink", str(size)] if size else [])]
+        assert hour(tiny_material, tmp_path / str(size), *options) == 0
+        task = json.loads((tmp_path / str(size) / "results.json").read_text())["tasks"]["hour"]
+        found[size] = {name: one["nll"] for name, one in task["context"]["baselines"].items()}
+        made_by = json.loads((tmp_path / str(size) / "conversations/hour/user0/made_by.json").read_text())
+        assert made_by["sink"] == size
+    assert found[0].pop("sink") != found[9].pop("sink") and found[0] == found[9]
+
+
 def test_values_that_mean_nothing_are_refused(tiny_material, tmp_path, capsys):
     for words, complaint in (
         (["--minutes", "0"], "`--minutes` must be between"),
