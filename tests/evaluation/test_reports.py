@@ -146,7 +146,7 @@ def test_a_page_folds_what_is_below_its_first_table_and_plays_recordings():
 
 def entry(value, low, high, **more) -> dict:
     return {"status": "ok", "value": value, "ci95": [low, high], "n": 9, "unit_of_n": "items", "metric": "accuracy",
-            "better": "higher", **more}  # fmt: skip
+            "better": "higher"} | more  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "sentence"), [
@@ -155,6 +155,8 @@ def entry(value, low, high, **more) -> dict:
     (entry(0.3, 0.2, 0.4, chance=0.5, means="a b"), "Worse than chance: it is not so that a b."),
     (entry(-1, -2, -0.5, chance=0.0, better="lower", means="it is known"), "It is known."),
     (entry(1, 0.5, 2, chance=0.0, better="lower", means="a b"), "Worse than chance: it is not so that a b."),
+    (entry(1, 1, 1, chance=0.5, n=4, means="a b"), "Fewer than 5 items do not tell whether a b."),
+    (entry(1, 1, 1, chance=0.5, n=5, means="a b"), "A b."),
     (entry(7, 6, 8, means="so many nats"), "So many nats."),
     (entry(7, 6, 8), "Accuracy."),
     (entry(0.7, 0.6, 0.8, reference={"name": "moshiko", "value": 0.63, "deviation": 0.07}),
@@ -162,7 +164,7 @@ def entry(value, low, high, **more) -> dict:
 ])  # fmt: skip
 def test_a_headline_says_what_its_interval_allows(task, sentence):
     (headline,) = headlines({"t": task})
-    assert headline.meaning == sentence and headline.n == "9 items"
+    assert headline.meaning == sentence and headline.n == f"{task['n']} items"
     assert headline.chance == (f"{task['chance']:g}" if "chance" in task else "")
 
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from ttt_moshi.evaluation.report.tables import interval
 from ttt_moshi.evaluation.results import OK
 
+FEWEST = 5
+"""items of which an interval is held against chance"""
+
 
 class Headline(NamedTuple):
     """One task in words; `value`, `chance` and `n` are empty where there is none."""
@@ -31,6 +34,7 @@ def headlines(tasks: dict[str, dict[str, Any]]) -> Iterable[Headline]:
 
 def meaning(task: dict[str, Any]) -> str:
     """One sentence on a measured entry: what it shows, where its interval lies beyond chance, else that it does not.
+    Of a few items an interval says nothing: they may be alike.
 
     An entry of an earlier version, which does not say what it means, has its metric.
     """
@@ -39,6 +43,8 @@ def meaning(task: dict[str, Any]) -> str:
     chance = task.get("chance")
     if chance is None:
         sentence = clause
+    elif task["n"] < FEWEST:
+        sentence = f"fewer than {FEWEST} {task['unit_of_n']} do not tell whether {clause}"
     elif low <= chance <= high:
         sentence = f"chance does as well: no evidence that {clause}"
     elif (low > chance) == (task["better"] == "higher"):
