@@ -85,11 +85,10 @@ def pass_gates(
 
     items = [Item(one.name, partial(_user, one, samples)) for one in dialogues]
     held = Talker(driver, folder.parent).converse(folder.name, items, ranks, stop_if_asked, overwrite=True)
-    found = [
-        judge(conversation, dialogue.read()[0, :samples], padding)
-        for conversation, dialogue in zip(held, dialogues, strict=True)
-    ]
-    means = {name: float(np.mean([one[name] for one in found if name in one])) for name in found[0]}
+    agents = ranks.together(lambda: [dialogue.read()[0, :samples] for dialogue in dialogues])
+    found = [judge(said, recorded, padding) for said, recorded in zip(held, agents, strict=True)]
+    names = dict.fromkeys(name for one in found for name in one)
+    means = {name: float(np.mean([one[name] for one in found if name in one])) for name in names}
     return Gates({**means, "conversations": len(found)}, held[0].agent)
 
 
