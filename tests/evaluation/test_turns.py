@@ -82,17 +82,17 @@ def go(material, out, *options) -> int:
 
 def test_the_command_talks_with_recorded_users(tiny_material, tmp_path, capsys):
     audio, rate = soundfile.read(sorted(tiny_material.eval_data.parent.rglob("*.wav"))[0])
-    soundfile.write(tmp_path / "first.wav", audio[: 5 * rate], rate)
-    soundfile.write(tmp_path / "second.wav", audio[5 * rate : 9 * rate, ::-1], rate)
+    soundfile.write(tmp_path / "first.wav", audio[: 3 * rate], rate)
+    soundfile.write(tmp_path / "second.wav", audio[3 * rate : 5 * rate, ::-1], rate)
     for name in ("first", "second"):
         (tmp_path / f"{name}.json").write_text('{"alignments": []}')
-    lines = [{"path": "first.wav", "duration": 5.0}, {"path": "second.wav", "duration": 4.0, "moshi_speaker": "B"}]
+    lines = [{"path": "first.wav", "duration": 3.0}, {"path": "second.wav", "duration": 2.0, "moshi_speaker": "B"}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = ("--data", str(tmp_path / "d.jsonl"))
     assert go(tiny_material, tmp_path / "out", *data) == 0
     task = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["turns"]
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples" / "turns.jsonl").read_text().splitlines()]
-    sides = [audio[: 5 * rate], audio[5 * rate : 9 * rate]]
+    sides = [audio[: 3 * rate], audio[3 * rate : 5 * rate]]
     for sample, both in zip(samples, sides, strict=True):
         folder = tmp_path / "out" / sample["conversation"]
         agent, user = (soundfile.read(folder / f"{name}.wav", dtype="float32")[0] for name in ("output", "input"))

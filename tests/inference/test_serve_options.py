@@ -160,6 +160,7 @@ def test_it_hears_all_where_no_lag_is_too_much(served):
     served(ask, "--max_lag", "inf", "--idle_seconds", "1.5")
 
 
+@pytest.mark.slow
 def test_a_sink_changes_what_it_says_once_the_window_is_full(served):
     heard: dict[str, np.ndarray] = {}
 

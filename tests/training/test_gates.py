@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Launch
     from ttt_moshi.synthetic import Material
 
-GATES = EvalArgs(gates=2, gates_sec=1.6)
+GATES = EvalArgs(gates=2, gates_sec=1.04)
 
 
 def arguments(material: Material, folder: Path, **changes: object) -> TrainArgs:
@@ -82,7 +82,7 @@ def test_gates_write_what_the_model_says_and_training_does_not_notice(
         names = sorted(path.name for path in folder.iterdir())
         assert names == ["0000-dialogue_0000", "0001-dialogue_0001"]
         said, rate = soundfile.read(folder / names[0] / "output.wav")
-        assert (len(said), rate) == (round(1.6 * 24_000), 24_000)
+        assert (len(said), rate) == (round(1.04 * 24_000), 24_000)
     best = min((found[0], found[2]), key=lambda line: line["gates"]["off_length"])["step"]
     assert CheckpointStore(resumed / "checkpoints").steps() == sorted({best, 3})
 
