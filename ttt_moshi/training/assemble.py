@@ -184,7 +184,7 @@ class _Data:
 def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
-    specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval else []))
+    specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval or args.eval.gates else []))
     audio = [names_audio(spec) for spec in specs]  # first: the model may be a download of 15 GB
     info = base_to_train(args.moshi_paths, args.data)
     arguments = geometry(info.lm_config)
