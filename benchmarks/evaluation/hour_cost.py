@@ -1,6 +1,6 @@
 """What an hour of conversation costs on this machine, as `eval --tasks hour` holds it: one at a time and side by side.
 
-    python benchmarks/evaluation/hour_cost.py --checkpoint_dir CHECKPOINT [--minutes 60] [--slots 1,4,8] [--threads 1]
+    python benchmarks/evaluation/hour_cost.py --checkpoint_dir CHECKPOINT [--minutes 60] [--slots 1,4] [--threads 1]
 
 The users are noise, since what they say costs nothing; audio, tokens and words of every conversation are written, as
 the evaluation does. For each number of slots as many conversations are held. Seconds are of one conversation's hour:
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="length of each conversation")
-    parser.add_argument("--slots", default="1,4,8", help="numbers of conversations side by side")
+    parser.add_argument("--slots", default="1,4", help="numbers of conversations side by side")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -115,8 +115,8 @@ def answer(
 
 
 def _begin(slots: Slots, slot: int, question: Question) -> _Going:
-    padding = -len(question.samples) % slots.frame_size
-    frames = list(torch.nn.functional.pad(question.samples, (0, padding)).split(slots.frame_size))
+    frames = list(question.samples.split(slots.frame_size))  # views: an hour is 345 MB
+    frames[-1] = torch.nn.functional.pad(frames[-1], (0, slots.frame_size - len(frames[-1])))
     silent = 0
     if not question.greeting:
         silent = next((number for number, frame in enumerate(frames) if frame.abs().max() >= SILENCE), len(frames))
