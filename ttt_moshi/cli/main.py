@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 
 from ttt_moshi import __version__
+from ttt_moshi.cli import output
 from ttt_moshi.errors import UserError
 
 COMMANDS = {
@@ -30,25 +32,49 @@ USAGE = "usage: ttt-moshi COMMAND [options]\n\ncommands:\n" + "\n".join(
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 a check found problems, 2 could not run."""
     words = sys.argv[1:] if argv is None else argv
+    return _guarded(lambda: _run(words))
+
+
+def run_command(name: str, argv: list[str]) -> int:
+    """Runs `ttt_moshi.cli.<name>`; errors meant for a person become one line on stderr and status 2."""
+    return _guarded(lambda: _run([name, *argv]))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(f"{USAGE}\n\n`ttt-moshi COMMAND --help` explains one command.")
         return 0 if words else 2
     if words[0] == "--version":
         print(f"ttt-moshi {__version__}")
         return 0
-    return run_command(words[0], words[1:])
-
-
-def run_command(name: str, argv: list[str]) -> int:
-    """Runs `ttt_moshi.cli.<name>`; errors meant for a person become one line on stderr and status 2."""
+    name, *argv = words
     if name not in COMMANDS:
         nearest = get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
         print(f"error: unknown command `{name}`{hint}\n\n{USAGE}", file=sys.stderr)
         return 2
+    return importlib.import_module(f"ttt_moshi.cli.{name}").main(argv)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    output.take_every_character()
     try:
-        return importlib.import_module(f"ttt_moshi.cli.{name}").main(argv)
-    except (UserError, OSError) as error:
+        try:
+            return run()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # while a failure can be told
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich's way to end; 1 would mean that a check found problems
+            return output.READER_GONE
+        raise
+    except OSError as error:
+        failed = output.has_failed_with(error)
+        if failed and isinstance(error, BrokenPipeError):
+            return output.READER_GONE
+        print(f"error: {f'standard output: {error.strerror}' if failed else error}", file=sys.stderr)
+        return 2
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

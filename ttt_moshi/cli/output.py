@@ -1,0 +1,42 @@
+"""Standard output that takes every name of a file, and what is said where it takes nothing any more."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+
+READER_GONE = 128 + 13
+"""exit status where the reader of a pipe has gone, as in `ckpt ls RUN | head -1`: what a shell says of SIGPIPE"""
+
+
+def take_every_character() -> None:
+    """What an output's encoding lacks is written as an escape; bytes of a file's name that are no text, as they are."""
+    codecs.register_error("ttt_moshi", _written)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="ttt_moshi")
+
+
+def has_failed_with(error: OSError) -> bool:
+    """Whether standard output is what failed, which is then closed: an empty line to it fails again."""
+    if error.filename is not None or sys.stdout is None:
+        return False
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError as again:
+        if again.errno == error.errno:
+            # The interpreter flushes once more when it ends, and would say so in lines of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
+def _written(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in characters):
+        return codecs.lookup_error("surrogateescape")(error)
+    return codecs.lookup_error("backslashreplace")(error)
