@@ -466,7 +466,7 @@ def _data() -> list[Case]:
             Case(f"data prepare {{folder}}/material/train/data_stereo --out {{new}} {option} {value}", option)
             for option, some in {
                 "--moshi_speaker": ("C",),
-                "--channels": ("0,1", "1,1", "1", "left,right", "''", "1,2,3"),
+                "--channels": ("0,1", "1,1", "left,right", "''", "1,2,3"),
                 "--pair": ("''", "call.wav", "'{{agent,customer}}'", "'/etc/*_{{a,b}}.wav'", "'*_{{a,b,c}}.wav'"),
                 "--max_repaired": ("-1", "2", "nan", "x"),
                 "--normalise": ("nan", "5", "loud", "-200"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
-from ttt_moshi.cli.data_shown import clock, counted, progress, shown
+from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
@@ -176,22 +175,27 @@ def run_encode(argv: list[str]) -> int:
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8; parts are alike long")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for a data set of codes alone, which needs no audio any more")
+    parser.add_argument(
+        "--no_whitespace_before_word", action="store_true",
+        help="as `data.no_whitespace_before_word` in training: how the text in OUT is written",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     number, shards = _shard(args.shard)
-    from ttt_moshi.frames import frames_to_seconds
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UserError(f"`--out {args.out}` is a file; name a folder")
+    from ttt_moshi.data.pretokenize import pretokenize
 
-    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device)
-    began, heard = time.monotonic(), 0.0
-    with progress("encoding") as show:
-
-        def on_recording(name: str, done: int, total: int) -> None:
-            nonlocal heard
-            heard = frames_to_seconds(done)
-            show(name, done, total)
-
-        corpus.encode_all(number - 1, shards, on_recording)
-    seconds = max(time.monotonic() - began, 1e-3)
-    print(f"shard {number} of {shards}: {clock(heard)} of audio in {clock(seconds)}, {heard / seconds:.1f}x real time")
+    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
+    with encoding() as (on_recording, summary):
+        if args.out is None:
+            corpus.encode_all(number - 1, shards, on_recording)
+            written = None
+        else:
+            written = pretokenize(corpus, args.out, number - 1, shards, on_recording)
+    print(f"shard {number} of {shards}: {summary()}")
+    if written is not None:
+        print(f"{written}: {counted(len(corpus.part(number - 1, shards)), 'recording')}, codes alone")
     return 0
 
 

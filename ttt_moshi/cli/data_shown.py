@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ttt_moshi.frames import frames_to_seconds
+
+LOG_EVERY = 60.0
+"""seconds between lines where there is no screen"""
 
 
 def counted(count: int, what: str) -> str:
@@ -38,3 +45,36 @@ def progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda name, done, total: bar.update(task, description=shown(name), completed=done, total=total)
+
+
+@contextmanager
+def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[], str]]]:
+    """A bar, or in logs a line a minute, with throughput and the time left.
+
+    Gives the function that moves it (name, frames that are done, frames in all), and one that sums up.
+    """
+    began = last = time.monotonic()
+    heard = 0.0
+    with progress("encoding") as show:
+
+        def on_recording(name: str, done: int, total: int) -> None:
+            nonlocal last, heard
+            heard, now = frames_to_seconds(done), time.monotonic()
+            told = throughput(heard, frames_to_seconds(total), now - began)
+            show(f"{name} {told}", done, total)
+            if now - last >= LOG_EVERY and not sys.stderr.isatty():
+                last = now
+                print(f"encoding {name}: {told}", file=sys.stderr, flush=True)
+
+        def summary() -> str:
+            seconds = max(time.monotonic() - began, 1e-3)
+            return f"{clock(heard)} of audio in {clock(seconds)}, {heard / seconds:.1f}x real time"
+
+        yield on_recording, summary
+
+
+def throughput(done: float, total: float, elapsed: float) -> str:
+    """`0:10:00 of 1:00:00, 20.0x real time, 0:02:30 left`; all in seconds."""
+    speed = done / max(elapsed, 1e-3)
+    left = f", {clock((total - done) / speed)} left" if speed else ""
+    return f"{clock(done)} of {clock(total)}, {speed:.1f}x real time{left}"

@@ -131,6 +131,20 @@ class Corpus:
         """
         return self._load(recording)[:, : recording.frames].long()
 
+    def part(self, rank: int, world_size: int) -> list[Recording]:
+        """One rank's part of the recordings; parts are about equally long, with about as much to encode."""
+        parts = [
+            _share([r for r in self.recordings if r.encoded == encoded], rank, world_size) for encoded in (False, True)
+        ]
+        return [*parts[0], *parts[1]]
+
+    def content_of(self, recording: Recording) -> str:
+        """64 hex digits: equal where `whole` gives the same codes."""
+        made_with = () if recording.encoded else (self.identity["codec"], self.identity["tokenizer"])
+        return _digest_of(
+            [recording.digest, recording.transcript_digest, recording.frames, recording.moshi_speaker, *made_with]
+        )
+
     def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
         """Judges every recording and transcript by the rules of `data check`, and fills the cache, so that training
         neither meets what it cannot use nor waits for the codec. Each rank does its part of the recordings. Problems
@@ -139,7 +153,7 @@ class Corpus:
         Raises:
             DataError: a recording or transcript that cannot be used.
         """
-        mine = _share([recording for recording in self.recordings if not recording.encoded], rank, world_size)
+        mine = [recording for recording in self.part(rank, world_size) if not recording.encoded]
         total = sum(recording.info.frames for recording in mine)
         before = 0
         self._judge(mine)

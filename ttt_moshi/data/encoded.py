@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT
+from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
 SUFFIX = ".safetensors"
@@ -111,6 +112,8 @@ def read_encoded(path: Path, alphabet: Alphabet | None = None) -> torch.Tensor:
 
 
 def write_encoded(path: Path, codes: torch.Tensor) -> None:
-    """Writes codes `[1 + 2K, T]` in the smallest type that holds them."""
+    """Writes codes `[1 + 2K, T]` in the smallest type that holds them, the whole file or none."""
     fits = codes.numel() == 0 or int(codes.max()) <= torch.iinfo(torch.int16).max
-    save_file({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()}, path)
+    content = save({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()})
+    # Not forced to the disk: a file that a power failure cut short is noticed when it is read.
+    write_atomically(path, content, durable=False)

@@ -210,7 +210,7 @@ def _refuse_two_voices(found: Transcript | Untimed) -> None:
     speakers = {who for who, _ in found.pairs} if isinstance(found, Untimed) else {w.speaker for w in found.words}
     if MAIN_SPEAKER in speakers and len(speakers) > 1:
         raise DataError(
-            "mono, and its transcript has two speakers: Moshi would speak for both; "
+            "one channel, and its transcript has two speakers: Moshi would speak for both; "
             "`--mono_mix` allows it, one channel a speaker is better"
         )
 
