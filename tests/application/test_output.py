@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.application.harness import environment
+from tests.application.harness import Place, environment
 
 COMMANDS = {
     "ckpt ls": ["ckpt", "ls", "{run}"],
@@ -49,6 +50,16 @@ def test_every_name_can_be_printed_in_every_encoding(runs, encoding):
     for command in ("ckpt ls", "ckpt show", "status"):
         done = do(COMMANDS[command], runs[0], env={"PYTHONIOENCODING": encoding}, stdout=subprocess.PIPE)
         assert done.returncode == 0 and not done.stderr, done
+
+
+def test_a_training_goes_on_when_nobody_reads_what_it_says(new_place: Callable[[str], Place], finished: Path) -> None:
+    place = new_place("unread")
+    command = [sys.executable, "-m", "ttt_moshi", *map(str, place.train("--do_eval", "true"))]
+    training = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    training.stdout.readline()
+    training.stdout.close()
+    assert training.wait(timeout=120) == 0
+    assert place.state_id(6) == Place(finished.parent, place.material, place.warm).state_id(6)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from contextlib import suppress
+from typing import Any, TextIO
 
 READER_GONE = 128 + 13
 """exit status where the reader of a pipe has gone, as in `ckpt ls RUN | head -1`: what a shell says of SIGPIPE"""
@@ -16,6 +18,25 @@ def take_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="ttt_moshi")
+
+
+class Lasting:
+    """A stream whose end stops nobody: what it does not take any more is lost, the work behind it goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def has_failed_with(error: OSError) -> bool:

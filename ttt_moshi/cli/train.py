@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from typing import TYPE_CHECKING, Any
 
+from ttt_moshi.cli.output import Lasting
 from ttt_moshi.signals import Requests, Stopped, requests
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     everything saved. 2: could not start, nothing was touched. 1: the run ended by itself before its last step.
     """
     # Before PyTorch is imported: a signal that comes while the process starts must not be lost, nor end it rudely.
-    with requests() as asked:
+    # And a terminal that is gone, or another reader of what is said here, must not end a run.
+    with redirect_stderr(sys.stderr and Lasting(sys.stderr)), requests() as asked:
         try:
             return _train(argv, asked)
         except Stopped as stopped:
