@@ -143,7 +143,7 @@ def test_turns_anchor_the_words(tmp_path):
 def test_in_mono_both_speakers_share_the_channel(tmp_path):
     path = bursts(tmp_path / "in" / "a.wav", (1, 3, 0), (4, 6, 0), seconds=7, channels=1)
     path.with_suffix(".txt").write_text("A: hello there\nB: hello again\n")
-    with pytest.raises(DataError, match="mono, and its transcript has two speakers"):
+    with pytest.raises(DataError, match="one channel, and its transcript has two speakers"):
         prepare(tmp_path / "in", tmp_path / "out")
     prepare(tmp_path / "in", tmp_path / "out", Choices(mono_mix=True))
     words = read_transcript(tmp_path / "out" / "recordings" / "a.json").words
@@ -175,7 +175,7 @@ def test_useless_files_are_left_out_with_a_reason(recordings, tmp_path):
     by = outcomes(prepare(recordings, tmp_path / "out"))
     assert "not an audio file" in by["broken.wav"].left_out
     assert by["right.wav"].left_out is None and by["z again.wav"].left_out == "right.wav has the same audio"
-    assert "mono, and its transcript has two speakers" in by["right.flac"].left_out
+    assert "one channel, and its transcript has two speakers" in by["right.flac"].left_out
     assert by["blip.wav"].left_out == "0.004 s are less than one frame (0.08 s)"
     assert "not valid JSON" in by["music.mp3"].left_out
     assert sum(o.left_out is None for o in by.values()) == len(
