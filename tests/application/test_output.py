@@ -52,6 +52,19 @@ def test_every_name_can_be_printed_in_every_encoding(runs, encoding):
         assert done.returncode == 0 and not done.stderr, done
 
 
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    train = (
+        "import os, sys; os.rmdir(os.getcwd()); sys.argv[1:] = ['train', '--run_dir', 'x', '--data.train_data', 'y']; "
+    )
+    code = train + "from ttt_moshi.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=gone, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "the working folder is gone" in done.stderr
+
+
 def test_a_training_goes_on_when_nobody_reads_what_it_says(new_place: Callable[[str], Place], finished: Path) -> None:
     place = new_place("unread")
     command = [sys.executable, "-m", "ttt_moshi", *map(str, place.train("--do_eval", "true"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -58,6 +59,9 @@ def _run(words: list[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     output.take_every_character()
+    if not os.path.exists(os.curdir):  # with which not even libraries load
+        print("error: the working folder is gone: change to one that is there", file=sys.stderr)
+        return 2
     try:
         try:
             return run()
