@@ -59,7 +59,9 @@ def _run(words: list[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     output.take_every_character()
-    if not os.path.exists(os.curdir):  # with which not even libraries load
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # with which not even libraries load
         print("error: the working folder is gone: change to one that is there", file=sys.stderr)
         return 2
     try:
