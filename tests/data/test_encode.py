@@ -88,6 +88,17 @@ def test_what_is_written_is_not_written_again_and_what_is_broken_is(codes_alone,
     assert len(set(listed) - {f"codes/{path.name}" for path in files}) == 1, "other words are another recording"
 
 
+def test_what_is_remembered_in_a_folder_is_no_list_of_it(codes_alone, capsys, monkeypatch):
+    monkeypatch.setattr("ttt_moshi.data.digests._SETTLED_NS", 0)
+    folder, argv = codes_alone
+    argv = argv[: argv.index("--cache_dir")]
+    for _ in range(2):
+        assert main(argv) == 0
+    assert (folder / ".mimi_codes" / ".digests.jsonl").is_file()
+    assert main(["data", "check", str(folder)]) == 0
+    assert "4 recordings" in capsys.readouterr().out
+
+
 def test_an_out_that_is_a_file_is_one_line(codes_alone, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([*codes_alone[1], "--out", str(tmp_path / "file")]) == 2

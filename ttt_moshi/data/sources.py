@@ -150,7 +150,8 @@ def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
 
 
 def jsonl_files(path: Path) -> list[Path]:
-    """`path` itself, or the jsonl files below it in the order of their names.
+    """`path` itself, or the jsonl files below it in the order of their names. Hidden ones are no data: digests that are
+    remembered there, and what an unfinished `data prepare` has left.
 
     Raises:
         DataError: nothing there.
@@ -159,7 +160,11 @@ def jsonl_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"no data at {path}: neither a jsonl file nor a folder of such files")
-    files = sorted(file for file in path.rglob("*.jsonl") if file.is_file())
+    files = sorted(
+        file
+        for file in path.rglob("*.jsonl")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
     if not files:
         raise DataError(f"{path} holds no file that ends in .jsonl; `ttt-moshi data prepare` makes one")
     return files
