@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-talking test-data test-doors test-faults test-kills test-wheel lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-talking test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -54,11 +54,15 @@ test-talking: $(READY)
 # Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
 # processes on one folder; one tally at the end.
 test-doors: $(READY)
-	$(TEST_ENV) $(BIN)/pytest tests/application --ignore tests/application/test_wheel.py -s
+	$(TEST_ENV) $(BIN)/pytest tests/application --ignore tests/application/test_wheel.py --ignore tests/application/test_readme.py -s
 
 # Builds the wheel and uses it outside of the repository, the whole demo included: about ten minutes.
 test-wheel: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/application/test_wheel.py -m slow
+
+# The README's commands, from `make demo` to `ttt-moshi serve`, in a fresh clone with an environment of its own: about twenty minutes.
+test-readme: $(READY)
+	$(TEST_ENV) $(BIN)/pytest tests/application/test_readme.py -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
