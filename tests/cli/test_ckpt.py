@@ -311,6 +311,14 @@ def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[...
     assert read("prune", run, "--also", "corrupt,leftover") == planned
     assert len(read("prune", run, "--last", "1", "--also", "unhealthy,foreign")) == 4
     assert [record["name"] for record in read("ls", run)] == ["checkpoint_000002"]
+    # What an earlier deletion left goes with the next, whatever is asked for; unfinished saves do not.
+    for name, size in ((".trash_checkpoint_000001", 7), (".saving_000009", 5)):
+        (root / name).mkdir()
+        (root / name / "some").write_bytes(b"x" * size)
+    planned = read("prune", run, "--last", "1", "--dry-run")
+    assert [(item["name"], item["bytes"]) for item in planned if not item["keep"]] == [(".trash_checkpoint_000001", 7)]
+    assert read("prune", run, "--last", "1") == planned
+    assert [record["name"] for record in read("ls", run)] == [".saving_000009", "checkpoint_000002"]
 
 
 def test_manifests_are_read_without_torch(run: Path) -> None:

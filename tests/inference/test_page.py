@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from contextlib import contextmanager
@@ -182,7 +183,8 @@ def test_a_prompt_and_the_picture_of_the_memory(serve, browse, tmp_path, capsys)
         assert page.get_by_label("Who Moshi should be").is_disabled()
         until(page, "document.querySelectorAll('#layers polyline').length === 2")
         until(page, "document.querySelector('#layers polyline').getAttribute('points').split(' ').length > 2")
-        assert "layer 0: " in page.locator("#layers").get_attribute("aria-label")
+        caption = page.locator("#layers").get_attribute("aria-label")
+        assert re.match(r"Written in \d+:\d\d of conversation, layer 0: [\d.]+ %, layer 1: ", caption), caption
         (mine,) = sessions_in(page)
         page.get_by_role("button", name="Hang up").click()
         assert page.problems == []

@@ -62,8 +62,8 @@ def discard(files: Files, root: Path, name: str) -> None:
     if name not in files.names(root):
         return
     trash = root / name
-    if not name.startswith(".trash"):
-        trash = layout.free_name(files, root, ".trash_" + name.lstrip("."))
+    if not name.startswith(layout.TRASH):
+        trash = layout.free_name(files, root, layout.TRASH + name.lstrip("."))
         files.rename(root / name, trash)
         files.sync_folder(root)
     remove_tree(files, trash)

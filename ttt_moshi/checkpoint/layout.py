@@ -30,7 +30,8 @@ PINS = "pinned.json"
 MEASURED = "measured.json"
 REASON = "reason.txt"
 
-LEFTOVERS = (".saving_", ".replaced_", ".trash_")  # of work that was not finished
+TRASH = ".trash_"
+LEFTOVERS = (".saving_", ".replaced_", TRASH)  # of work that was not finished
 _ASIDE = re.compile(r"(unhealthy|corrupt|left|foreign|\.quarantine|\.left)_(\d{6,})(\.\d+)?")
 _COMMITTED = re.compile(r"checkpoint_(\d{6,})")
 

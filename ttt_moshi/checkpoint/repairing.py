@@ -11,9 +11,10 @@ from ttt_moshi.checkpoint.checking import verify
 from ttt_moshi.checkpoint.commit import delete, log_event, set_aside, sweep
 from ttt_moshi.checkpoint.errors import CheckpointError, ForeignCheckpoint
 from ttt_moshi.checkpoint.files import Files, replace_file
-from ttt_moshi.checkpoint.listing import list_folder
+from ttt_moshi.checkpoint.listing import bytes_on_disk, list_folder
 from ttt_moshi.checkpoint.lock import WriterLock
 from ttt_moshi.checkpoint.retention import PruneStep, Retention, known_metrics, prune
+from ttt_moshi.checkpoint.trouble import patiently
 
 
 def repair(
@@ -57,6 +58,7 @@ def make_room(
     files: Files | None = None,
 ) -> list[PruneStep]:
     """Delete checkpoints that no rule of `policy` keeps (None: all stay), and the kinds `also` of what lies beside.
+    What an earlier deletion left goes in any case.
 
     The kinds are "corrupt", "left" and "unhealthy" for what was set aside as such, "leftover" of unfinished work, and
     "foreign" for whatever this program did not write. Raises as `prune`, and CheckpointError while a run writes to the
@@ -71,6 +73,12 @@ def make_room(
     with nullcontext() if dry_run else WriterLock(files, root):
         if policy is not None:
             decisions += prune(root, policy, dry_run, files=files, log=log)
+        for name in patiently(root, lambda: files.names(root)):
+            if name.startswith(layout.TRASH) and "leftover" not in also:
+                size = bytes_on_disk(files, root / name)
+                decisions.append(PruneStep(name, None, False, "its deletion was not finished", size))
+                if not dry_run:
+                    delete(files, root, name)
         for record in list_folder(root, files) if also else ():
             name = record["name"]
             kind = layout.aside_reason(name) or record["status"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from ttt_moshi import __version__
-from ttt_moshi.cli import output
+from ttt_moshi.cli import printing
 from ttt_moshi.errors import UserError
 
 COMMANDS = {
@@ -58,7 +58,7 @@ def _run(words: list[str]) -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    output.take_every_character()
+    printing.take_every_character()
     try:
         os.getcwd()
     except FileNotFoundError:  # with which not even libraries load
@@ -72,12 +72,12 @@ def _guarded(run: Callable[[], int]) -> int:
                 sys.stdout.flush()  # while a failure can be told
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich's way to end; 1 would mean that a check found problems
-            return output.READER_GONE
+            return printing.READER_GONE
         raise
     except OSError as error:
-        failed = output.has_failed_with(error)
+        failed = printing.has_failed_with(error)
         if failed and isinstance(error, BrokenPipeError):
-            return output.READER_GONE
+            return printing.READER_GONE
         print(f"error: {f'standard output: {error.strerror}' if failed else error}", file=sys.stderr)
         return 2
     except UserError as error:

@@ -9,7 +9,7 @@ import sys
 from contextlib import redirect_stderr, suppress
 from typing import TYPE_CHECKING, Any
 
-from ttt_moshi.cli.output import Lasting
+from ttt_moshi.cli.printing import Lasting
 from ttt_moshi.signals import Requests, Stopped, requests
 
 if TYPE_CHECKING:

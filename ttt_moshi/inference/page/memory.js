@@ -43,7 +43,11 @@ export class MemoryPicture {
     });
     this.picture.replaceChildren(...lines);
     const shares = layers.map((layer) => `layer ${layer}: ${(100 * newest[layer]).toFixed(1)} %`).join(", ");
-    this.caption.textContent = shares ? `Written so far, ${shares} of where it began.` : "Nothing has been written yet.";
+    const at = this.#points.at(-1)?.seconds ?? 0;
+    const age = `${Math.floor(at / 60)}:${String(Math.floor(at % 60)).padStart(2, "0")}`;
+    this.caption.textContent = shares
+      ? `Written in ${age} of conversation, ${shares} of where it began.`
+      : "Nothing has been written yet.";
     this.picture.setAttribute("aria-label", this.caption.textContent);
   }
 }
