@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import shutil
+import string
 import struct
 import tempfile
 import time
@@ -25,6 +27,7 @@ import soundfile
 import torch
 from moshi.models.loaders import CheckpointInfo
 from rich.console import Console
+from sentencepiece import SentencePieceProcessor
 
 from ttt_moshi.checkpoint import CheckpointStore
 from ttt_moshi.cli.demo.jobs import Command, DemoError, Jobs, count_lines, lines_in
@@ -36,6 +39,7 @@ from ttt_moshi.moshi.loading import empty_model, geometry
 from ttt_moshi.synthetic import Material, make_tiny_material
 from ttt_moshi.synthetic.material import FILE_NAMES
 from ttt_moshi.synthetic.small_moshi import write_config
+from ttt_moshi.synthetic.tokenizer import train_tokenizer
 from ttt_moshi.training import estimate
 from ttt_moshi.verification.full_size import available_memory
 
@@ -172,13 +176,19 @@ def check_room(memory: float, disk: float, folder: Path) -> None:
 def write_random_base(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], material: Material
 ) -> Path:
-    """A folder like a Moshi repository: random weights of that geometry, codec and tokenizer of the made-up speech.
+    """A folder like a Moshi repository: random weights of that geometry, codec of the made-up speech, and its tokenizer
+    or one of as many pieces as the geometry has text tokens.
 
     Args:
         tensors: names, shapes and types, on the meta device; one at a time gets values and is written.
     """
     shutil.copytree(material.base_model, folder)
     write_config(folder / "config.json", dict(config), FILE_NAMES)
+    tokenizer = folder / FILE_NAMES["tokenizer_name"]
+    if SentencePieceProcessor(str(tokenizer)).get_piece_size() != config["text_card"]:
+        letters = random.Random(0)
+        words = ("".join(letters.choices(string.ascii_lowercase, k=8)) for _ in range(config["text_card"] // 4))
+        train_tokenizer(words, tokenizer, config["text_card"])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -189,13 +199,13 @@ def write_random_base(
     with (folder / FILE_NAMES["moshi_name"]).open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for seed, (name, tensor) in enumerate(tensors.items()):
-            random = torch.empty(tensor.shape, dtype=tensor.dtype)
+            values = torch.empty(tensor.shape, dtype=tensor.dtype)
             if tensor.ndim < 2 or "norm" in name:
-                random.fill_(1.0)
+                values.fill_(1.0)
             else:
                 # As large as a trained layer's, so that nothing vanishes or explodes on its way through 32 of them.
-                random.normal_(0.0, 0.5 * tensor.shape[-1] ** -0.5, generator=torch.Generator().manual_seed(seed))
-            file.write(random.view(torch.uint8).numpy().data)
+                values.normal_(0.0, 0.5 * tensor.shape[-1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+            file.write(values.view(torch.uint8).numpy().data)
     return folder
 
 

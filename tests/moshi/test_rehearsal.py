@@ -12,9 +12,11 @@ from safetensors import safe_open
 
 from benchmarks.moshi import rehearse
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
+from ttt_moshi.data.tokenizer import check_tokenizer
 from ttt_moshi.errors import UserError
 from ttt_moshi.moshi import build_model, resolve_model
 from ttt_moshi.moshi.loading import empty_model, geometry
+from ttt_moshi.moshi.paths import text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,10 @@ def config(tiny_material):
     return geometry({key: value for key, value in values.items() if not key.endswith("_name") and key != "model_type"})
 
 
-def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, tmp_path, config):
+@pytest.mark.parametrize("text_tokens", [None, 32_000])
+def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, tmp_path, config, text_tokens):
+    """And one that training takes, with as many text tokens as Moshi 7B."""
+    config = {**config, "text_card": text_tokens or config["text_card"]}
     tensors = empty_model(config, torch.bfloat16).state_dict()
     base = rehearse.write_random_base(tmp_path / "base", config, tensors, tiny_material)
     info = resolve_model(ModelPaths(hf_repo_id=str(base)))
@@ -33,7 +38,8 @@ def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, 
         assert all(file.get_slice(name).get_shape() == list(t.shape) for name, t in tensors.items())
     model = build_model(info, TTTArgs(enable=True, layers="1"), LoraArgs())
     logits = model(torch.zeros(1, 17, 4, dtype=torch.long)).text_logits
-    assert logits.isfinite().all() and logits.std() > 0.1
+    assert logits.isfinite().all() and logits.std() > 0.1 and logits.shape[-1] == config["text_card"]
+    check_tokenizer(text_tokenizer(info), config["text_card"])
 
 
 def test_7b_is_refused_without_the_memory_or_the_disk(tmp_path, monkeypatch):

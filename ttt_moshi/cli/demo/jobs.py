@@ -92,7 +92,10 @@ class Jobs:
         """
         status = self._run(label, command, done, when, KILLED)
         if status != KILLED:
-            raise DemoError(f"`{command}` ended with status {status} before it could be killed; see {command.log}")
+            raise DemoError(
+                f"`{command}` ended with status {status} before it could be killed. The end of {command.log}:\n"
+                f"{_tail(command.log)}"
+            )
 
     def side_by_side(self, *lanes: Callable[[], None]) -> None:
         """Runs functions at the same time, which run commands one after another; the first error ends all of them."""
