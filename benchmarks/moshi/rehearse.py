@@ -27,6 +27,7 @@ import soundfile
 import torch
 from moshi.models.loaders import CheckpointInfo
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 
 from ttt_moshi.checkpoint import CheckpointStore
@@ -173,11 +174,25 @@ def check_room(memory: float, disk: float, folder: Path) -> None:
         )
 
 
+def widen_codec(folder: Path, entries: int) -> None:
+    """Gives every codebook of the folder's codec so many entries: those that it lacks are far from all speech."""
+    weights, described = folder / FILE_NAMES["mimi_name"], folder / FILE_NAMES["mimi_config_name"]
+    config, tensors = json.loads(described.read_text()), load_file(weights)
+    lacking = entries - config["quantizer"]["bins"]
+    for name, tensor in tensors.items():
+        if name.endswith((".cluster_usage", ".embedding_sum")):
+            more = torch.ones(lacking, *tensor.shape[1:])
+            tensors[name] = torch.cat([tensor, 1e3 * more if tensor.ndim > 1 else more])
+    config["quantizer"]["bins"] = entries
+    described.write_text(json.dumps(config))
+    save_file(tensors, weights)
+
+
 def write_random_base(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], material: Material
 ) -> Path:
-    """A folder like a Moshi repository: random weights of that geometry, codec of the made-up speech, and its tokenizer
-    or one of as many pieces as the geometry has text tokens.
+    """A folder like a Moshi repository: random weights of that geometry, and the codec and tokenizer of the
+    made-up speech, made as large as the geometry wants them.
 
     Args:
         tensors: names, shapes and types, on the meta device; one at a time gets values and is written.
@@ -189,6 +204,7 @@ def write_random_base(
         letters = random.Random(0)
         words = ("".join(letters.choices(string.ascii_lowercase, k=8)) for _ in range(config["text_card"] // 4))
         train_tokenizer(words, tokenizer, config["text_card"])
+    widen_codec(folder, config["card"])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +243,7 @@ def _inputs() -> list[Case]:
         Case(ON + "--moshi_paths.config_path {binary}", "{binary}"),
         Case(ON + "--moshi_paths.moshi_path {text}", "{text}"),
         Case(ON + "--moshi_paths.mimi_path {empty}", "{empty}"),
+        Case(ON, "codebooks of 128 entries", _codec_of_another),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", "{")),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", b"\xff\x00")),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", '{"alignments": 4}')),
@@ -553,6 +555,12 @@ def _tokenizer_of_more(place: Place) -> None:
 
 def _tokenizer_of_fewer(place: Place) -> None:
     _tokenizer_of(place, -20)
+
+
+def _codec_of_another(place: Place) -> None:
+    """The model has more audio codes than the codec."""
+    path = place.folder / "material/base/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "card": 256}))
 
 
 def _bit_flipped(place: Place) -> None:

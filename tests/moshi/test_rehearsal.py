@@ -16,7 +16,7 @@ from ttt_moshi.data.tokenizer import check_tokenizer
 from ttt_moshi.errors import UserError
 from ttt_moshi.moshi import build_model, resolve_model
 from ttt_moshi.moshi.loading import empty_model, geometry
-from ttt_moshi.moshi.paths import text_tokenizer
+from ttt_moshi.moshi.paths import audio_codec, text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,14 @@ def config(tiny_material):
     return geometry({key: value for key, value in values.items() if not key.endswith("_name") and key != "model_type"})
 
 
-@pytest.mark.parametrize("text_tokens", [None, 32_000])
-def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, tmp_path, config, text_tokens):
-    """And one that training takes, with as many text tokens as Moshi 7B."""
-    config = {**config, "text_card": text_tokens or config["text_card"]}
+def tiny_codec(material):
+    return audio_codec(resolve_model(ModelPaths(hf_repo_id=str(material.base_model))), "cpu")
+
+
+@pytest.mark.parametrize("vocabularies", [{}, {"text_card": 32_000, "card": 2048}])
+def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, tmp_path, config, vocabularies):
+    """And one that trains and talks, with as many tokens as Moshi 7B."""
+    config = {**config, **vocabularies}
     tensors = empty_model(config, torch.bfloat16).state_dict()
     base = rehearse.write_random_base(tmp_path / "base", config, tensors, tiny_material)
     info = resolve_model(ModelPaths(hf_repo_id=str(base)))
@@ -40,6 +44,11 @@ def test_a_base_model_written_tensor_by_tensor_is_one_that_loads(tiny_material, 
     logits = model(torch.zeros(1, 17, 4, dtype=torch.long)).text_logits
     assert logits.isfinite().all() and logits.std() > 0.1 and logits.shape[-1] == config["text_card"]
     check_tokenizer(text_tokenizer(info), config["text_card"])
+    codec, small = audio_codec(info, "cpu"), tiny_codec(tiny_material)
+    sound = 0.1 * torch.randn(1, 1, 24_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(codec.encode(sound), small.encode(sound))  # what was added is chosen for no sound
+    every = torch.arange(config["card"]).expand(1, codec.num_codebooks, -1)
+    assert bool(codec.decode(every[..., -20:]).isfinite().all())
 
 
 def test_7b_is_refused_without_the_memory_or_the_disk(tmp_path, monkeypatch):

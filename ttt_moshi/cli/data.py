@@ -207,14 +207,14 @@ def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, uns
     from ttt_moshi.moshi import resolve_model
     from ttt_moshi.moshi.device import choose_device
     from ttt_moshi.moshi.loading import geometry
-    from ttt_moshi.moshi.paths import text_tokenizer
+    from ttt_moshi.moshi.paths import audio_codec, text_tokenizer
 
     chosen = choose_device(device)
     audio = names_audio(path)  # first: the model may be a download
     info = resolve_model(ModelPaths(hf_repo_id=hf_repo_id))
     shape = geometry(info.lm_config)
     alphabet = Alphabet.of_model(shape)
-    codec = Codec(info.get_mimi(device=chosen), info.mimi_config) if audio else None
+    codec = Codec(audio_codec(info, chosen), info.mimi_config) if audio else None
     tokenizer, style = text_tokenizer(info) if audio else None, TextStyle.of_model(shape, unspaced)
     return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style)
 

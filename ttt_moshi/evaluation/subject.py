@@ -16,7 +16,15 @@ from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.data import Codec, TextStyle
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.inference.speaker import Speaker
-from ttt_moshi.moshi import TTTMoshi, build_model, load_trained, resolve_model, text_tokenizer, trained_base
+from ttt_moshi.moshi import (
+    TTTMoshi,
+    audio_codec,
+    build_model,
+    load_trained,
+    resolve_model,
+    text_tokenizer,
+    trained_base,
+)
 
 TRAINING_CONFIG = "consolidated/training_config.json"
 
@@ -101,7 +109,7 @@ def _subject(
     base_inside: bool,
     spaceless: bool = False,
 ) -> Subject:
-    mimi, tokenizer = info.get_mimi(device), text_tokenizer(info)
+    mimi, tokenizer = audio_codec(info, device), text_tokenizer(info)
     style = TextStyle(model.text_padding_token_id, model.end_of_text_padding_id, spaceless)
     speaker = Speaker(facts["state_id"], model, mimi, tokenizer, info.model_type, info.lm_gen_config)
     return Subject(facts, model, Codec(mimi, info.mimi_config), tokenizer, style, base_inside, speaker)

@@ -15,6 +15,7 @@ from ttt_moshi.checkpoint import read_manifest
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import (
     TTTMoshi,
+    audio_codec,
     build_model,
     export_file_name,
     load_trained,
@@ -87,5 +88,5 @@ def open_base(paths: ModelPaths, device: torch.device | str, dtype: torch.dtype)
 
 def _speaker(state_id: str, model: TTTMoshi, info: CheckpointInfo, device: torch.device | str) -> Speaker:
     tokenizer = text_tokenizer(info)
-    mimi = info.get_mimi(device)
+    mimi = audio_codec(info, device)
     return Speaker(state_id, model, mimi, tokenizer, info.model_type, info.lm_gen_config)

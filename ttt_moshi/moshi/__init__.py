@@ -23,7 +23,7 @@ from ttt_moshi.moshi.naming import (
     tensor_group,
 )
 from ttt_moshi.moshi.parallel import shard
-from ttt_moshi.moshi.paths import resolve_model, text_tokenizer
+from ttt_moshi.moshi.paths import audio_codec, resolve_model, text_tokenizer
 from ttt_moshi.moshi.remade import own_codebooks
 from ttt_moshi.moshi.streaming import StreamState
 from ttt_moshi.moshi.supported import Purpose, check_supported
@@ -48,6 +48,7 @@ __all__ = [
     "TTTMoshi",
     "TensorCounts",
     "ablate",
+    "audio_codec",
     "base_with_window",
     "build_from_documents",
     "build_model",

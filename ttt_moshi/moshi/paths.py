@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -14,7 +15,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from moshi.models import loaders
+from moshi.models import MimiModel, loaders
 from moshi.models.loaders import CheckpointInfo
 from sentencepiece import SentencePieceProcessor
 
@@ -138,6 +139,22 @@ def text_tokenizer(info: CheckpointInfo) -> SentencePieceProcessor:
             "model's; name the right one with `moshi_paths.tokenizer_path`"
         )
     return tokenizer
+
+
+def audio_codec(info: CheckpointInfo, device: torch.device | str) -> MimiModel:
+    """The model's codec, as the official class reads it.
+
+    Raises:
+        MoshiError: its codebooks have another size than the model's: its codes would mean other sounds, or none.
+    """
+    mimi = info.get_mimi(device)
+    card = (info.raw_config or {}).get("card", mimi.cardinality)
+    if mimi.cardinality != card:
+        raise MoshiError(
+            f"the codec {info.mimi_weights} has codebooks of {mimi.cardinality} entries and the model of {card}: it is "
+            "another model's; name the right one with `moshi_paths.mimi_path`"
+        )
+    return mimi
 
 
 def _existing(explicit: str | None, key: str, folder: Path | None, name: str) -> Path:

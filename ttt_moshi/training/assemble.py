@@ -24,6 +24,7 @@ from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
     TTTMoshi,
+    audio_codec,
     base_with_window,
     build_model,
     count_tensors,
@@ -193,7 +194,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     codec = tokenizer = None
     if args.paper_metrics.enable or args.eval.gates or any(audio):
         # The official class takes as many codebooks as `dep_q` says, which may count the user's too.
-        mimi = resolve_model(args.moshi_paths).get_mimi(device=device)
+        mimi = audio_codec(resolve_model(args.moshi_paths), device)
         codec = Codec(mimi, info.mimi_config)
         tokenizer = text_tokenizer(info)
 
