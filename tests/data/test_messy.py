@@ -57,7 +57,19 @@ def judge_sounds(sounds: Sequence[Sound], tmp_path: Path) -> tuple[list[Row], li
         elif outcome.path is not None:
             wrong += wrong_sound(sound, outcome, tmp_path / "out" / outcome.path)
     assert {f.kind for f in check_data(str(tmp_path / "out")).problems} <= {"missing transcript"}
-    return rows, wrong
+    return rows, wrong + wrong_checks(sounds, folder, outcomes)
+
+
+def wrong_checks(sounds: Sequence[Sound], folder: Path, outcomes: dict[str, Outcome]) -> list[str]:
+    """Where `check` does not see in the files themselves what `prepare` leaves out."""
+    names = [f"{number:03}/{sound.name}" for number, sound in enumerate(sounds)]
+    lines = [json.dumps({"path": name, "duration": outcomes[name].seconds or 1.0}) for name in names]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    report = check_data(str(folder / "data.jsonl"))
+    refused = {f.where for f in report.problems if f.kind != "missing transcript"}
+    refused |= {f.where for f in report.findings if f.kind == "duplicate"}
+    expected = {str(folder / name) for name, sound in zip(names, sounds, strict=True) if sound.answer == "refused"}
+    return [f"{where}: `check` and `prepare` differ" for where in sorted(refused ^ expected)]
 
 
 def wrong_sound(sound: Sound, outcome: Outcome, made: Path) -> list[str]:
