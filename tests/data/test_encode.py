@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load
 
 from ttt_moshi.cli.data_shown import encoding, throughput
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import ModelPaths
-from ttt_moshi.data import Codec, Corpus
+from ttt_moshi.data import Codec, Corpus, DataError
 from ttt_moshi.moshi import resolve_model
 from ttt_moshi.moshi.paths import text_tokenizer
 
@@ -118,6 +120,55 @@ def test_a_log_has_a_line_a_minute_and_a_screen_none(capsys, monkeypatch):
         assert summary().startswith("0:00:10 of audio in 0:00:00")
     told = capsys.readouterr().err
     assert told.startswith("encoding a.wav: 0:00:10 of 0:00:20, ") and told.count("\n") == 1
+
+
+def test_tar_files_hold_the_same_codes(codes_alone, tiny_material, tmp_path, capsys):
+    _, argv = codes_alone
+    assert main([*argv, "--out", str(tmp_path / "files")]) == 0
+    for shard in ("1/2", "2/2"):
+        assert main([*argv, "--out", str(tmp_path / "tars"), "--tar", "--shard", shard]) == 0
+    tars = sorted((tmp_path / "tars").glob("*.tar"))
+    assert [tar.name for tar in tars] == ["codes-00001-of-00002.tar", "codes-00002-of-00002.tar"]
+    expected = everything(Corpus(str(tmp_path / "files"), None, None, 1.0))
+    for _ in range(2):  # the second time from remembered digests
+        assert everything(Corpus(str(tmp_path / "tars"), None, None, 1.0)) == expected
+    assert main(["data", "check", str(tmp_path / "tars")]) == 0
+    seen = []
+    for tar in tars:
+        with tarfile.open(tar) as file:
+            members = [(member.name.partition("."), file.extractfile(member).read()) for member in file]
+        # webdataset takes what follows one another with the same name for one sample.
+        for ((key, _, kind), codes), ((same, _, other), line) in zip(members[::2], members[1::2], strict=True):
+            assert (same, kind, other) == (key, "safetensors", "json")
+            facts = json.loads(line)
+            assert facts["path"] == f"{tar.name}/{key}.safetensors"
+            seen.append((load(codes)["codes"].long().numpy().tobytes(), round(12.5 * facts.get("prefix_sec", 0))))
+    assert sorted(seen) == expected
+    before = [tar.read_bytes() for tar in tars]
+    assert main([*argv, "--out", str(tmp_path / "tars"), "--tar", "--shard", "1/2"]) == 0
+    assert [tar.read_bytes() for tar in tars] == before
+    tars[0].write_bytes(before[0][: len(before[0]) // 2])
+    capsys.readouterr()
+    assert main(["data", "check", str(tmp_path / "tars")]) == 1
+    assert "codes-00001-of-00002.tar" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"codes-00001-of-00002\.tar"):
+        Corpus(str(tmp_path / "tars"), None, None, 1.0)
+
+
+def test_what_is_listed_twice_is_heard_twice(codes_alone, tmp_path):
+    folder, argv = codes_alone
+    with (folder / "data.jsonl").open("a") as file:
+        file.write("\n" + (folder / "data.jsonl").read_text().splitlines()[1])
+    for options in ([], ["--tar"]):
+        out = tmp_path / f"out{len(options)}"
+        assert main([*argv, "--out", str(out), *options]) == 0
+        assert len(Corpus(str(out), None, None, 1.0).recordings) == 5
+
+
+def test_tar_files_need_a_folder(codes_alone, capsys):
+    assert main([*codes_alone[1], "--tar"]) == 2
+    told = capsys.readouterr().err
+    assert "--out" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])

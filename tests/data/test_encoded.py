@@ -1,5 +1,6 @@
 """Recordings that come as codes: read without a codec, beside sound, and refused where they are not what they claim."""
 
+import gzip
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from safetensors.torch import save_file
 
 from ttt_moshi.data import Alphabet, ClipLoader, Corpus, DataError, EvalSet, names_audio
 from ttt_moshi.data.check import check_data
-from ttt_moshi.data.encoded import read_encoded, write_encoded
+from ttt_moshi.data.encoded import read_encoded, read_encoded_info, write_encoded
+from ttt_moshi.data.shards import write_tar
 
 ALPHABET = Alphabet(streams=17, text_card=60, card=32)
 
@@ -103,6 +105,40 @@ def test_a_cut_file_is_refused_at_once(encoded_set):
         open_without_codec(jsonl)
     file.unlink()
     with pytest.raises(DataError, match=r"line 1: no file of codes 0\.safetensors"):
+        open_without_codec(jsonl)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x05",
+        b"\xff" * 40,
+        (3).to_bytes(8, "little") + b"[1]",
+        (2).to_bytes(8, "little") + b"{}x",
+        (28).to_bytes(8, "little") + b'{"codes":{"data_offsets":0}}',
+        (13).to_bytes(8, "little") + b'{"codes":nul}',
+    ],
+)
+def test_a_header_of_anything_else_is_one_error(tmp_path, content):
+    (tmp_path / "0.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"0\.safetensors (is not a whole|must hold)"):
+        read_encoded_info(tmp_path / "0.safetensors")
+
+
+def test_tar_files_that_cannot_be_used_are_named(tmp_path, encoded_set):
+    jsonl = encoded_set(9)
+    write_tar(tmp_path / "a.tar", [("0.safetensors", (tmp_path / "0.safetensors").read_bytes())])
+    line = {"path": "a.tar/0.safetensors", "duration": 0.72}
+    jsonl.write_text(json.dumps(line))
+    assert torch.equal(open_without_codec(jsonl).whole(open_without_codec(jsonl).recordings[0]), random_codes(9))
+    jsonl.write_text(json.dumps({**line, "path": "a.tar/1.safetensors"}))
+    with pytest.raises(DataError, match=r"line 1: no file of codes a\.tar/1\.safetensors"):
+        open_without_codec(jsonl)
+    assert [finding.kind for finding in check_data(str(jsonl)).problems] == ["unreadable"]
+    (tmp_path / "a.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    jsonl.write_text(json.dumps(line))
+    with pytest.raises(DataError, match=r"a\.tar is not a plain tar file"):
         open_without_codec(jsonl)
 
 

@@ -180,8 +180,15 @@ def run_encode(argv: list[str]) -> int:
         "--no_whitespace_before_word", action="store_true",
         help="as `data.no_whitespace_before_word` in training: how the text in OUT is written",
     )  # fmt: skip
+    parser.add_argument(
+        "--tar",
+        action="store_true",
+        help="in OUT one tar file for each shard, as webdataset reads, not a file a recording",
+    )
     args = parser.parse_args(argv)
     number, shards = _shard(args.shard)
+    if args.tar and args.out is None:
+        raise UserError("`--tar` says how `--out` is written: name a folder")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UserError(f"`--out {args.out}` is a file; name a folder")
     from ttt_moshi.data.pretokenize import pretokenize
@@ -192,7 +199,7 @@ def run_encode(argv: list[str]) -> int:
             corpus.encode_all(number - 1, shards, on_recording)
             written = None
         else:
-            written = pretokenize(corpus, args.out, number - 1, shards, on_recording)
+            written = pretokenize(corpus, args.out, number - 1, shards, on_recording, tar=args.tar)
     print(f"shard {number} of {shards}: {summary()}")
     if written is not None:
         print(f"{written}: {counted(len(corpus.part(number - 1, shards)), 'recording')}, codes alone")

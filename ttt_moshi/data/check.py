@@ -16,6 +16,7 @@ from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.listen import listen, moshi_first
 from ttt_moshi.data.rules import Finding, judge_levels, judge_words
+from ttt_moshi.data.shards import container
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
 from ttt_moshi.data.tokenizer import Coverage, Tokenizer, coverage
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, read_transcript, transcript_path
@@ -155,7 +156,7 @@ def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterato
         info = read_encoded_info(line.audio)
         read_encoded(line.audio)
     except DataError as error:
-        kind = "unreadable" if line.audio.is_file() else "missing recording"
+        kind = "unreadable" if container(line.audio).is_file() else "missing recording"
         yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
         return
     report.seconds += info.seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 import blake3
 
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.shards import container, read_stored
 
 DEFAULT_FOLDER = ".mimi_codes"
 """where digests and codes are kept, beside the jsonl file"""
@@ -40,6 +41,8 @@ def file_digest(path: Path) -> str:
     """
     digest = blake3.blake3()
     try:
+        if container(path) != path:
+            return blake3.blake3(read_stored(path)).hexdigest()
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
@@ -133,7 +136,7 @@ class Digests:
 
 def _state(path: Path) -> _State:
     try:
-        stat = path.stat()
+        stat = container(path).stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

@@ -7,17 +7,19 @@ are no targets, so such a file also says what is to be predicted and what is not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT
+from ttt_moshi.data.shards import read_stored, stored_size
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
@@ -67,13 +69,11 @@ def read_encoded_info(path: Path) -> EncodedInfo:
         DataError: not a safetensors file, or other content than the one tensor described above.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            if names != [_TENSOR]:
-                raise DataError(f"{path} must hold one tensor `{_TENSOR}`, it holds {', '.join(names) or 'none'}")
-            header = file.get_slice(_TENSOR)
-            dtype, shape = header.get_dtype(), header.get_shape()
-    except (SafetensorError, OSError) as error:
+        found = _header(path)
+        if sorted(found) != [_TENSOR]:
+            raise DataError(f"{path} must hold one tensor `{_TENSOR}`, it holds {', '.join(sorted(found)) or 'none'}")
+        dtype, shape = found[_TENSOR]["dtype"], [int(size) for size in found[_TENSOR]["shape"]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is not a whole safetensors file: {error}") from error
     if dtype not in _DTYPES:
         raise DataError(f"{path}: `{_TENSOR}` must be int16, int32 or int64, it is {dtype}")
@@ -82,6 +82,23 @@ def read_encoded_info(path: Path) -> EncodedInfo:
             f"{path}: `{_TENSOR}` must be [1 + 2K, T] (text, K codebooks of Moshi, K of the user), it is {shape}"
         )
     return EncodedInfo(*shape)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Types and shapes of the tensors, of a file that is whole.
+
+    Raises:
+        ValueError: one that is not; others, of other content.
+    """
+    size = stored_size(path)
+    length = int.from_bytes(read_stored(path, 8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError("it ends within its header")
+    header: dict[str, Any] = json.loads(read_stored(path, 8 + length)[8:])
+    header.pop("__metadata__", None)
+    if 8 + length + max((facts["data_offsets"][1] for facts in header.values()), default=0) != size:
+        raise ValueError("its length is not that of its tensors")
+    return header
 
 
 def read_encoded(path: Path, alphabet: Alphabet | None = None) -> torch.Tensor:
@@ -94,8 +111,10 @@ def read_encoded(path: Path, alphabet: Alphabet | None = None) -> torch.Tensor:
         DataError: see `read_encoded_info`; or a code that the model does not have.
     """
     read_encoded_info(path)
-    with safe_open(path, framework="pt") as file:
-        codes = file.get_tensor(_TENSOR).long()
+    try:
+        codes = load(read_stored(path))[_TENSOR].long()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a whole safetensors file: {error}") from error
     wrong = codes < ABSENT
     if alphabet is not None:
         limits = torch.full((len(codes), 1), alphabet.card)
@@ -113,7 +132,11 @@ def read_encoded(path: Path, alphabet: Alphabet | None = None) -> torch.Tensor:
 
 def write_encoded(path: Path, codes: torch.Tensor) -> None:
     """Writes codes `[1 + 2K, T]` in the smallest type that holds them, the whole file or none."""
-    fits = codes.numel() == 0 or int(codes.max()) <= torch.iinfo(torch.int16).max
-    content = save({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()})
     # Not forced to the disk: a file that a power failure cut short is noticed when it is read.
-    write_atomically(path, content, durable=False)
+    write_atomically(path, encoded_bytes(codes), durable=False)
+
+
+def encoded_bytes(codes: torch.Tensor) -> bytes:
+    """Codes `[1 + 2K, T]` as the content of such a file."""
+    fits = codes.numel() == 0 or int(codes.max()) <= torch.iinfo(torch.int16).max
+    return save({_TENSOR: codes.to(torch.int16 if fits else torch.int32).contiguous()})

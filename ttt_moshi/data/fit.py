@@ -115,10 +115,14 @@ def _correlations(said: np.ndarray, loud: np.ndarray) -> tuple[np.ndarray, np.nd
     """Correlation of two masks `[channels, hops]` for every lag of `said`, and the lags in hops."""
     hops = said.shape[1]
     farthest = min(round(_FARTHEST / _SECONDS), hops // 3)
-    x = said - said.mean(axis=1, keepdims=True)
-    y = loud - loud.mean(axis=1, keepdims=True)
-    size = 2 * hops
-    products = np.fft.irfft(np.fft.rfft(x, size) * np.conj(np.fft.rfft(y, size)), size).sum(axis=0)
-    scale = np.sqrt(np.square(x).sum() * np.square(y).sum())
     lags = np.arange(-farthest, farthest + 1)
-    return (products[lags] / scale if scale else np.zeros(len(lags))), lags
+    products = np.zeros(len(lags))
+    size = 2 * hops
+    # Channel by channel and in single precision, since this is what a long recording takes most memory for.
+    squares = []
+    for own, other in zip(said, loud, strict=True):
+        x, y = (mask.astype(np.float32) - np.float32(mask.mean()) for mask in (own, other))
+        products += np.fft.irfft(np.fft.rfft(x, size) * np.conj(np.fft.rfft(y, size)), size)[lags]
+        squares.append([np.square(x).sum(dtype=np.float64), np.square(y).sum(dtype=np.float64)])
+    scale = np.sqrt(np.prod(np.sum(squares, axis=0)))
+    return (products / scale if scale else products), lags

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from ttt_moshi.data.corpus import Corpus, OnRecording
-from ttt_moshi.data.encoded import SUFFIX, read_encoded_info, write_encoded
+from ttt_moshi.data.encoded import SUFFIX, encoded_bytes, read_encoded_info, write_encoded
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.shards import TAR, write_tar
+from ttt_moshi.data.sources import Recording
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
 
 def pretokenize(
-    corpus: Corpus, out: Path, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None
+    corpus: Corpus,
+    out: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    on_recording: OnRecording | None = None,
+    *,
+    tar: bool = False,
 ) -> Path:
     """Encodes one rank's part of a data set, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
 
     `out` then holds `codes/*.safetensors`, named by content, and a list for each rank; training reads the folder as a
     whole. A recording whose file is there is not written again. Weights of the data set are left out.
+
+    Args:
+        tar: whether there is one tar file for each rank instead, in which every recording is followed by its line of
+            the list (`.json`), as webdataset reads them.
 
     Returns:
         The list of this part.
@@ -27,25 +40,44 @@ def pretokenize(
         DataError: a recording or transcript that cannot be used.
         OSError: `out` cannot be written.
     """
+    out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(rank, world_size, on_recording)
-    (out / "codes").mkdir(parents=True, exist_ok=True)
-    lines = []
-    for recording in corpus.part(rank, world_size):
-        path = out / "codes" / f"{corpus.content_of(recording)[:32]}{SUFFIX}"
-        if not _is_there(path, recording.frames):
-            write_encoded(path, corpus.whole(recording))
-        line: dict[str, object] = {
-            "path": f"codes/{path.name}", "duration": frames_to_seconds(recording.frames),
-        }  # fmt: skip
-        if recording.prefix_frames:
-            line["prefix_sec"] = frames_to_seconds(recording.prefix_frames)
-        lines.append(json.dumps(line) + "\n")
-    name = "data.jsonl" if world_size == 1 else f"data-{rank + 1:05}-of-{world_size:05}.jsonl"
+    part = "" if world_size == 1 else f"-{rank + 1:05}-of-{world_size:05}"
+    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"data{part}.jsonl"
+    named = [(_name(corpus, recording), recording) for recording in corpus.part(rank, world_size)]
+    recordings = dict(named)  # what is listed twice is stored once
+    lines = [_line(folder, name, recording) for name, recording in named]
     if not lines:
-        (out / name).unlink(missing_ok=True)  # a list of nothing is refused by those who read it
-        return out / name
-    write_atomically(out / name, "".join(lines).encode())
-    return out / name
+        listed.unlink(missing_ok=True)  # a list of nothing is refused by those who read it
+        return listed
+    if tar:
+        write_tar(out / folder, _members(corpus, recordings, folder))
+    else:
+        (out / folder).mkdir(exist_ok=True)
+        for name, recording in recordings.items():
+            if not _is_there(out / folder / name, recording.frames):
+                write_encoded(out / folder / name, corpus.whole(recording))
+    write_atomically(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return listed
+
+
+def _name(corpus: Corpus, recording: Recording) -> str:
+    """Equal for equal codes with equally many given frames."""
+    prefix = f"-{recording.prefix_frames}" if recording.prefix_frames else ""
+    return f"{corpus.content_of(recording)[:32]}{prefix}{SUFFIX}"
+
+
+def _line(folder: str, name: str, recording: Recording) -> dict[str, object]:
+    line: dict[str, object] = {"path": f"{folder}/{name}", "duration": frames_to_seconds(recording.frames)}
+    if recording.prefix_frames:
+        line["prefix_sec"] = frames_to_seconds(recording.prefix_frames)
+    return line
+
+
+def _members(corpus: Corpus, recordings: dict[str, Recording], folder: str) -> Iterator[tuple[str, bytes]]:
+    for name, recording in recordings.items():
+        yield name, encoded_bytes(corpus.whole(recording))
+        yield name.removesuffix(SUFFIX) + ".json", json.dumps(_line(folder, name, recording)).encode()
 
 
 def _is_there(path: Path, frames: int) -> bool:

@@ -19,6 +19,7 @@ from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.shards import container, is_stored
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, MoshiSpeaker, read_transcript, transcript_path
 from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
@@ -51,7 +52,7 @@ class Line:
     def audio(self) -> Path:
         """The recording: relative to the jsonl file's folder, or, where nothing lies there, to the working folder."""
         beside = self.jsonl.parent / self.path
-        return beside if beside.exists() or not Path(self.path).exists() else Path(self.path)
+        return beside if container(beside).exists() or not Path(self.path).exists() else Path(self.path)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _open_source(index: int, path: Path, weight: Fraction, digests: DigestsFor) 
 
 
 def _require_audio(line: Line) -> None:
-    if not line.audio.is_file():
+    if not is_stored(line.audio):
         what = "file of codes" if is_encoded(line.path) else "audio file"
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
 
