@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -94,16 +93,9 @@ class Trained:
     final_loss: float
 
 
-def train(
-    arm: Arm,
-    schedule: Schedule,
-    base_model: Path,
-    train_data: Path,
-    run_dir: Path,
-    report: Callable[[dict[str, Any]], None],
-) -> Trained:
-    """Trains all parameters, base and TTT together, and loads the checkpoint as any user would."""
-    args = TrainArgs(
+def arguments(arm: Arm, schedule: Schedule, base_model: Path, train_data: Path, run_dir: Path) -> TrainArgs:
+    """The training of all parameters, base and TTT together, as the package's configuration."""
+    return TrainArgs(
         run_dir=str(run_dir),
         data=DataArgs(train_data=str(train_data), shuffle=schedule.shuffle),
         moshi_paths=ModelPaths(hf_repo_id=str(base_model)),
@@ -130,14 +122,13 @@ def train(
         param_dtype="float32",
         gradient_checkpointing=False,
     )
+
+
+def train(args: TrainArgs) -> Trained:
+    """Trains by `args` and loads the checkpoint as any user would."""
     losses: list[float] = []
-
-    def step(record: dict[str, Any]) -> None:
-        losses.append(record["loss"])
-        report(record)
-
     began, cpu = time.perf_counter(), time.process_time()
-    outcome = run(args, step)
+    outcome = run(args, lambda record: losses.append(record["loss"]))
     if not outcome.finished or outcome.checkpoint is None:
         raise SystemExit(f"training was stopped by {outcome.stopped_by}")
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu

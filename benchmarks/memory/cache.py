@@ -11,12 +11,14 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.memory import arms
+from ttt_moshi.config import TrainArgs
 from ttt_moshi.moshi import load_trained
 
 
@@ -31,6 +33,28 @@ def made(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+def trained(folder: Path, name: str, described: dict[str, Any], arguments: Callable[[Path], TrainArgs]) -> arms.Trained:
+    """A model that was trained in a subfolder of `folder` now or earlier.
+
+    Args:
+        described: everything it is trained by.
+        arguments: of its training, for the folder of the run.
+    """
+    digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
+    own = folder / f"{name}-{digest}"
+    record = own / "trained.json"
+    if not record.exists():
+        shutil.rmtree(own, ignore_errors=True)
+        found = arms.train(arguments(own / "run"))
+        costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
+        checkpoint = str(found.checkpoint.resolve().relative_to(own.resolve()))
+        record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
+    known = json.loads(record.read_text())
+    checkpoint = own / known["checkpoint"]
+    model = load_trained(checkpoint, dtype=torch.float32)
+    return arms.Trained(model, checkpoint, known["seconds"], known["cpu_seconds"], known["final_loss"])
+
+
 @dataclass(frozen=True)
 class Models:
     """Trained models of one base model and one set of recordings."""
@@ -41,22 +65,11 @@ class Models:
 
     def trained(self, arm: arms.Arm, schedule: arms.Schedule) -> arms.Trained:
         """The arm, trained by this schedule now or earlier."""
-        described = {"arm": asdict(replace(arm, sink=0)), "schedule": _plain(asdict(schedule))}
-        digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
-        folder = self.folder / f"{arm.inner or 'attention'}-{digest}"
-        record = folder / "trained.json"
-        if not record.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            found = arms.train(arm, schedule, self.base_model, self.train_data, folder / "run", lambda record: None)
-            costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
-            checkpoint = str(found.checkpoint.resolve().relative_to(folder.resolve()))
-            record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
-        known = json.loads(record.read_text())
-        checkpoint = folder / known["checkpoint"]
-        model = load_trained(checkpoint, dtype=torch.float32)
-        return arms.Trained(model, checkpoint, known["seconds"], known["cpu_seconds"], known["final_loss"])
+        described = {"arm": asdict(replace(arm, sink=0)), "schedule": plain(asdict(schedule))}
+        arguments = partial(arms.arguments, arm, schedule, self.base_model, self.train_data)
+        return trained(self.folder, arm.inner or "attention", described, arguments)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def plain(values: dict[str, Any]) -> dict[str, Any]:
     """Without the folders that lead to it, a checkpoint is named by its model and its digest."""
     return {key: "/".join(value.parts[-4:]) if isinstance(value, Path) else value for key, value in values.items()}

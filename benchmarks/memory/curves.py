@@ -82,10 +82,7 @@ def prepare(
     Args:
         cache: folder of the language.
     """
-    rng = random.Random(seed)
-    lengths: list[int] = []
-    while sum(lengths) < max(steps.clips, steps.carried) * BATCH * CLIP_FRAMES:
-        lengths.append(CLIP_FRAMES * rng.choice(RECORDING_CLIPS))
+    lengths = recording_lengths(max(steps.clips, steps.carried), seed)
     base = made(cache / f"base-{seed}", lambda folder: language.write_model(folder, seed))
 
     def recordings(name: str, lengths: Sequence[int], seed: int) -> Path:
@@ -99,6 +96,15 @@ def prepare(
     train_data = recordings(f"train-{seed}-{len(lengths)}", lengths, seed)
     test_data = recordings(f"test-{documents}x{test_frames}", [test_frames] * documents, TEST_SEED)
     return Place(Models(cache / f"models-{seed}", base, train_data), test_data)
+
+
+def recording_lengths(steps: int, seed: int) -> list[int]:
+    """In frames, of training recordings for so many optimizer steps."""
+    rng = random.Random(seed)
+    lengths: list[int] = []
+    while sum(lengths) < steps * BATCH * CLIP_FRAMES:
+        lengths.append(CLIP_FRAMES * rng.choice(RECORDING_CLIPS))
+    return lengths
 
 
 def train(place: Place, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Trained, arms.Trained]:

@@ -93,7 +93,7 @@ def one_run(
         base = write_base_model(work / "base", seed)
         data = write_recall_training(work / "train", steps * BATCH, seed)
         schedule = arms.Schedule(steps, BATCH, TRAINING_FRAMES, seed)
-        trained = arms.train(arm, schedule, base, data, work / "run", lambda record: None)
+        trained = arms.train(arms.arguments(arm, schedule, base, data, work / "run"))
         recall: dict[str, dict[str, Any]] = {AS_TRAINED: {}}
         for distance in distances:
             test = write_recall_test(work / f"test-{distance}", recordings, distance)
