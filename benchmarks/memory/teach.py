@@ -1,9 +1,10 @@
 """`python -m benchmarks.memory.teach`: does a model that is finished learn to use a memory, and which aid helps it?
 
 A small model learns the made-up codes with attention over whole clips, and is frozen. Then its window is narrowed to 16
-frames, and TTT layers alone are trained on long recordings for a tenth of its steps, with one aid or another. What the
-wide window is worth to the frozen model, beyond the length of a clip, is the ceiling; a memory's share of it is what
-it brings back. What is made is kept in `cache` beside the results, so nothing is made twice.
+frames, and TTT layers alone are trained for a tenth of its steps, with one aid or another: on single clips first, then
+on long recordings with everything carried, at half the rates. What the wide window is worth to the frozen model, beyond
+the length of a clip, is the ceiling; a memory's share of it is what it brings back. What is made is kept in `cache`
+beside the results, so nothing is made twice.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure, phones
-from benchmarks.memory.cache import made, trained
-from benchmarks.memory.curves import BATCH, CLIP_FRAMES, LANGUAGES, Steps, binned, prepare, recording_lengths
+from benchmarks.memory.cache import made, plain, trained
+from benchmarks.memory.curves import (
+    BATCH,
+    CARRIED_RATE,
+    CLIP_FRAMES,
+    LANGUAGES,
+    Steps,
+    binned,
+    prepare,
+    recording_lengths,
+)
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
 from ttt_moshi.config import DistillArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
@@ -41,6 +51,8 @@ PRETRAINING = 2000
 """optimizer steps until the loss over a wide window falls no further"""
 SHARE = 10
 """one teaching step for so many of them"""
+CARRIED_SHARE = 4
+"""of the teaching steps, one in so many is carried, the last ones"""
 WIDE = CLIP_FRAMES
 TEST_FRAMES = 2048
 BINS = (64, 128, 256, 512, 1024, TEST_FRAMES)
@@ -64,7 +76,9 @@ class Way:
     planted: bool = False
     """whether passages return in its recordings (`ttt-moshi data plant`)"""
     inherit: float = 0.0
-    """`train.inherit_memory`"""
+    """share of the steps, the last ones, in which recordings begin with another's memory (`train.inherit_memory`)"""
+    clips: bool = True
+    """whether single clips come first; if not, every step is carried"""
     writes: bool = True
     """whether its TTT layers write while they are trained"""
 
@@ -74,6 +88,7 @@ WAYS = {
     "distill": Way(distill=True),
     "plant": Way(planted=True),
     "inherit": Way(inherit=0.1),
+    "no-clips": Way(clips=False),
     "no-writes": Way(writes=False),
 }
 BASE, WRITING, NOT_WRITING, OFF = "base", "writing", "not writing", "memory off"
@@ -113,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
                 model, cost = lessons.base_model(), before.cpu_seconds
                 by_bin = measure_base(model, measure.read_codes(model, place.test_data, TEST_FRAMES))
             else:
-                taught = lessons.taught(WAYS[name])
-                model, cost = taught.model, taught.cpu_seconds
+                stages = lessons.taught(WAYS[name])
+                model, cost = stages[-1].model, sum(stage.cpu_seconds for stage in stages)
                 by_bin = measure_taught(model, WAYS[name], measure.read_codes(model, place.test_data, TEST_FRAMES))
             result["runs"][f"{name}/{seed}"] = {"by_bin": by_bin, "train_cpu_seconds": cost, "machine": facts()}
             write(path, result)
@@ -162,12 +177,17 @@ class Lessons:
         info = resolve_model(ModelPaths(hf_repo_id=str(self.model)))
         return build_model(info, TTTArgs(), LoraArgs(), dtype=torch.float32).eval()
 
-    def taught(self, way: Way) -> arms.Trained:
-        """The model, taught in this way now or earlier."""
-        data = self.planted() if way.planted else self.recordings()
-        described = {"way": asdict(way), "steps": self.steps, **({"plan": asdict(PLAN)} if way.planted else {})}
-        arguments = partial(teaching, way, self.model, data / "data.jsonl", self.steps, self.seed)
-        return trained(self.cache / f"taught-{self.model.name}", "delta", described, arguments)
+    def taught(self, way: Way) -> list[arms.Trained]:
+        """The model after each stage of being taught in this way, now or earlier."""
+        data = (self.planted() if way.planted else self.recordings()) / "data.jsonl"
+        done: list[arms.Trained] = []
+        for stage in stages_of(way, self.steps):
+            start = done[-1].checkpoint if done else None
+            schedule = replace(stage.schedule(self.seed), start=start)
+            described = {"way": asdict(stage.way), "schedule": plain(asdict(schedule)), "plan": asdict(PLAN)}
+            arguments = partial(teaching, stage.way, schedule, self.model, data)
+            done.append(trained(self.cache / f"taught-{self.model.name}", "delta", described, arguments))
+        return done
 
     def recordings(self) -> Path:
         """Recordings that pre-training has not heard."""
@@ -191,9 +211,30 @@ class Lessons:
         return made(own.with_name(f"{own.name}-planted-{digest:08x}"), make)
 
 
-def teaching(way: Way, model: Path, train_data: Path, steps: int, seed: int, run_dir: Path) -> TrainArgs:
-    """The training of TTT layers alone beside the frozen model, everything carried through long recordings."""
-    schedule = arms.Schedule(steps, BATCH, CLIP_FRAMES, seed, shuffle=True, carried=True)
+@dataclass(frozen=True)
+class Stage:
+    """A part of the teaching: so many steps of single clips, or of recordings with everything carried."""
+
+    way: Way
+    steps: int
+    carried: bool
+
+    def schedule(self, seed: int) -> arms.Schedule:
+        """Half the rates where memory is carried after single clips."""
+        full = arms.Schedule(self.steps, BATCH, CLIP_FRAMES, seed, shuffle=True, carried=self.carried)
+        rate = CARRIED_RATE if self.carried and self.way.clips else 1.0
+        return replace(full, **{name: rate * getattr(full, name) for name in ("lr", "ttt_lr", "gate_lr")})
+
+
+def stages_of(way: Way, steps: int) -> list[Stage]:
+    """What a way does with its steps; memory is inherited in carried ones alone, so in a larger share of these."""
+    carried = steps // CARRIED_SHARE if way.clips else steps
+    last = Stage(replace(way, inherit=way.inherit * steps / carried), carried, carried=True)
+    return [Stage(replace(way, inherit=0.0), steps - carried, carried=False), last] if way.clips else [last]
+
+
+def teaching(way: Way, schedule: arms.Schedule, model: Path, train_data: Path, run_dir: Path) -> TrainArgs:
+    """The training of TTT layers alone beside the frozen model."""
     args = arms.arguments(arms.ARMS["ttt-delta-fading"], schedule, model, train_data, run_dir)
     distill = DistillArgs(context_frames=WIDE if way.distill else None)
     return replace(

@@ -28,19 +28,35 @@ def lessons(tmp_path, base):
 
 def test_ways_differ_in_their_aid_alone_and_train_nothing_of_the_base(base):
     def arguments(name):
-        return flatten(asdict(teach.teaching(teach.WAYS[name], base, Path("data.jsonl"), 20, 0, Path("run"))))
+        stages = teach.stages_of(teach.WAYS[name], 200)
+        made = [teach.teaching(s.way, s.schedule(0), base, Path("data.jsonl"), Path("run")) for s in stages]
+        return [flatten(asdict(args)) for args in made]
 
-    plain = arguments("likelihood")
-    assert (plain["full_finetuning"], plain["lora.enable"], plain["ttt.enable"]) == (False, False, True)
-    assert plain["train.stateful"] and plain["train.context_frames"] == WINDOW
-    changed = {name: {k: v for k, v in arguments(name).items() if plain[k] != v} for name in teach.WAYS}
-    assert changed == {
-        "likelihood": {},
-        "distill": {"train.distill.context_frames": teach.WIDE},
-        "plant": {},  # the recordings are others
-        "inherit": {"train.inherit_memory": 0.1},
-        "no-writes": {"ttt.base_lr": teach.NO_WRITES},
+    clips, carried = plain = arguments("likelihood")
+    for stage in plain:
+        assert (stage["full_finetuning"], stage["lora.enable"], stage["ttt.enable"]) == (False, False, True)
+        assert stage["train.context_frames"] == WINDOW
+    assert (clips["max_steps"], carried["max_steps"]) == (150, 50)
+    assert (clips["train.stateful"], carried["train.stateful"]) == (False, True)
+    assert carried["optim.ttt_lr"] == clips["optim.ttt_lr"] / 2
+    changed = {
+        name: [
+            {k: v for k, v in stage.items() if usual[k] != v}
+            for stage, usual in zip(arguments(name), plain, strict=True)
+        ]
+        for name in teach.WAYS
+        if name != "no-clips"
     }
+    teacher, silent = {"train.distill.context_frames": teach.WIDE}, {"ttt.base_lr": teach.NO_WRITES}
+    assert changed == {
+        "likelihood": [{}, {}],
+        "distill": [teacher, teacher],
+        "plant": [{}, {}],  # the recordings are others
+        "inherit": [{}, {"train.inherit_memory": pytest.approx(0.4)}],  # of 50 steps: a tenth of 200
+        "no-writes": [silent, silent],
+    }
+    (only,) = arguments("no-clips")
+    assert {k: v for k, v in only.items() if clips[k] != v} == {"max_steps": 200, "train.stateful": True}
 
 
 def test_planted_recordings_are_the_same_with_passages_that_return_beyond_the_window(lessons):
