@@ -51,6 +51,8 @@ PRETRAINING = 2000
 """optimizer steps until the loss over a wide window falls no further"""
 SHARE = 10
 """one teaching step for so many of them"""
+CHOICE = 5
+"""times as many frames of recordings as the teaching hears: voices that come back would be learned by heart"""
 CARRIED_SHARE = 4
 """of the teaching steps, one in so many is carried, the last ones"""
 WIDE = CLIP_FRAMES
@@ -96,7 +98,7 @@ NARROW_WINDOW, WIDE_WINDOW = f"window of {arms.WINDOW}", f"window of {WIDE}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains and measures what is missing in `teach.json`, and prints the tables; 0 where the target is reached."""
+    """Trains and measures what is missing in `teach.json`, and prints the table, the shares and what met the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", type=chosen, default=",".join(WAYS), help=f"of {', '.join(WAYS)}")
     parser.add_argument("--seeds", default="0", help="of the recordings and the initial weights")
@@ -139,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     for entry in result["summary"]:
         console.print(_line(entry))
     console.print(path)
-    return 0 if any(entry.get("met") for entry in result["summary"]) else 1
+    return 0
 
 
 def chosen(text: str) -> list[str]:
@@ -179,19 +181,19 @@ class Lessons:
 
     def taught(self, way: Way) -> list[arms.Trained]:
         """The model after each stage of being taught in this way, now or earlier."""
-        data = (self.planted() if way.planted else self.recordings()) / "data.jsonl"
+        data = self.planted() if way.planted else self.recordings()
         done: list[arms.Trained] = []
         for stage in stages_of(way, self.steps):
             start = done[-1].checkpoint if done else None
             schedule = replace(stage.schedule(self.seed), start=start)
-            described = {"way": asdict(stage.way), "schedule": plain(asdict(schedule)), "plan": asdict(PLAN)}
-            arguments = partial(teaching, stage.way, schedule, self.model, data)
+            described = {"way": asdict(stage.way), "schedule": plain(asdict(schedule)), "recordings": data.name}
+            arguments = partial(teaching, stage.way, schedule, self.model, data / "data.jsonl")
             done.append(trained(self.cache / f"taught-{self.model.name}", "delta", described, arguments))
         return done
 
     def recordings(self) -> Path:
         """Recordings that pre-training has not heard."""
-        lengths, seed = recording_lengths(self.steps, self.seed), TEACHING_SEED + self.seed
+        lengths, seed = recording_lengths(CHOICE * self.steps, self.seed), TEACHING_SEED + self.seed
         return made(
             self.cache / f"lessons-{self.seed}-{len(lengths)}",
             lambda folder: phones.write_recordings(folder, lengths, seed),
