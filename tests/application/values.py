@@ -243,7 +243,7 @@ def _inputs() -> list[Case]:
         Case(ON + "--moshi_paths.config_path {binary}", "{binary}"),
         Case(ON + "--moshi_paths.moshi_path {text}", "{text}"),
         Case(ON + "--moshi_paths.mimi_path {empty}", "{empty}"),
-        Case(ON, "codebooks of 128 entries", _codec_of_another),
+        Case(ON, "moshi_paths.mimi_path", _codec_of_another),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", "{")),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", b"\xff\x00")),
         Case(ON, "dialogue_0001.json", written("material/train/data_stereo/dialogue_0001.json", '{"alignments": 4}')),

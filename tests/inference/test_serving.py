@@ -136,6 +136,9 @@ def test_generate_and_serve_read_each_other_s_sessions(serve, trained, tmp_path,
     options = ("--max_lag", "inf", "--seed", "4")
     name = listen(serve(*options), messages[:12], "", 0)
     session = str(sessions / f"{name}.session")
+    wrong = ["generate", "--checkpoint_dir", str(trained), "--input", str(tmp_path / "middle.wav"), "--seed", "5"]
+    assert main([*wrong, "--out", str(tmp_path / "wrong.wav"), "--resume_session", session]) == 2
+    assert "has the seed 4" in capsys.readouterr().err and not (tmp_path / "wrong.wav").exists()
     middle = generate("middle", "--resume_session", session, "--save_session", session, "--overwrite")
     assert abs(middle.astype(int) - whole[12:24]).max() <= 1
     assert listen(serve(*options), messages[24:], f"&resume={name}", 24) == name

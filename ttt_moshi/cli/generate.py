@@ -89,8 +89,6 @@ def _check(options: Any, many: bool) -> None:
         raise UserError("a conversation that goes on has begun already: --resume_session or --no_greeting, not both")
     if options.resume_session is not None and not (options.prompt_text is None and options.prompt_voice is None):
         raise UserError("a conversation that goes on has begun already: --resume_session or a prompt, not both")
-    if options.resume_session is not None and options.seed:
-        raise UserError("a conversation that goes on has its seed: --resume_session or --seed, not both")
     if options.out.suffix not in (".wav", ".flac"):
         raise UserError(f"--out must end in .wav or .flac: {options.out}")
     if options.resume_session is not None and not options.resume_session.is_file():
@@ -117,6 +115,10 @@ def _answer_one(options: Any, console: Console) -> int:
     start = _begin(options, speaker, sampling)
     if options.resume_session is not None:
         start = load_session(options.resume_session, speaker.state_id)
+        if options.seed not in (0, start.seed):
+            raise UserError(
+                f"this conversation has the seed {start.seed} and keeps it: leave --seed {options.seed} out"
+            )
         options.seed = start.seed
     name = "say" if options.input is None else options.input.name
     question = Question(name, samples, options.seed, start, not options.no_greeting)
