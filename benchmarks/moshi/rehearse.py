@@ -3,7 +3,7 @@
 Writes a base model of Moshi 7B's geometry with random weights, one tensor at a time, and lets the commands do with it
 what they do with the real one: train with TTT in layer 1 on clips of 4 s, be killed, resume, and talk. What it says is
 noise; that it is said in the memory and time of this machine is what is rehearsed. Nine minutes on two idle cores with
-25 GB of memory, half an hour on slower ones, and 20 GB of disk; refuses to begin with less.
+25 GB of memory, and 20 GB of disk; refuses to begin with less.
 """
 
 from __future__ import annotations
