@@ -16,7 +16,7 @@ import blake3
 import numpy as np
 
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def item_scores(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, flo
 def accuracy(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, Any]:
     """{"value", "ci95", "n"}: mean over items, and its interval with items resampled."""
     items = np.array(list(item_scores(pairs, scores).values()))
-    return {"value": float(items.mean()), "ci95": list(bootstrap_mean(items)), "n": len(items)}
+    return {**mean_and_interval(items), "n": len(items)}
 
 
 def breakdown(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, dict[str, dict[str, Any]]]:

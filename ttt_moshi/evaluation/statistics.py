@@ -8,6 +8,7 @@ own generator with a fixed seed, so two evaluations print the same interval.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,11 @@ def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAM
     kept = counts > 0
     samples = _resampled_sums(np.stack([sums[kept], counts[kept]], axis=1), resamples, seed)
     return _percentiles(samples[:, 0] / samples[:, 1])
+
+
+def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
+    """{"value", "ci95"} as results hold them: mean of `values` [N], one value per item, and its `bootstrap_mean`."""
+    return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
 
 
 def correlation(x: np.ndarray, y: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, Interval]:

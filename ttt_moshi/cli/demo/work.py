@@ -26,7 +26,7 @@ from moshi.utils.compile import no_compile
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.moshi import StreamState, TTTMoshi, ablate, load_trained
 from ttt_moshi.synthetic import DEMO, TINY, make_demo_material
@@ -87,15 +87,15 @@ def measure_recall(window: str, ttt: str, out: str) -> None:
     for name, model in models.items():
         curve = result["curves"][name] = {}
         for distance in DISTANCES:
-            curve[distance] = _point(share_right(model, make_codes(RECORDINGS, distance), distance))
+            curve[distance] = mean_and_interval(share_right(model, make_codes(RECORDINGS, distance), distance))
             done += 1
             _announce("measuring recall", done, len(models) * len(DISTANCES))
     codes = make_codes(RECORDINGS, CONTROL_DISTANCE)
     for name, change in CONTROLS.items():
         with ablate(models["ttt"], **change):  # type: ignore[arg-type]
-            result["controls"][name] = _point(share_right(models["ttt"], codes, CONTROL_DISTANCE))
+            result["controls"][name] = mean_and_interval(share_right(models["ttt"], codes, CONTROL_DISTANCE))
     shares = share_right_with_memory_of_another(models["ttt"], codes, CONTROL_DISTANCE)
-    result["controls"]["another"] = _point(shares)
+    result["controls"]["another"] = mean_and_interval(shares)
     result["control_distance"] = CONTROL_DISTANCE
     _write(out, result)
 
@@ -179,10 +179,6 @@ def _cost(model: TTTMoshi, codes: Tensor, stream: StreamState) -> dict[str, floa
 
 def _load(checkpoint: str) -> TTTMoshi:
     return load_trained(Path(checkpoint), dtype=torch.float32).eval()
-
-
-def _point(shares: np.ndarray) -> dict[str, Any]:
-    return {"value": float(shares.mean()), "ci95": list(bootstrap_mean(shares))}
 
 
 def _announce(what: str, done: int, total: int) -> None:

@@ -28,7 +28,7 @@ from ttt_moshi.evaluation.hour.planted import (
     with_targets,
 )
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.frames import FRAME_RATE, frames_to_seconds
 
 SHARES = (1 / 60, 1 / 12, 1 / 4, 1.0)
@@ -172,7 +172,7 @@ def _sum(nll: np.ndarray, targets: int) -> float:
 
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
-    return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values)), "n": len(values)}
+    return {**mean_and_interval(values), "n": len(values)}
 
 
 def _shares(found: Mapping[str, dict[str, Any]], ceiling: str) -> dict[str, Any]:

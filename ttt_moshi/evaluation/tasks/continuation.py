@@ -23,7 +23,7 @@ from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.hour.talking import minute_statistics
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import by_minute, group_sums, mean_nll, point
 from ttt_moshi.evaluation.tasks.free_running import STATISTICS, collapse_minute, minutes_of
 from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
@@ -155,4 +155,4 @@ def _mean(found: list[float | None]) -> dict[str, Any] | None:
     values = np.array([value for value in found if value is not None])
     if not len(values):
         return None
-    return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values)), "n": len(values)}
+    return {**mean_and_interval(values), "n": len(values)}

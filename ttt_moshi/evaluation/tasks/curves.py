@@ -9,7 +9,7 @@ import numpy as np
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.reductions import channel_group
-from ttt_moshi.evaluation.statistics import bootstrap_mean, bootstrap_ratio
+from ttt_moshi.evaluation.statistics import bootstrap_ratio, mean_and_interval
 
 GROUPS = ("text", "semantic", "acoustic")
 
@@ -40,7 +40,7 @@ def mean_difference(first: list[tuple[float, int]], second: list[tuple[float, in
     differences = np.array([s2 / c2 - s1 / c1 for (s1, c1), (s2, c2) in zip(first, second, strict=True) if c1 and c2])
     if not len(differences):
         raise EvaluationError("no recording has tokens on both sides of the comparison")
-    return {"value": float(differences.mean()), "ci95": list(bootstrap_mean(differences)), "n": len(differences)}
+    return {**mean_and_interval(differences), "n": len(differences)}
 
 
 def point(nll: list[np.ndarray], spans: list[tuple[int, int | None]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def by_minute(recordings: Sequence[Sequence[Mapping[str, Any]]], statistics: Seq
         for name in statistics:
             values = np.array([v for minute in here if (v := minute.get(name)) is not None], float)
             if len(values):
-                found[name] = {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
+                found[name] = mean_and_interval(values)
         found["degenerate"] = sum(minute.get("degenerate") is not None for minute in here)
         points.append(found)
     return points

@@ -23,7 +23,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.recorded import Encode
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import by_minute
 from ttt_moshi.frames import FRAME_RATE
 
@@ -141,8 +141,7 @@ class FreeRunning:
             "status": "ok",
             "metric": "share of conversations that do not collapse",
             "better": "higher",
-            "value": float(steady.mean()),
-            "ci95": list(bootstrap_mean(steady)),
+            **mean_and_interval(steady),
             "n": len(steady),
             "unit_of_n": "conversations",
             "collapse_minutes": [minute for minute in collapsed.values() if minute is not None],

@@ -37,7 +37,7 @@ from ttt_moshi.evaluation.full_duplex import (
 )
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.files import read_text
 
 KINDS = ("pause_handling", "turn_taking", "user_interruption", "backchannel")
@@ -135,8 +135,7 @@ class FullDuplex:
             "status": "ok",
             "metric": "share of situations in which the turn was taken where it was free, and left where it was not",
             "better": "higher",
-            "value": float(right.mean()),
-            "ci95": list(bootstrap_mean(right)),
+            **mean_and_interval(right),
             "n": len(right),
             "unit_of_n": "situations",
             "subsets": {subset: _summary(own) for subset, own in by_subset.items()},
@@ -176,5 +175,5 @@ def _summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
     for name in MEASURES:
         values = np.array([sample[name] for sample in samples if name in sample])
         if len(values):
-            found[name] = {"value": float(values.mean()), "ci95": list(bootstrap_mean(values)), "n": len(values)}
+            found[name] = {**mean_and_interval(values), "n": len(values)}
     return found

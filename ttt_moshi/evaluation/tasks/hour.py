@@ -23,7 +23,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.recorded import Encode
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.inference.driver import Item
 
@@ -76,8 +76,7 @@ class Hour:
             + ("" if reader == MEMORY else " (the model has no memory)"),
             "better": "higher",
             "chance": 0.0,
-            "value": float(values.mean()),
-            "ci95": list(bootstrap_mean(values)),
+            **mean_and_interval(values),
             "n": len(values),
             "unit_of_n": "streams",
             "minutes": self.minutes,

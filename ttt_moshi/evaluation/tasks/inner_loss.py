@@ -26,7 +26,7 @@ from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import as_batch
 from ttt_moshi.evaluation.scoring.score import eager_on_cpu
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.moshi import TTTMoshi
 from ttt_moshi.ttt.delta_network import DeltaNetwork
 from ttt_moshi.ttt.functional import gelu, layer_norm, standardise
@@ -67,8 +67,7 @@ class InnerLoss:
             "metric": "inner loss at the start of the frame's mini-batch minus at the initial weights, mean of layers",
             "better": "lower",
             "chance": 0.0,
-            "value": float(gains.mean()),
-            "ci95": list(bootstrap_mean(gains)),
+            **mean_and_interval(gains),
             "n": len(gains),
             "unit_of_n": "recordings",
             "frames": frames,

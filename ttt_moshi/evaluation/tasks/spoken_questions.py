@@ -31,7 +31,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
-from ttt_moshi.evaluation.statistics import bootstrap_mean
+from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.files import read_bytes, read_text
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.driver import Conversation, Item
@@ -211,18 +211,14 @@ class SpokenQuestions:
             "status": "ok",
             "metric": self._metric(),
             "better": "higher",
-            "value": float(mean.mean()),
-            "ci95": list(bootstrap_mean(mean)),
+            **mean_and_interval(mean),
             "n": len(mean),
             "unit_of_n": "questions",
             "draws": draws,
             "answer_seconds": self.asking.seconds,
             "best_of": {str(k): float(scores[:, :k].max(axis=1).mean()) for k in range(1, draws + 1)},
             "silent": float(np.mean([not text for text in said])),
-            "lists": {
-                group: {"value": float(mean[rows].mean()), "ci95": list(bootstrap_mean(mean[rows])), "n": len(rows)}
-                for group, rows in groups.items()
-            },
+            "lists": {group: {**mean_and_interval(mean[rows]), "n": len(rows)} for group, rows in groups.items()},
         }
         if self.name == "spoken_choices":
             entry["chance"] = float(np.mean([1 / len(question.choices) for question in self.questions]))

@@ -20,7 +20,7 @@ from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.recorded import TwoSides
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import bootstrap_mean, correlation
+from ttt_moshi.evaluation.statistics import correlation, mean_and_interval
 from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
 from ttt_moshi.evaluation.turn_events import KINDS, speech_spans, totals, turn_events
 from ttt_moshi.frames import SAMPLE_RATE
@@ -90,7 +90,7 @@ def beside_recorded(pairs: Sequence[tuple[Statistics, Statistics]]) -> dict[str,
     """{"value", "ci95", "n"} of the distance of dialogues, said and recorded, and "kinds" with all statistics."""
     apart = np.array([distance(said, recorded) for said, recorded in pairs])
     kinds = {kind: _summary([(said[kind], recorded[kind]) for said, recorded in pairs]) for kind in KINDS}
-    return {**_mean(apart), "n": len(apart), "kinds": kinds}
+    return {**mean_and_interval(apart), "n": len(apart), "kinds": kinds}
 
 
 def distance(said: Statistics, recorded: Statistics) -> float:
@@ -107,13 +107,9 @@ def _summary(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict
     found: dict[str, Any] = {}
     for measure in MEASURES:
         said, recorded = (np.array([pair[side][measure] for pair in pairs]) for side in (0, 1))
-        found[measure] = {name: _mean(values) for name, values in (("said", said), ("recorded", recorded))}
+        found[measure] = {name: mean_and_interval(values) for name, values in (("said", said), ("recorded", recorded))}
         if len(pairs) >= FEWEST:
             value, interval = correlation(said, recorded)
             if np.isfinite([value, *interval]).all():
                 found[measure]["correlation"] = {"value": value, "ci95": list(interval)}
     return found
-
-
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
