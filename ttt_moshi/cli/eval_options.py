@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 BASE = "base"
 MAX_ANSWER_SECONDS = 3600
-OF_SOME_TASKS = ("split", "minutes", "slots", "answers", "answer_seconds", "judge")
 DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
 
 
@@ -265,15 +264,15 @@ def _check_judge(command: str) -> None:
 
 def _refuse_idle(options: Any, names: list[str]) -> None:
     """No option that would be recorded and change nothing."""
-    from ttt_moshi.evaluation.tasks.registry import tasks_that_know
+    from ttt_moshi.evaluation.tasks.registry import tasks_by_option
 
-    if options.sampled_texts != parser().get_default("sampled_texts") and options.text != "sampled":
+    default = parser().get_default
+    if options.sampled_texts != default("sampled_texts") and options.text != "sampled":
         raise UserError("--sampled_texts acts together with `--text sampled` alone")
-    for option in OF_SOME_TASKS:
-        if getattr(options, option) != parser().get_default(option):
-            known = tasks_that_know(option)
-            if not set(known) & set(names):
-                raise UserError(f"--{option} acts on {', '.join(known)} alone, and of these --tasks names none")
+    for option, known in tasks_by_option().items():
+        # A task of another package may name an option that is not one of this command.
+        if getattr(options, option, None) != default(option) and not set(known) & set(names):
+            raise UserError(f"--{option} acts on {', '.join(known)} alone, and of these --tasks names none")
 
 
 def _tasks(options: Any, section: dict[str, Any], controls: Controls) -> tuple[list[str], dict[str, str]]:

@@ -422,6 +422,10 @@ def check_controls(names: list[str], controls: Controls) -> dict[str, str]:
     return {name: reason for name in names if (reason := known[name].cannot_apply(controls)) is not None}
 
 
-def tasks_that_know(option: str) -> list[str]:
-    """The tasks on which an option of the command acts that others do not know."""
-    return [name for name, spec in known_tasks().items() if option in spec.options]
+def tasks_by_option() -> dict[str, list[str]]:
+    """Options of the command that few tasks know, each with the tasks that do."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, spec in known_tasks().items():
+        for option in sorted(spec.options):
+            found[option].append(name)
+    return found
