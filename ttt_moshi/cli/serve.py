@@ -211,11 +211,12 @@ def _page(static: str) -> Path | None:
 
 
 def _official_page() -> Path:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    from ttt_moshi.moshi.paths import hub_file
+
     try:
-        archive = Path(hf_hub_download("kyutai/moshi-artifacts", "dist.tgz"))
+        archive = hub_file("kyutai/moshi-artifacts", "dist.tgz")
     except LocalEntryNotFoundError as error:
         raise UserError(
             "the official web page cannot be fetched from the hub: leave --static out for our own page, or pass "

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.cli.printing import Lasting
@@ -73,10 +73,10 @@ def _train(argv: list[str], asked: Requests) -> int:
             bar.stop()
             print(f"error: {error}", file=sys.stderr)
             if is_main and error.options:
-                _say(f"Continue with:\n  {continue_command(argv, error.options)}")
+                print(f"Continue with:\n  {continue_command(argv, error.options)}", file=sys.stderr)
             return 1
     if is_main:
-        _say(_last_words(outcome, args, argv))
+        print(_last_words(outcome, args, argv), file=sys.stderr)
     return 0 if outcome.stopped_by is None else 128 + signal.Signals[outcome.stopped_by]
 
 
@@ -98,11 +98,6 @@ def _last_words(outcome: Outcome, args: TrainArgs, argv: list[str]) -> str:
     else:
         lines.append(f"finished {outcome.step} steps")
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # the terminal may be gone; what was done is done
-        print(text, file=sys.stderr, flush=True)
 
 
 def continue_command(argv: list[str], options: list[str]) -> str:

@@ -172,14 +172,19 @@ def _existing(explicit: str | None, key: str, folder: Path | None, name: str) ->
     return path.absolute()
 
 
+def hub_file(repository: str, name: str) -> Path:
+    """A file of a Hugging Face repository, fetched where it is not here. Raises as `hf_hub_download`."""
+    huggingface_hub.logging.set_verbosity_error()  # every retry is a warning of the size of a traceback
+    return Path(hf_hub_download(repository, name))
+
+
 def _hub_config(repository: str) -> Path | None:
     """The repository's config.json; None for an old repository that has none, which the official loader knows.
 
     That loader takes an unreachable hub for such a repository; here it is an error.
     """
-    huggingface_hub.logging.set_verbosity_error()  # every retry is a warning of the size of a traceback
     try:
-        return Path(hf_hub_download(repository, "config.json"))
+        return hub_file(repository, "config.json")
     except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError:
