@@ -305,6 +305,8 @@ def _evaluation() -> list[Case]:
         Case(last + "--tasks judged_answers --data_root {empty} --judge {nowhere}", "{nowhere}"),
         Case(last + "--tasks judged_answers --data_root {empty} --judge {text}", "{text}"),
         Case(last + "--tasks judged_answers --data_root {empty} --judge 'a \"'", "--judge"),
+        Case(last + "--tasks overlap --data_root {empty} --judge {nowhere}.jsonl", "{nowhere}.jsonl"),
+        Case(last + "--tasks overlap --data_root {empty}", "v1_5"),
         Case("eval", "checkpoint_dir"),
         Case("eval --checkpoint_dir ''", "checkpoint_dir"),
         Case("eval --checkpoint_dir base --out {new}", "hf_repo_id"),

@@ -104,6 +104,22 @@ def test_a_judge_is_a_command(tmp_path):
         judge_answers("no-such-judge", cases)
 
 
+def test_a_file_of_ratings_is_a_judge(tmp_path):
+    cases, ratings = [Judged("a", "q", "", "x"), Judged("b", "q", "", "y")], tmp_path / "ratings.jsonl"
+    ratings.write_text('\ufeff{"id": "b", "score": 1}\n\n{"id": "a", "score": 4.5, "why": "\u2028"}\n', "utf-8")
+    assert judge_answers(str(ratings), cases) == [4.5, 1.0]
+    for content, complaint in (
+        ('{"id": "a", "score": 1}', "not rated 1 answers .b"),
+        ('{"id": "a", "score": 1}\n' * 2, "has rated a more than once"),
+        ("{", "a line"),
+    ):
+        ratings.write_text(content)
+        with pytest.raises(EvaluationError, match=complaint):
+            judge_answers(str(ratings), cases)
+    with pytest.raises(EvaluationError, match="cannot read"):
+        judge_answers(str(tmp_path / "none.jsonl"), cases)
+
+
 def ask(material, out, *options) -> int:
     base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
     return main([*base, "--out", str(out), "--tasks", "trivia_qa,spoken_choices,judged_answers", *options])
@@ -126,6 +142,8 @@ def test_the_command_asks_and_keeps_what_was_said(tiny_material, tmp_path, capsy
     tasks = json.loads((out / "results.json").read_text())["tasks"]
     assert tasks["trivia_qa"]["value"] == 0.0 and tasks["trivia_qa"]["best_of"] == {"1": 0.0, "2": 0.0}
     assert tasks["spoken_choices"]["chance"] == 0.5 and "--judge" in tasks["judged_answers"]["reason"]
+    (case,) = [json.loads(line) for line in (out / "conversations/judged_answers/to_judge.jsonl").open()][:1]
+    assert case["id"] == "mine-1-0" and case["reference"] == "because" and case["question"] == "Why?"
     (sample,) = [json.loads(line) for line in (out / "samples" / "trivia_qa.jsonl").read_text().splitlines()]
     first = out / sample["conversations"][0]
     assert len(sample["said"]) == 2 and soundfile.info(first / "output.wav").frames == round(1.6 * 24_000)

@@ -105,7 +105,7 @@ def parser() -> Parser:
         help="so many answers to each spoken question; the value is their mean, best of n is recorded (default: 1)",
     )
     add("--answer_seconds", type=float, default=20.0, help="silence after a spoken question (default: 20)")
-    add("--judge", help="command that rates the answers of the task `judged_answers`, see docs/evaluation.md")
+    add("--judge", help="command that rates answers, or a .jsonl of ratings; see docs/evaluation.md")
     add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
@@ -252,6 +252,12 @@ def _merged(args: TrainArgs, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_judge(command: str) -> None:
+    from ttt_moshi.evaluation.judge import is_file_of_ratings
+
+    if is_file_of_ratings(command):
+        if not Path(command).is_file():
+            raise UserError(f"--judge: there is no file of ratings {command}")
+        return
     try:
         words = shlex.split(command)
     except ValueError as error:

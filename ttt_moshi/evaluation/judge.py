@@ -1,7 +1,8 @@
-"""Answers rated by a program of the user's choice, such as one that asks a language model.
+"""Answers rated by a program of the user's choice, such as one that asks a language model, or by hand.
 
-The command reads one JSON object a line, {"id", "question", "reference", "answer"}, and writes one a line for each,
-{"id", "score"}, in any order.
+A command reads one JSON object a line, {"id", "question", "reference", "answer"}, and writes one a line for each,
+{"id", "score"}, in any order. A file of such ratings (.jsonl) is a judge too, of what an earlier
+evaluation without a judge has left to be rated.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.files import read_text
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,49 @@ class Judged:
     answer: str
 
 
-def judge_answers(command: str, cases: Sequence[Judged]) -> list[float]:
+def is_file_of_ratings(judge: str) -> bool:
+    """Whether a judge is a file and no command: its name ends so."""
+    return Path(judge).suffix == ".jsonl"
+
+
+def as_lines(cases: Sequence[Judged]) -> str:
+    """What a judge reads."""
+    return "".join(json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in cases)
+
+
+def judge_answers(judge: str, cases: Sequence[Judged]) -> list[float]:
     """The score of every case, in their order.
 
     Raises:
-        EvaluationError: a command that cannot be run, fails, or does not rate every case with a finite number.
+        EvaluationError: a command that cannot be run or fails, a file that cannot be read, and ratings that are not one
+            finite number for every case.
     """
-    lines = "".join(json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in cases)
+    written = _read(judge) if is_file_of_ratings(judge) else _run(judge, cases)
+    scores: dict[str, float] = {}
+    twice = []
+    try:
+        for line in written.split("\n"):  # texts may hold other ends of lines
+            if line.strip():
+                rated = json.loads(line)
+                twice += [rated["id"]] if rated["id"] in scores else []
+                scores[rated["id"]] = float(rated["score"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f'the judge `{judge}` must write {{"id", "score"}} a line ({error!r})') from None
+    if twice:
+        raise EvaluationError(f"the judge `{judge}` has rated {twice[0]} more than once")
+    lacking = [case.id for case in cases if not math.isfinite(scores.get(case.id, math.nan))]
+    if lacking:
+        raise EvaluationError(f"the judge `{judge}` has not rated {len(lacking)} answers ({lacking[0]})")
+    return [scores[case.id] for case in cases]
+
+
+def _read(path: str) -> str:
+    with well_formed(Path(path)):
+        return read_text(Path(path), encoding="utf-8-sig")
+
+
+def _run(command: str, cases: Sequence[Judged]) -> str:
+    lines = as_lines(cases)
     try:
         done = subprocess.run(shlex.split(command), input=lines, capture_output=True, text=True, check=False)
     except (OSError, ValueError) as error:
@@ -40,15 +79,4 @@ def judge_answers(command: str, cases: Sequence[Judged]) -> list[float]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise EvaluationError(f"the judge `{command}` ended with status {done.returncode}: {last}")
-    scores: dict[str, float] = {}
-    try:
-        for line in done.stdout.splitlines():
-            if line.strip():
-                rated = json.loads(line)
-                scores[rated["id"]] = float(rated["score"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f'the judge `{command}` must write {{"id", "score"}} a line ({error!r})') from None
-    lacking = [case.id for case in cases if not math.isfinite(scores.get(case.id, math.nan))]
-    if lacking:
-        raise EvaluationError(f"the judge `{command}` has not rated {len(lacking)} answers ({lacking[0]})")
-    return [scores[case.id] for case in cases]
+    return done.stdout

@@ -66,6 +66,9 @@ def _details(task: dict[str, Any]) -> list[str]:
         names = ("take_over", "latency", "backchannels_per_second", "jsd")
         rows = [[n, *(interval(m[x], 3) if x in m else "" for x in names)] for n, m in task["subsets"].items()]
         parts.append(table(["subset", "take-over rate", "latency (s)", "backchannels per second", "JSD"], rows))
+    if "overlaps" in task:
+        rows = [[kind, *_by_manner(measures)] for kind, measures in task["overlaps"].items()]
+        parts.append(table(["overlap", *OVERLAP_COLUMNS.values()], rows))
     if "kinds" in task:
         parts += _turns(task["kinds"])
     if "true" in task:
@@ -96,6 +99,23 @@ def _details(task: dict[str, Any]) -> list[str]:
         ]
         parts.append(table(["layer", "W0", "before the write", "after"], rows))
     return parts
+
+
+OVERLAP_COLUMNS = {
+    "right": "handled right",
+    "speaking": "was speaking",
+    "stop_latency": "stops after (s)",
+    "response_latency": "answers after (s)",
+    "words_per_minute_after_before": "words a minute, after - before",
+    "words_per_minute_after_clean": "after - without",
+    "loudness_after_before": "loudness (dB), after - before",
+    "loudness_after_clean": "after - without",
+    "rating": "rating",
+}
+
+
+def _by_manner(measures: dict[str, Any]) -> list[str]:
+    return [interval(measures[name], 3) if name in measures else "" for name in OVERLAP_COLUMNS]
 
 
 def _turns(kinds: dict[str, Any]) -> list[str]:

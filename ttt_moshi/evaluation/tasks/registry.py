@@ -24,7 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.evaluation.tasks import hour, spoken_questions
+from ttt_moshi.evaluation.tasks import hour, overlap, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
@@ -206,6 +206,11 @@ def _full_duplex(b: Benchmarks) -> Task:
     return FullDuplex([situation for situation in situations if situation.id in chosen])
 
 
+def _overlap(b: Benchmarks) -> Task:
+    overlaps = overlap.some(overlap.find_overlaps(b.root), b.max_items, b.seed)
+    return overlap.Overlaps(overlaps, b.talker, b.asking.judge)
+
+
 def _asked(name: str, find: Callable[[Path], list[spoken_questions.SpokenQuestion]]) -> Callable[[Benchmarks], Task]:
     def build(b: Benchmarks) -> Task:
         questions = spoken_questions.some(find(b.root), b.max_items, b.seed)
@@ -347,6 +352,14 @@ TASKS: dict[str, TaskSpec] = {
         "in this share of situations the turn is taken where it is free and left where it is not",
         cannot_apply=runs_no_model,
         runs_model=False,
+    ),
+    "overlap": TaskSpec(
+        _overlap,
+        "v1_5/<subset>/<id>/ of Full-Duplex-Bench v1.5; --judge, if what is said is to be rated",
+        "in this share of overlaps an interruption is answered and anything else passed over",
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
+        options=frozenset({"slots", "judge"}),
     ),
     **{name: _questions(name) for name in spoken_questions.LAYOUTS},
     "spoken_choices": TaskSpec(

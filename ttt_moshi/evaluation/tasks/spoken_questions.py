@@ -25,14 +25,14 @@ import torch
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.conversations import Talker
-from ttt_moshi.evaluation.errors import EvaluationError, well_formed
-from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
+from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
 from ttt_moshi.evaluation.statistics import mean_and_interval
-from ttt_moshi.files import read_bytes, read_text
+from ttt_moshi.files import read_bytes, read_text, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.driver import Conversation, Item
 
@@ -114,7 +114,7 @@ def _from_lines(
     path: Path, read: Callable[[Mapping[str, Any]], tuple[tuple[str, ...], dict[str, str]]]
 ) -> list[SpokenQuestion]:
     found = []
-    for number, line in enumerate(read_text(path, encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -164,9 +164,6 @@ class SpokenQuestions:
     def run(self, engine: Engine) -> Outcome:
         if self.talker is None:
             raise EvaluationError(NO_TALKER)
-        judged = self.name == "judged_answers"
-        if judged and self.asking.judge is None:
-            raise EvaluationError("answers are rated by a judge: name its command with --judge")
         items = [self._item(question, draw) for question in self.questions for draw in range(self.asking.draws)]
         heard = 0
 
@@ -177,17 +174,27 @@ class SpokenQuestions:
 
         held = self.talker.converse(self.name, items, engine.ranks, progress)
         said = [_answer(conversation, self.asking.seconds) for conversation in held]
-        if judged:
-            assert self.asking.judge is not None
-            command = self.asking.judge
+        if self.name == "judged_answers":
             cases = [
                 Judged(item.name, question.text, question.answers[0] if question.answers else "", text)
                 for item, (question, text) in zip(items, self._with_questions(said), strict=True)
             ]
-            scores = engine.ranks.together(lambda: judge_answers(command, cases))
+            scores = engine.ranks.together(lambda: self._rated(cases))
         else:
             scores = [float(_right(question, text)) for question, text in self._with_questions(said)]
         return self._outcome(items, said, np.array(scores).reshape(len(self.questions), -1))
+
+    def _rated(self, cases: Sequence[Judged]) -> list[float]:
+        if self.asking.judge is not None:
+            return judge_answers(self.asking.judge, cases)
+        assert self.talker is not None
+        path = self.talker.folder / self.name / "to_judge.jsonl"
+        with writing(path):
+            write_atomically(path, as_lines(cases).encode())
+        raise EvaluationError(
+            f"answers are rated by a judge: name its command with --judge, or a .jsonl of "
+            f'{{"id", "score"}} lines for those in {path}'
+        )
 
     def _item(self, question: SpokenQuestion, draw: int) -> Item:
         silence = round(self.asking.seconds * SAMPLE_RATE)

@@ -1,0 +1,205 @@
+"""Full-Duplex-Bench v1.5: somebody speaks while the model does (arXiv 2507.23159).
+
+v1_5/<subset>/<id>/input.wav          the user, with an overlap
+v1_5/<subset>/<id>/clean_input.wav    the same without it
+v1_5/<subset>/<id>/metadata.json      {"timestamps": [START, END], "context_text", "current_turn_text"}: the overlap
+
+Subsets are *user_interruption*, *user_backchannel*, *talking_to_other* and *background_speech*. Both recordings are
+played to the model. What it does is measured on the audio of its channel and its own words; a judge may rate what it
+says from the overlap on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import torch
+
+from ttt_moshi.data.audio import read_audio, read_info
+from ttt_moshi.data.voiced import Span
+from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.full_duplex import SpokenWord
+from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.outcome import Outcome
+from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
+from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.statistics import mean_and_interval
+from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
+from ttt_moshi.files import read_bytes, read_text
+from ttt_moshi.inference.driver import Conversation, Item
+
+MEASURES = (
+    "right",
+    "speaking",
+    "stop_latency",
+    "response_latency",
+    "words_per_minute_after_before",
+    "words_per_minute_after_clean",
+    "loudness_after_before",
+    "loudness_after_clean",
+    "rating",
+)
+INPUT, CLEAN = "input.wav", "clean_input.wav"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One situation: a user with and without an overlap, which lasts for `span` seconds."""
+
+    id: str
+    kind: str
+    folder: Path
+    span: Span
+    text: str
+
+
+def find_overlaps(data_root: Path) -> list[Overlap]:
+    """Every situation below `data_root/v1_5`. Raises `EvaluationError` where one lacks something, or is not of it."""
+    root = data_root / "v1_5"
+    found = []
+    for kind in KINDS:
+        folders = sorted((p for p in root.glob(f"{kind}/*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
+        found += [_overlap(kind, folder) for folder in folders]
+    if not found:
+        raise EvaluationError(
+            f"no overlaps: expected {root}/{{{','.join(KINDS)}}}/<id>/{INPUT}, {CLEAN}, metadata.json"
+        )
+    return found
+
+
+def _overlap(kind: str, folder: Path) -> Overlap:
+    for name in (INPUT, CLEAN):
+        if not (folder / name).is_file():
+            raise EvaluationError(f"{folder} has no {name}")
+    path = folder / "metadata.json"
+    if not path.is_file():
+        raise EvaluationError(f"there is no {path}")
+    with well_formed(path):
+        facts = json.loads(read_text(path))
+        start, end = map(float, facts["timestamps"])
+        text = " ".join(str(facts.get(key, "")) for key in ("context_text", "current_turn_text")).strip()
+    seconds = read_info(folder / INPUT).seconds
+    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end and start < seconds):
+        raise EvaluationError(
+            f"{path}: the overlap lasts from {start:g} to {end:g} s of a recording of {seconds:.3f} s"
+        )
+    return Overlap(f"{kind}/{folder.name}", kind, folder, Span(start, end), text)
+
+
+def some(overlaps: list[Overlap], max_items: int | None, seed: int) -> list[Overlap]:
+    """At most so many, from every subset in proportion."""
+    strata: dict[str, set[str]] = defaultdict(set)
+    for overlap in overlaps:
+        strata[overlap.kind].add(overlap.id)
+    chosen = sample(strata, max_items, seed)
+    return [overlap for overlap in overlaps if overlap.id in chosen]
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Share of overlaps that were handled right; latencies, and how the manner of speaking changes, by subset."""
+
+    overlaps: Sequence[Overlap]
+    talker: Talker | None
+    judge: str | None = None
+    name: str = "overlap"
+
+    def run(self, engine: Engine) -> Outcome:
+        if self.talker is None:
+            raise EvaluationError(NO_TALKER)
+        items = [_item(overlap, name) for overlap in self.overlaps for name in (INPUT, CLEAN)]
+        heard = 0
+
+        def progress(count: int) -> None:
+            nonlocal heard
+            heard += count
+            engine.told(f"{self.name}: frames", heard, heard)
+
+        held = self.talker.converse(self.name, items, engine.ranks, progress)
+        pairs = list(zip(held[::2], held[1::2], strict=True))
+        samples = [_sample(overlap, *pair) for overlap, pair in zip(self.overlaps, pairs, strict=True)]
+        if self.judge is not None:
+            command = self.judge
+            cases = [
+                Judged(overlap.id, overlap.text, _text(clean, 0.0), _text(said, overlap.span.start))
+                for overlap, (said, clean) in zip(self.overlaps, pairs, strict=True)
+            ]
+            ratings = engine.ranks.together(lambda: judge_answers(command, cases))
+            for one, rating in zip(samples, ratings, strict=True):
+                one["rating"] = rating
+        by_kind = {kind: [one for one in samples if one["kind"] == kind] for kind in KINDS}
+        entry: dict[str, Any] = {
+            "status": "ok",
+            "metric": "share of overlaps in which an interruption is answered and anything else passed over",
+            "better": "higher",
+            **mean_and_interval(np.array([one["score"] for one in samples])),
+            "n": len(samples),
+            "unit_of_n": "overlaps",
+            "overlaps": {kind: _summary(own) for kind, own in by_kind.items() if own},
+        }
+        return Outcome(entry, samples, data_digest=_digest(self.overlaps))
+
+
+def _item(overlap: Overlap, name: str) -> Item:
+    path = overlap.folder / name
+    return Item(
+        f"{overlap.kind}-{overlap.folder.name}-{path.stem}",
+        lambda: torch.from_numpy(read_audio(path).mean(axis=0)),
+    )
+
+
+def _heard(conversation: Conversation) -> Heard:
+    words = [SpokenWord(word.text, word.start, word.end) for word in conversation.words]
+    return Heard.of(conversation.agent, words)
+
+
+def _text(conversation: Conversation, start: float) -> str:
+    return " ".join(word.text for word in conversation.words if word.start >= start)
+
+
+def _sample(overlap: Overlap, noisy: Conversation, undisturbed: Conversation) -> dict[str, Any]:
+    said, clean = _heard(noisy), _heard(undisturbed)
+    latencies = {
+        "stop_latency": stop_latency(said, overlap.span),
+        "response_latency": response_latency(said, overlap.span),
+    }
+    score = float(right(overlap.kind, said, clean, overlap.span))
+    return {
+        "id": overlap.id,
+        "kind": overlap.kind,
+        "score": score,
+        "right": score,
+        "speaking": float(said.speaking(overlap.span.start) is not None),
+        **{name: value for name, value in latencies.items() if value is not None},
+        **adaptation(said, clean, overlap.span),
+        "conversations": [f"conversations/overlap/{c.folder.name}" for c in (noisy, undisturbed)],
+    }
+
+
+def _summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """{measure: {"value", "ci95", "n"}} as far as there are any."""
+    found = {}
+    for name in MEASURES:
+        values = np.array([one[name] for one in samples if name in one])
+        if len(values):
+            found[name] = {**mean_and_interval(values), "n": len(values)}
+    return found
+
+
+def _digest(overlaps: Sequence[Overlap]) -> str:
+    digest = blake3.blake3()
+    for overlap in overlaps:
+        digest.update(json.dumps([overlap.id, overlap.span.start, overlap.span.end]).encode())
+        for name in (INPUT, CLEAN):
+            digest.update(read_bytes(overlap.folder / name))
+    return digest.hexdigest()
