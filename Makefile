@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-talking test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-talking test-extras test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -46,6 +46,11 @@ test-browser: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[browser]'
 	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
+
+# What needs packages that the other tests do without: data sets in Parquet. A minute.
+test-extras: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet]'
+	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py -m slow
 
 # What needs a machine that does little else: the server ends within two seconds.
 test-talking: $(READY)

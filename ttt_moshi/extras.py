@@ -8,7 +8,13 @@ from types import ModuleType
 
 from ttt_moshi.errors import UserError
 
-EXTRAS = {"espeakng_loader": "demo", "matplotlib": "report", "tensorboard": "tensorboard", "wandb": "wandb"}
+EXTRAS = {
+    "espeakng_loader": "demo",
+    "matplotlib": "report",
+    "pyarrow": "parquet",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
 
 
 class MissingPackageError(UserError):

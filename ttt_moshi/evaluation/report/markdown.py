@@ -52,6 +52,8 @@ def _details(task: dict[str, Any]) -> list[str]:
         parts.append(f"{words}; silent: {task['silent']:.4f}.\n")
         rows = [[n, interval(e), str(e["n"])] for n, e in task["lists"].items()]
         parts.append(table(["list", "value", "questions"], rows))
+        if "left_out" in task:
+            parts.append("Left out: " + "; ".join(f"{n} ({why})" for n, why in task["left_out"].items()) + ".\n")
     for kind, groups in task.get("groups", {}).items():
         rows = [[n, interval(e), str(e["n"])] for n, e in groups.items()]
         parts.append(table([kind, "accuracy", "items"], rows))

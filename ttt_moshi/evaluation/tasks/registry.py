@@ -24,7 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.evaluation.tasks import hour, overlap, spoken_questions
+from ttt_moshi.evaluation.tasks import hour, overlap, published_questions, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
@@ -219,6 +219,15 @@ def _asked(name: str, find: Callable[[Path], list[spoken_questions.SpokenQuestio
     return build
 
 
+def _listed(name: str, find: Callable[[Path], spoken_questions.Lists]) -> Callable[[Benchmarks], Task]:
+    def build(b: Benchmarks) -> Task:
+        lists = find(b.root)
+        questions = spoken_questions.some(lists.questions, b.max_items, b.seed)
+        return spoken_questions.SpokenQuestions(name, questions, b.talker, b.asking, lists.left_out)
+
+    return build
+
+
 _ASKING = frozenset({"slots", "answers", "answer_seconds"})
 
 
@@ -363,16 +372,17 @@ TASKS: dict[str, TaskSpec] = {
     ),
     **{name: _questions(name) for name in spoken_questions.LAYOUTS},
     "spoken_choices": TaskSpec(
-        _asked("spoken_choices", spoken_questions.choice_questions),
-        "spoken_choices/<name>.jsonl with audio, choices and answer",
+        _listed("spoken_choices", published_questions.choices),
+        "spoken_choices/<name>.jsonl with audio, choices and answer; voicebench/{openbookqa,mmsu}",
         "the right choice is said more often than by guessing",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,
     ),
     "judged_answers": TaskSpec(
-        _asked("judged_answers", spoken_questions.judged_questions),
-        "judged_answers/<name>.jsonl with audio, question and reference; --judge",
+        _listed("judged_answers", published_questions.judged),
+        "judged_answers/<name>.jsonl with audio, question and reference; voicebench/, big_bench_audio/, "
+        "URO-Bench-data/; --judge",
         "the judge rates what the model says so on average; higher is better",
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,

@@ -5,14 +5,16 @@
 spoken_choices/<name>.jsonl                       {"audio", "choices": {"A": "...", ...} or [...], "answer": "B"}
 judged_answers/<name>.jsonl                       {"audio", "question", "reference"?}
 
-Each question is played to the model with silence after it; what it says from the question's end on is its answer.
+The last two also read what `published_questions` finds. Each question is played to the model with silence after it;
+what it says from the end of the question on is its answer.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.parquet import Embedded
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
 from ttt_moshi.evaluation.statistics import mean_and_interval
@@ -42,6 +45,7 @@ LAYOUTS: dict[str, tuple[str, str, str | None, str]] = {
     "trivia_qa": ("question", "answer_normalized_value", "answer_normalized_aliases", ","),
 }
 """OpenAudioBench's columns: the question, its answer, other answers, and what stands between several"""
+_NAME = re.compile(r"\w[\w.\- ]*")
 NO_TALKER = "a model that talks is needed: `ttt-moshi eval` has one"
 
 
@@ -55,7 +59,7 @@ class SpokenQuestion:
     """
 
     id: str
-    audio: Path
+    audio: Path | Embedded
     text: str
     answers: tuple[str, ...]
     group: str
@@ -67,7 +71,7 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
     folder = next((f for f in (data_root / name, data_root / "eval_datas" / name) if f.is_dir()), data_root / name)
     own, table = folder / "questions.jsonl", folder / f"{name}.csv"
     if own.is_file():
-        return _from_lines(own, lambda line: (tuple(map(str, line["answers"])), {}))
+        return from_lines(own, lambda line: (tuple(map(str, line["answers"])), {}))
     if not table.is_file():
         raise EvaluationError(f"no spoken questions: expected {table} with audios/ beside it, or {own}")
     asked, answer, others, between = LAYOUTS[name]
@@ -78,11 +82,19 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
             answers = [a.strip() for text in texts for a in (text.split(between) if between else [text])]
             audio = folder / "audios" / row["audio_filename"]
             found.append(SpokenQuestion(str(number), audio, row[asked], tuple(a for a in answers if a), name))
-    return _usable(found, table)
+    return usable(found, table)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Questions of several lists, and the lists of a benchmark that cannot be asked here, with the reason."""
+
+    questions: list[SpokenQuestion]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def choice_questions(data_root: Path) -> list[SpokenQuestion]:
-    """Multiple choice questions of every list. Raises `EvaluationError` as `open_questions`."""
+    """Multiple choice questions of our own lists. Raises `EvaluationError` for one that cannot be used."""
 
     def read(line: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
         given = line["choices"]
@@ -91,28 +103,26 @@ def choice_questions(data_root: Path) -> list[SpokenQuestion]:
             raise ValueError(f"the answer {line['answer']!r} is not one of the letters of two or more choices")
         return (line["answer"],), choices
 
-    return [q for path in _lists(data_root / "spoken_choices") for q in _from_lines(path, read)]
+    return [q for path in sorted((data_root / "spoken_choices").glob("*.jsonl")) for q in from_lines(path, read)]
 
 
 def judged_questions(data_root: Path) -> list[SpokenQuestion]:
-    """Questions whose answers a judge rates. Raises `EvaluationError` as `open_questions`."""
+    """Questions of our own lists whose answers a judge rates. Raises `EvaluationError` as `choice_questions`."""
     return [
         question
-        for path in _lists(data_root / "judged_answers")
-        for question in _from_lines(path, lambda line: ((line["reference"],) if line.get("reference") else (), {}))
+        for path in sorted((data_root / "judged_answers").glob("*.jsonl"))
+        for question in from_lines(path, lambda line: ((line["reference"],) if line.get("reference") else (), {}))
     ]
 
 
-def _lists(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.jsonl"))
-    if not found:
-        raise EvaluationError(f"no spoken questions: expected {folder}/<name>.jsonl")
-    return found
-
-
-def _from_lines(
+def from_lines(
     path: Path, read: Callable[[Mapping[str, Any]], tuple[tuple[str, ...], dict[str, str]]]
 ) -> list[SpokenQuestion]:
+    """The questions of a file {"audio", "question"?, ...} a line; `read` has the answers and choices of one.
+
+    Raises:
+        EvaluationError: a line that is not so, a recording that is not there, and a file without any.
+    """
     found = []
     for number, line in enumerate(read_text(path, encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
@@ -126,14 +136,15 @@ def _from_lines(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise EvaluationError(f"{path}, line {number}: {what}") from None
-    return _usable(found, path)
+    return usable(found, path)
 
 
-def _usable(questions: list[SpokenQuestion], path: Path) -> list[SpokenQuestion]:
+def usable(questions: list[SpokenQuestion], path: Path) -> list[SpokenQuestion]:
+    """The questions of a file, if there are any and each has its recording; else raises `EvaluationError`."""
     if not questions:
         raise EvaluationError(f"{path} lists no questions")
-    if lost := [question for question in questions if not question.audio.is_file()]:
-        raise EvaluationError(f"{path} lists {len(lost)} recordings that are not there ({lost[0].audio})")
+    if lost := [q.audio for q in questions if isinstance(q.audio, Path) and not q.audio.is_file()]:
+        raise EvaluationError(f"{path} lists {len(lost)} recordings that are not there ({lost[0]})")
     return questions
 
 
@@ -160,6 +171,7 @@ class SpokenQuestions:
     questions: Sequence[SpokenQuestion]
     talker: Talker | None
     asking: Asking
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, engine: Engine) -> Outcome:
         if self.talker is None:
@@ -200,7 +212,9 @@ class SpokenQuestions:
         silence = round(self.asking.seconds * SAMPLE_RATE)
 
         def read() -> torch.Tensor:
-            samples = torch.from_numpy(read_audio(question.audio).mean(axis=0))
+            audio = question.audio
+            both = read_audio(audio) if isinstance(audio, Path) else audio.samples()
+            samples = torch.from_numpy(both.mean(axis=0))
             return torch.nn.functional.pad(samples, (0, silence))
 
         return Item(f"{question.group}-{question.id}-{draw}", read)
@@ -225,6 +239,7 @@ class SpokenQuestions:
             "answer_seconds": self.asking.seconds,
             "best_of": {str(k): float(scores[:, :k].max(axis=1).mean()) for k in range(1, draws + 1)},
             "silent": float(np.mean([not text for text in said])),
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
             "lists": {group: {**mean_and_interval(mean[rows]), "n": len(rows)} for group, rows in groups.items()},
         }
         if self.name == "spoken_choices":
@@ -273,12 +288,23 @@ def _answer(conversation: Conversation, seconds: float) -> str:
 def _digest(questions: Sequence[SpokenQuestion]) -> str:
     digest = blake3.blake3()
     for q in questions:
-        digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode() + read_bytes(q.audio))
+        digest.update(json.dumps([q.id, q.group, q.text, q.answers, dict(q.choices)]).encode())
+        digest.update(read_bytes(q.audio) if isinstance(q.audio, Path) else q.audio.content())
     return digest.hexdigest()
 
 
 def some(questions: list[SpokenQuestion], max_items: int | None, seed: int) -> list[SpokenQuestion]:
-    """At most so many, from every list in proportion."""
+    """At most so many, from every list in proportion.
+
+    Raises:
+        EvaluationError: two questions of one name, or one that cannot be the name of a folder.
+    """
+    called = Counter(f"{question.group}-{question.id}" for question in questions)
+    for name, count in called.items():
+        if count > 1:
+            raise EvaluationError(f"{count} questions are called {name}: each id once")
+        if not _NAME.fullmatch(name):
+            raise EvaluationError(f"{name!r} cannot name a question: letters, digits, `_`, `.` and `-`")
     strata: dict[str, set[str]] = defaultdict(set)
     for question in questions:
         strata[question.group].add(f"{question.group} {question.id}")
