@@ -89,7 +89,7 @@ def _table(subset: str, path: Path) -> list[SpokenQuestion]:
     for number, (values, audio) in enumerate(parquet.rows(path, texts, "audio")):
         reference, options = values.get("reference"), {}
         if subset in LETTERED:
-            if reference not in LETTERS:
+            if reference not in tuple(LETTERS):
                 raise EvaluationError(f"{path}, row {number}: the answer {reference!r} is not one of {LETTERS}")
             options = _options(str(values["prompt"]))
         name = f"{'-'.join(part.split('-')[1:2])}.{number}" if "-" in part else str(number)
