@@ -185,6 +185,9 @@ def test_a_prompt_and_the_picture_of_the_memory(serve, browse, tmp_path, capsys)
         until(page, "document.querySelector('#layers polyline').getAttribute('points').split(' ').length > 2")
         caption = page.locator("#layers").get_attribute("aria-label")
         assert re.match(r"Written in \d+:\d\d of conversation, layer 0: [\d.]+ %, layer 1: ", caption), caption
+        until(page, "document.querySelectorAll('#losses polyline').length === 2")
+        wrong = page.locator("#losses").get_attribute("aria-label")
+        assert re.match(r"Wrong about what it hears, layer 0: [\d.]+ %, layer 1: [\d.]+ % of", wrong), wrong
         (mine,) = sessions_in(page)
         page.get_by_role("button", name="Hang up").click()
         assert page.problems == []

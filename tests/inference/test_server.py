@@ -146,7 +146,7 @@ def play(one_speaker):
 
     def run(scene, slots=1, settings=PATIENT, seed=0, sessions=None, page=None, start=None):
         async def whole() -> None:
-            server = Server(Slots(one_speaker, slots), settings, sessions, seed, start)
+            server = Server(Slots(one_speaker, slots, watched=True), settings, sessions, seed, start)
             async with TestServer(make_app(server, page)) as site, aiohttp.ClientSession() as session:
                 await scene(Scene(site, server, session))
 
@@ -203,6 +203,22 @@ def test_visitors_talk_side_by_side(one_speaker, play):
         await asyncio.gather(visit(0), visit(1), visit(2))
 
     play(scene, slots=2)
+
+
+def test_what_the_memory_learns_is_told(one_speaker, play):
+    """What one hears again and again becomes easier than it is for a memory that has heard nothing."""
+    voice = pcm(noise(4)) * 6
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?format=pcm&events=1") as client:
+            await client.say(voice)
+            await client.until(lambda: (told := client.last("memory")) is not None and told["loss"]["0"] is not None)
+            told = client.last("memory")
+            assert 0 < told["frames"] <= 24 and set(told["written"]) == {"0", "1"}
+            assert all(0 < told["loss"][layer] < told["untaught"][layer] for layer in ("0", "1"))
+            assert all(share > 0 for share in told["written"].values())
+
+    play(scene)
 
 
 def test_who_finds_no_place_waits_in_order(play):
@@ -650,7 +666,7 @@ def test_a_stop_saves_everything(one_speaker, tmp_path):
     sessions = Sessions(tmp_path)
 
     async def whole() -> None:
-        server = Server(Slots(one_speaker, 3), PATIENT, sessions, 0)
+        server = Server(Slots(one_speaker, 3, watched=True), PATIENT, sessions, 0)
         site = TestServer(make_app(server, None))
         await site.start_server()
         async with aiohttp.ClientSession() as session:

@@ -10,6 +10,7 @@ from moshi.models import LMGen
 from moshi.utils.compile import no_compile
 
 from ttt_moshi.inference import Conversation, InferenceError, Reply, Sampling, Slots
+from ttt_moshi.inference.prompt import begin_beside
 
 SLOTS, PEOPLE, LENGTH = 3, 5, 40
 """the window of the tiny model is 32 frames, so that the longest conversations go beyond it"""
@@ -177,3 +178,34 @@ def test_one_bad_frame_is_heard_by_nobody(company):
                 slots.tick({0: voice(0)[0], 1: bad})
         assert slots.frames == [0, 0]
         assert_same(slots.tick({0: voice(0)[0]}).get(0), alone[0][0])
+
+
+def test_what_is_in_a_memory_belongs_to_its_row(company):
+    """Written shares and inner losses of a row are those of its solo run; whoever comes next begins with nothing."""
+    speaker, alone = company
+
+    def talk(slots: Slots, slot: int, person: int, frames: range) -> None:
+        for t in frames:
+            assert_same(slots.tick({slot: voice(person)[t]}).get(slot), alone[person][t])
+
+    with Slots(speaker, 1, watched=True) as slots:
+        slots.join(0, seed=1)
+        talk(slots, 0, 1, range(20))
+        solo = slots.memory(0)
+        assert solo.keys() == {0, 1}
+        for layer in solo.values():
+            assert layer.written > 0 and 0 < layer.loss < layer.untaught, "a memory that learns nothing"
+        assert [layer.loss for layer in slots.memory(0).values()] == [None, None], "nothing was heard since"
+    with Slots(speaker, 2, watched=True) as slots:
+        slots.join(0, seed=0)
+        talk(slots, 0, 0, range(4))
+        slots.join(1, seed=1)
+        begin_beside(slots, "a prompt of somebody else")
+        # One frame of five is looked at, counted by ticks: the one before belongs to the other row.
+        talk(slots, 0, 0, range(4, 5))
+        talk(slots, 1, 1, range(20))
+        for layer, found in slots.memory(1).items():
+            assert vars(found) == pytest.approx(vars(solo[layer]), rel=1e-4)
+        slots.join(1, seed=2)
+        assert {(layer.written, layer.loss) for layer in slots.memory(1).values()} == {(0.0, None)}
+    assert not any(layer.ttt.inner._forward_pre_hooks for layer in speaker.model.layers), "somebody still watches"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttt_moshi.ttt import TTTConfig, TTTLayer, watch
+from ttt_moshi.ttt import StreamLosses, TTTConfig, TTTLayer, watch
 from ttt_moshi.ttt.reference import predict, reference_scan
 
 
@@ -90,3 +90,50 @@ def test_nothing_is_left_behind(make_layer):
         assert not module._forward_hooks
     layer(x)
     assert len(found["one"]) == 2
+
+
+@pytest.mark.parametrize("inner", ["mlp", "linear", "delta"])
+def test_streams_sum_up_their_losses(make_layer, inner):
+    """Of two streams, one of which pauses: the losses of a whole call, each over the frames of its own since asked."""
+    layer = make_layer(inner=inner)
+    x = torch.randn(2, 12, 32)
+    losses = StreamLosses({7: layer}, 2)
+    state = layer.init_state(2)
+    asked = []
+    for t in range(12):
+        layer.stream(x[:, t : t + 1], state, torch.tensor([True, t < 6]))
+        if t == 7:
+            asked.append(losses.take(1))
+    asked += [losses.take(0), losses.take(1)]
+    losses.pause()
+    layer.stream(x[:, :1], state)
+    assert bool(losses.take(0).isnan().all()) and losses.layers == (7,)
+    for got, frames in zip(asked[:2], (x[1:, :6], x[:1]), strict=True):
+        torch.testing.assert_close(got, expected_losses(layer, frames)[None], rtol=1e-4, atol=1e-6)
+    assert bool(asked[2].isnan().all()), "it has heard nothing since"
+
+
+def expected_losses(layer, x):
+    """At the initial weights and at those that each frame finds, [2], in one call over all frames."""
+    kept = []
+    handle = layer.inner.register_forward_hook(lambda module, arguments, output: kept.append(arguments))
+    with watch({"one": layer}) as found:
+        layer(x)
+    handle.remove()
+    if layer.config.inner != "delta":
+        return torch.stack([found["one"][0].loss_initial.mean(), found["one"][0].loss_before.mean()])
+    normed, _, k, v = kept[0][:4]
+    start, before, _ = layer.inner.losses(normed, k, v)  # half of the sums of squares
+    return torch.stack([start.mean(), before.mean()]).detach() * 2 / layer.config.head_dim
+
+
+def test_streams_look_at_every_few_frames_if_asked(make_layer):
+    layer = make_layer()
+    x = torch.randn(1, 9, 32)
+    losses = StreamLosses({0: layer}, 1, every=4)
+    state = layer.init_state(1)
+    for t in range(9):
+        layer.stream(x[:, t : t + 1], state)
+    looked_at = torch.cat([expected_losses(layer, x[:, : t + 1])[None] * (t + 1) for t in range(9)])
+    single = looked_at.diff(dim=0, prepend=looked_at.new_zeros(1, 2))
+    torch.testing.assert_close(losses.take(0)[0], single[[0, 4, 8]].mean(0), rtol=1e-3, atol=1e-5)

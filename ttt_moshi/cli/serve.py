@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         from ttt_moshi.inference.sessions import Sessions
 
         sessions = None if options.sessions == "none" else Sessions(Path(options.sessions))
-        slots = Slots(speaker, options.slots, sampling)
+        slots = Slots(speaker, options.slots, sampling, watched=True)
         start = open_prompt(options, speaker, sampling)
         prepare = partial(use_device, str(speaker.model.device))
 

@@ -39,7 +39,7 @@ def measure(speaker: Speaker, count: int, ticks: int, sampling: Sampling | None 
     """Times `ticks` ticks (at least 2) of `count` conversations of noise."""
     generator = torch.Generator().manual_seed(0)
     seconds = []
-    with Slots(speaker, count, sampling) as slots:
+    with Slots(speaker, count, sampling, watched=True) as slots:
         for slot in range(count):
             slots.join(slot, slot)
         for tick in range(WARM_UP_FRAMES + ticks):

@@ -41,7 +41,7 @@ class Server:
     """What the visits of one server share. Everything but `engine` belongs to the event loop.
 
     Args:
-        slots: not entered yet; the engine enters them.
+        slots: watched, and not entered yet; the engine enters them.
         sessions: where conversations are kept; None keeps none.
         seed: of every conversation; None draws one for each.
         start: where every conversation begins (a prompt); None begins with nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from ttt_moshi.inference.rows import Parts, empty_rings, fits, read_row, write_r
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.moshi.sink import attention_sink
+from ttt_moshi.ttt import StreamLosses
+
+LOSS_EVERY = 5
+"""frames of which a processor computes one's inner loss; no divisor of a mini-batch: each of its places comes up"""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,31 @@ class Snapshot:
     frames: int
 
 
+@dataclass(frozen=True)
+class LayerMemory:
+    """What one TTT layer has in its memory of a conversation.
+
+    Args:
+        written: how far the first fast weights are from where they began, as a share of the norm of their start.
+        loss: inner loss of the frames heard since it was asked for last: the mean square of what the memory's
+            prediction of a frame is wrong by. None where nothing was heard.
+        untaught: the same of the weights where every conversation begins.
+    """
+
+    written: float
+    loss: float | None
+    untaught: float | None
+
+
 class Slots:
     """Places for conversations that share a model, each as if it were alone. Use as a context manager.
 
     The model and the codec of `speaker` are in streaming mode meanwhile, so a speaker has one batch of slots at a time.
     A row equals its solo run to rounding: the same tokens, unless a value lies on the edge between two. Not safe to
     call from several threads at once.
+
+    Args:
+        watched: whether `memory` can be asked for, which costs a little in every tick.
 
     Attributes:
         speaker: who talks.
@@ -66,7 +90,7 @@ class Slots:
         broken: slots whose memory is no longer finite; they say nothing until the next `join` or `restore`.
     """
 
-    def __init__(self, speaker: Speaker, count: int, sampling: Sampling | None = None) -> None:
+    def __init__(self, speaker: Speaker, count: int, sampling: Sampling | None = None, watched: bool = False) -> None:
         self.speaker = speaker
         self.count = count
         self.sample_rate = int(speaker.mimi.sample_rate)
@@ -81,10 +105,17 @@ class Slots:
         self._generator = Generator(model, count, self.sampling, condition_tensors=conditions)
         self._parts: Parts = [("generator", self._generator), ("model", model), ("mimi", speaker.mimi)]
         self._streaming = ExitStack()
+        self._watched = watched
+        self._losses: StreamLosses | None = None
 
     def __enter__(self) -> Slots:
         try:
             with self._eager():
+                if self._watched:
+                    on_cpu = self.speaker.model.device.type == "cpu"
+                    layers = {layer.index: layer.ttt for layer in self.speaker.model.layers if layer.ttt is not None}
+                    self._losses = StreamLosses(layers, self.count, LOSS_EVERY if on_cpu else 1)
+                    self._streaming.callback(self._losses.pause)
                 if self.speaker.sink:
                     self._streaming.enter_context(attention_sink(self.speaker.model, self.speaker.sink))
                 self._streaming.enter_context(self.speaker.mimi.streaming(self.count))
@@ -108,9 +139,13 @@ class Slots:
         states = [(module, module.get_streaming_state()) for _, module in self._parts]
         for module, _ in states:
             module._stop_streaming()
+        if self._losses is not None:
+            self._losses.pause()
         try:
             yield
         finally:
+            if self._losses is not None:
+                self._losses.listen()
             for module, state in states:
                 module.set_streaming_state(state)
 
@@ -208,18 +243,23 @@ class Slots:
         write_row(self._parts, slot, snapshot.tensors)
         self._occupy(slot, snapshot.seed, snapshot.frames, quiet)
 
-    def written(self, slot: int) -> dict[int, float]:
-        """How far each TTT layer's memory of the conversation in `slot` is from where it began, by temporal layer.
-
-        The norm of the change of the first fast weights, as a share of the norm of their initial values.
-        """
-        found = {}
-        for layer in self.speaker.model.layers:
-            if layer.ttt is not None:
-                start = layer.ttt.inner.W1.detach()
-                now = layer._streaming_state.memory.W1[slot]  # type: ignore[union-attr]
-                found[layer.index] = float((now - start).norm() / start.norm())
-        return found
+    def memory(self, slot: int) -> dict[int, LayerMemory]:
+        """What each TTT layer has in its memory of the conversation in `slot`, by temporal layer (`watched` slots)."""
+        assert self._losses is not None, "these slots are not watched"
+        written = []
+        for index in self._losses.layers:
+            layer = self.speaker.model.layers[index]
+            start = layer.ttt.inner.W1.detach()  # type: ignore[union-attr]
+            now = layer._streaming_state.memory.W1[slot]  # type: ignore[union-attr]
+            written.append((now - start).norm() / start.norm())
+        losses = self._losses.take(slot)
+        if not written:
+            return {}
+        found = torch.cat([torch.stack(written)[:, None], losses], dim=1).tolist()
+        return {
+            index: LayerMemory(share, *(None if math.isnan(loss) else loss for loss in (now, start)))
+            for index, (share, start, now) in zip(self._losses.layers, found, strict=True)
+        }
 
     def _clear(self, slot: int, seed: int, quiet: int = 0) -> Tensor:
         """Nothing is left in `slot`; the mask of it."""
@@ -234,6 +274,8 @@ class Slots:
         self.frames[slot], self._seeds[slot] = frames, seed
         self._generator.quiet[slot] = quiet
         self._generator.seeds[slot] = seed
+        if self._losses is not None:
+            self._losses.take(slot)  # of whoever was there before
         self.broken.discard(slot)
 
     def _together(self, frames: Mapping[int, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.inference.errors import InferenceError
 from ttt_moshi.inference.prompt import begin_beside
 from ttt_moshi.inference.server import Server, Visitor
-from ttt_moshi.inference.slots import Reply, Slots, Snapshot, why_broken
+from ttt_moshi.inference.slots import LayerMemory, Reply, Slots, Snapshot, why_broken
 from ttt_moshi.inference.transcript import WORD_START, PieceReader
 from ttt_moshi.inference.wire import AUDIO, EVENT, FORMATS, IGNORED, READY, TEXT, WireError, event, parse_event
 
@@ -38,6 +38,8 @@ CLOSING_SECONDS = 1.0
 MEMORY_SECONDS = 5
 PATIENT_FRAMES = 25
 """where no frame may be dropped, so many wait before the client has to"""
+
+MEMORY = fields(LayerMemory)
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +226,9 @@ class Visit:
             behind = frames_to_seconds(server.engine.waiting(slot)) + self._waited
             self._waited = 0.0
             if self._wish.events and seconds % MEMORY_SECONDS == 0:
-                self._tell("memory", written=await server.call(partial(Slots.written, slot=slot)))
+                memory = await server.call(partial(Slots.memory, slot=slot))
+                shares = {field.name: {i: getattr(own, field.name) for i, own in memory.items()} for field in MEMORY}
+                self._tell("memory", frames=self._frames, **shares)
             self._tell("lag", seconds=round(behind, 3), dropped=self._dropped, tick=round(server.tick_seconds, 4))
             if time.monotonic() - self._last_audio > settings.idle_seconds:
                 self.end(WSCloseCode.POLICY_VIOLATION, f"no audio for {settings.idle_seconds:.0f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from itertools import count
 from typing import Any
 
 import torch
@@ -63,6 +64,76 @@ def watch(layers: Mapping[str, TTTLayer]) -> Iterator[dict[str, list[Diagnostics
             layer_hook = layer.register_forward_hook(_layer_hook(pending, found[name]), prepend=True, with_kwargs=True)
             stack.callback(layer_hook.remove)
         yield found
+
+
+class StreamLosses:
+    """The inner loss of every stream while it goes on, summed up where the model runs until somebody asks.
+
+    Of layers that stream one frame at a time (`TTTLayer.stream`): made before their first frame, so that CUDA graphs
+    record the sums too. Costs two more inner forward passes for every frame that is looked at.
+
+    Args:
+        layers: by any index.
+        streams: how many there are.
+        every: looks at every so many frames only; 1 where CUDA graphs are recorded.
+    """
+
+    def __init__(self, layers: Mapping[int, TTTLayer], streams: int, every: int = 1) -> None:
+        self.layers = tuple(layers)
+        self._inners = [layer.inner for layer in layers.values()]
+        # float32 [layers, streams, 3]: losses at the initial weights, at those that were found, and frames.
+        self._sums = torch.zeros(len(layers), streams, 3, device=_device(layers))
+        self._every = every
+        self._hooks: list[Any] = []
+        self.listen()
+
+    def listen(self) -> None:
+        """Adds up from now on."""
+        pairs = zip(self._inners, self._sums, strict=True)
+        self._hooks = [inner.register_forward_pre_hook(_adder(into, self._every)) for inner, into in pairs]
+
+    def pause(self) -> None:
+        """Takes no notice of the layers until `listen`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def take(self, stream: int) -> Tensor:
+        """Mean losses since the last call, float32 [layers, 2]: at the initial weights, and at those that the frames
+        found. NaN where nothing was heard. Nothing waits for the device."""
+        sums = self._sums[:, stream].clone()
+        self._sums[:, stream] = 0.0
+        return sums[:, :2] / sums[:, 2:]
+
+
+def _device(layers: Mapping[int, TTTLayer]) -> torch.device:
+    return next((layer.inner.W1.device for layer in layers.values()), torch.device("cpu"))
+
+
+def _adder(into: Tensor, every: int) -> Any:
+    """Adds the losses of a streaming frame to `into` [B, 3]; the arguments are those of `InnerNetwork.forward`."""
+
+    calls = count()
+
+    @torch.no_grad()
+    def add(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x, q, k, v, valid, state, exec_mask, _, in_place, _ = arguments
+        if not in_place or x.shape[1] > 1:  # given frames, which are read at once
+            return
+        if next(calls) % every:
+            return
+        if isinstance(module, DeltaNetwork):
+            frames = module.frames(x, q, k, v)
+            losses = [(frames.k @ W - frames.v).square() for W in (module.W1, state.W1)]
+        else:
+            assert isinstance(module, MiniBatchNetwork)
+            parts, norm = module.frames(x, q, k, v, valid, state.phase)
+            initial = Weights(module.W1, module.b1, module.W2, module.b2)
+            losses = [_loss(weights, parts, norm) for weights in (initial, module.memory(state).weights)]
+        new = torch.stack([*(loss.flatten(1).mean(1) for loss in losses), torch.ones_like(into[:, 2])], dim=1)
+        into.add_(new if exec_mask is None else torch.where(exec_mask[:, None], new, 0.0))
+
+    return add
 
 
 def _inner_hook(pending: list[dict[str, Tensor]]) -> Any:

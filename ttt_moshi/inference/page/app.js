@@ -13,7 +13,12 @@ const PAUSE_SECONDS = 1.5;
 const find = (id) => document.getElementById(id);
 const settings = new URLSearchParams(location.hash.slice(1)); // after #, so that no log has the token
 const token = settings.get("token");
-const picture = new MemoryPicture(find("layers"), find("written"));
+const written = new MemoryPicture(find("layers"), find("written"), (age, shares) =>
+  shares ? `Written in ${age} of conversation, ${shares} of where it began.` : "Nothing has been written yet.",
+);
+const wrong = new MemoryPicture(find("losses"), find("wrong"), (age, shares) =>
+  shares ? `Wrong about what it hears, ${shares} of a memory that has heard nothing (inner loss).` : "Nothing has been heard yet.",
+);
 
 const state = {
   hello: null, // what the server said of itself
@@ -83,7 +88,8 @@ async function start(session) {
   state.recording = new Recording(rate);
   state.words = [];
   find("transcript").replaceChildren();
-  picture.clear();
+  written.clear();
+  wrong.clear();
   const prompt = state.hello.takes_prompts && !session ? find("prompt").value.trim() : "";
   const parameters = { format: Codec.format, ...(token ? { token } : {}), ...(prompt ? { prompt } : {}) };
   state.connection = new Connection(parameters, session, {
@@ -188,12 +194,19 @@ function obey(event) {
     find("late").hidden = event.dropped === 0;
     find("late").textContent = `${(event.dropped * 0.08).toFixed(1)} s came too late and were not heard.`;
   } else if (event.type === "memory") {
-    picture.add(seconds(), event.written);
+    written.add(seconds(), event.written);
+    wrong.add(seconds(), lossShares(event));
   } else if (event.type === "saved") {
     state.saved?.();
   } else if (event.type === "error") {
     say(event.text);
   }
+}
+
+/** By layer, the inner loss of the last seconds as a share of that of a memory that has heard nothing. */
+function lossShares({ loss, untaught }) {
+  const heard = Object.keys(loss).filter((layer) => loss[layer] !== null && untaught[layer] > 0);
+  return Object.fromEntries(heard.map((layer) => [layer, loss[layer] / untaught[layer]]));
 }
 
 /** Keeps the id of this conversation: under its name, or as the last one. */
@@ -247,7 +260,8 @@ find("forget").onclick = () => {
   state.words = [];
   state.recording = new Recording(state.hello.sample_rate);
   find("transcript").replaceChildren();
-  picture.clear();
+  written.clear();
+  wrong.clear();
   state.audio?.hush();
   state.forgetting = true;
   say("Forgetting…");
