@@ -88,6 +88,10 @@ def _details(task: dict[str, Any]) -> list[str]:
             for d in task["distances"]
         ]
         parts.append(table(["distance (frames)", "heard - never heard", "second - first"], rows))
+    if "gains" in task:
+        parts.append(f"Likelier after its own dialogue: {interval(task['likelier'])} of the answers.\n")
+        found = {**task["gains"], **{f"recalls what the {side} said": own for side, own in task["recalled"].items()}}
+        parts.append(table(["tokens", "gain (nats)", "n"], [[n, interval(e), str(e["n"])] for n, e in found.items()]))
     for name, control in task.get("controls", {}).items():
         parts.append(f"Control `{name}` ({control['metric']}): {interval(control)}.\n")
     if "beyond_window" in task:

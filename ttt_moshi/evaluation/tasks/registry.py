@@ -24,7 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.evaluation.tasks import hour, overlap, published_questions, spoken_questions
+from ttt_moshi.evaluation.tasks import context_dialog, hour, overlap, published_questions, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
@@ -211,6 +211,11 @@ def _overlap(b: Benchmarks) -> Task:
     return overlap.Overlaps(overlaps, b.talker, b.asking.judge)
 
 
+def _context_dialog(b: Benchmarks) -> Task:
+    every = context_dialog.find_recalls(b.root)
+    return context_dialog.ContextDialog(context_dialog.some(every, b.max_items, b.seed), every)
+
+
 def _asked(name: str, find: Callable[[Path], list[spoken_questions.SpokenQuestion]]) -> Callable[[Benchmarks], Task]:
     def build(b: Benchmarks) -> Task:
         questions = spoken_questions.some(find(b.root), b.max_items, b.seed)
@@ -346,6 +351,13 @@ TASKS: dict[str, TaskSpec] = {
         _needle,
         "needle/<seconds>/<n>_<uuid>_{correct,incorrect}.wav",
         "a fact told a while ago still decides which answer is found likelier",
+    ),
+    "context_dialog": TaskSpec(
+        _context_dialog,
+        "context_dialog/<name>.jsonl with turns, question and answer",
+        "what was said in a dialogue makes the answer to a question about it likelier",
+        user="natural",
+        cannot_apply=context_dialog.cannot_apply,
     ),
     "continuation": TaskSpec(
         _continuation,
