@@ -67,7 +67,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """`write_atomically` for what writes to a path itself: gives the temporary one, renamed if the body succeeds."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    temporary = partial_beside(path)
     try:
         with naming(path):  # nobody knows the temporary one
             yield temporary
@@ -79,6 +79,11 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         # In a folder that cannot be written any more the first error is the one to tell.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def partial_beside(path: Path) -> Path:
+    """A temporary name that nobody else has, for what is to be renamed to `path` when it is whole."""
+    return path.with_name(f".{uuid.uuid4().hex}.partial")
 
 
 def is_partial(path: Path) -> bool:

@@ -14,19 +14,27 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ttt_moshi.frames import SAMPLE_RATE
+from ttt_moshi.inference.answers import LongAudio
 from ttt_moshi.inference.driver import Driver, Item
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.speaker import Speaker, open_checkpoint
 
 
-def user(seed: int, minutes: float) -> torch.Tensor:
-    """Samples of a user, float32 [n]."""
-    return 0.1 * torch.randn(round(minutes * 60 * SAMPLE_RATE), generator=torch.Generator().manual_seed(seed))
+def user(seed: int, minutes: float) -> LongAudio:
+    """A user, a second at a time, as `hour` plays one."""
+    seconds = max(1, round(minutes * 60))
+
+    def blocks() -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return (0.1 * torch.randn(SAMPLE_RATE, generator=generator) for _ in range(seconds))
+
+    return LongAudio(seconds * SAMPLE_RATE, blocks)
 
 
 def hold(speaker: Speaker, slots: int, minutes: float) -> tuple[float, float]:

@@ -1,7 +1,10 @@
 """Gates: conversations that fail one, known by how they were made."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import soundfile
 
 from ttt_moshi.evaluation.gates import judge
 from ttt_moshi.inference.driver import Conversation
@@ -18,12 +21,18 @@ def bursts(spans) -> np.ndarray:
     return noise * loud
 
 
-def conversation(spans, words) -> Conversation:
+@pytest.fixture
+def conversation(tmp_path):
     """Speech in `spans`; `words` are the first text tokens, PAD the others."""
+    return partial(make, tmp_path)
+
+
+def make(folder, spans, words) -> Conversation:
     tokens = np.full((9, round(SECONDS * 12.5)), 5)
     tokens[0] = PAD
     tokens[0, : len(words)] = words
-    return Conversation(None, tokens, bursts(spans), bursts([]), [])
+    soundfile.write(folder / "output.wav", bursts(spans), RATE)
+    return Conversation(folder, tokens, SECONDS, [])
 
 
 FINE = list(range(10, 30))
@@ -42,13 +51,13 @@ TURNS = [(1, 5), (8, 11)]
     (TURNS, [*FINE, 10, 11, 12, 13, 14], set()),
     ([(1, 20)], [7] * 20, {"endless", "loops"}),
 ])  # fmt: skip
-def test_a_conversation_fails_the_gates_that_it_was_made_to_fail(spans, words, failures):
+def test_a_conversation_fails_the_gates_that_it_was_made_to_fail(conversation, spans, words, failures):
     found = judge(conversation(spans, words), bursts(TURNS), (PAD, EPAD))
     assert {name for name in ("empty", "endless", "loops") if found[name]} == failures
     assert found["failed"] == bool(failures)
 
 
-def test_lengths_are_held_against_the_recorded_agent():
+def test_lengths_are_held_against_the_recorded_agent(conversation):
     for spans, ratio, off in ((TURNS, 1.0, 0.0), ([(1, 4.5)], 0.5, 1.0), ([(1, 15)], 2.0, 1.0), ([], 0.0, 3.0)):
         found = judge(conversation(spans, FINE), bursts(TURNS), (PAD, EPAD))
         assert (found["length_ratio"], found["off_length"]) == pytest.approx((ratio, off), abs=0.02)

@@ -216,7 +216,9 @@ def test_a_collapse_put_in_at_minute_seven_shows_at_minute_seven():
     words = [Word("w", 60 * m + i, 60 * m + i + 0.5) for m in range(7) for i in range(12)]
     nll = np.full((9, minutes * minute), np.nan, np.float32)
     nll[:2] = np.repeat(np.arange(minutes), minute)
-    found = minute_statistics(Conversation(None, tokens, agent, user, words), (3, 0), nll)
+    found = minute_statistics(
+        Conversation(None, tokens, 60.0 * minutes, words), speech_spans(agent), speech_spans(user), (3, 0), nll
+    )
     assert [m["degenerate"] for m in found] == [None] * 7 + ["falls silent"] * 3
     assert [m["words_per_minute"] for m in found] == [12] * 7 + [0] * 3
     assert [round(m["silence"], 2) for m in found] == [0.5] * 7 + [1.0] * 3

@@ -19,6 +19,8 @@ from ttt_moshi.errors import UserError
 from ttt_moshi.files import read_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ttt_moshi.inference import Answer, Sampling, Snapshot, Speaker
 
 MAX_EXTRA_SECONDS = 3600.0
@@ -135,7 +137,7 @@ def _answer_one(options: Any, console: Console) -> int:
         rate = slots.sample_rate
     if found.failure is not None:
         raise UserError(found.failure)
-    _write_conversation(options.out, found, rate)
+    _write_conversation(options.out, found, samples, rate)
     if found.end is not None:
         save_session(found.end, speaker.state_id, options.save_session)
     seconds = time.perf_counter() - begun
@@ -256,11 +258,11 @@ def _words(found: Answer) -> list[Any]:
     return words(found.pieces, FRAME_RATE)
 
 
-def _write_conversation(path: Path, found: Answer, sample_rate: int) -> None:
+def _write_conversation(path: Path, found: Answer, user: Tensor, sample_rate: int) -> None:
     """The stereo file, and Moshi's words beside it."""
     import torch
 
     from ttt_moshi.inference.driver import write_audio, write_words
 
-    write_audio(path, torch.stack([found.samples, found.question.samples], dim=1), sample_rate)
+    write_audio(path, torch.stack([found.samples, user], dim=1), sample_rate)
     write_words(path.with_suffix(".json"), _words(found))

@@ -98,8 +98,7 @@ def _user(dialogue: TwoSides, samples: int) -> torch.Tensor:
 
 def judge(conversation: Conversation, recorded: np.ndarray, padding: tuple[int, int]) -> dict[str, float]:
     """One conversation beside what the recorded agent, float32 [samples], did at the same time: see `Gates`."""
-    seconds = len(conversation.agent) / SAMPLE_RATE
-    spans = speech_spans(conversation.agent)
+    seconds, spans = conversation.seconds, speech_spans(conversation.agent)
     # After each stretch of speech; the last one lasts until the end.
     silences = [after - span.end for span, after in zip(spans, [*(s.start for s in spans[1:]), seconds], strict=False)]
     text = conversation.tokens[0]

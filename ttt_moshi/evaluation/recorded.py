@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
-from ttt_moshi.data.audio import read_audio
+from ttt_moshi.data.audio import read_audio, read_blocks
 from ttt_moshi.data.corpus import Tokenizer
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.encoded import EncodedInfo
@@ -26,6 +26,7 @@ from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
+from ttt_moshi.inference.answers import LongAudio
 from ttt_moshi.inference.driver import Item
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
@@ -109,8 +110,8 @@ class EvaluationData:
         found = [one.recording for one in _both_sides(self._corpus(self.duration_sec).recordings)]
         samples = round(minutes * 60 * SAMPLE_RATE)
 
-        def reader(first: int) -> Callable[[], Any]:
-            return lambda: _played([*found[first:], *found[:first]], samples)
+        def reader(first: int) -> Callable[[], LongAudio]:
+            return lambda: LongAudio(samples, lambda: _played([*found[first:], *found[:first]], samples))
 
         return [Item(f"user{number}", reader(number)) for number in range(min(count, len(found)))]
 
@@ -178,18 +179,25 @@ def _both_sides(recordings: Sequence[Recording]) -> list[TwoSides]:
     ]
 
 
-def _played(recordings: Sequence[Recording], samples: int) -> torch.Tensor:
-    """float32 [samples] of the users of recordings, one after another and then from the first one again."""
-    parts: list[np.ndarray] = []
+def _played(recordings: Sequence[Recording], samples: int) -> Iterator[torch.Tensor]:
+    """float32, `samples` in all, of the users of recordings, one after another and then from the first one again.
+
+    Raises:
+        EvaluationError: none of them holds any audio.
+    """
     left = samples
-    while left > 0:
+    while True:
+        before = left
         for recording in recordings:
-            user = read_audio(recording.audio)[moshi_first(2, recording.moshi_speaker)[1]][:left]
-            parts.append(user)
-            left -= len(user)
-            if left <= 0:
-                break
-    return torch.from_numpy(np.concatenate(parts))
+            channel = moshi_first(2, recording.moshi_speaker)[1]
+            for block in read_blocks(recording.audio):
+                user = torch.from_numpy(np.ascontiguousarray(block[channel, :left]))
+                left -= len(user)
+                yield user
+                if not left:
+                    return
+        if left == before:
+            raise EvaluationError(f"no user can be played: {recordings[0].audio.name} holds no audio")
 
 
 class _Names:

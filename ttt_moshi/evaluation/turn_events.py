@@ -7,13 +7,13 @@ first and after the last unit is neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from ttt_moshi.data.voiced import HOP, Span, voiced_spans
+from ttt_moshi.data.voiced import HOP, EnergyMeter, Span, voiced_spans
 
 Kind = Literal["ipu", "pause", "gap", "overlap"]
 KINDS: tuple[Kind, ...] = ("ipu", "pause", "gap", "overlap")
@@ -43,6 +43,14 @@ def energies(samples: np.ndarray) -> np.ndarray:
 def speech_spans(samples: np.ndarray) -> list[Span]:
     """Where a channel [n] at 24 kHz is loud, by the rule of `voiced_spans`."""
     return voiced_spans(energies(samples)) if len(samples) >= HOP else []
+
+
+def speech_spans_of(blocks: Iterable[np.ndarray]) -> list[Span]:
+    """The same of a channel that comes in blocks [n] and need not be held whole."""
+    meter = EnergyMeter(1)
+    for block in blocks:
+        meter.add(block[None])
+    return voiced_spans(meter.decibels()[0])
 
 
 def turn_events(agent: Sequence[Span], user: Sequence[Span]) -> list[Event]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -26,9 +27,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import read_bytes, read_text, replacing, write_atomically
+from ttt_moshi.files import delete_partial, naming, partial_beside, read_bytes, read_text, replacing, write_atomically
 from ttt_moshi.frames import FRAME_RATE
-from ttt_moshi.inference.answers import Answer, Question, answer
+from ttt_moshi.inference.answers import Answer, Audio, Question, answer, blocks_of, length_of
 from ttt_moshi.inference.errors import InferenceError
 from ttt_moshi.inference.prompt import go_on_beside
 from ttt_moshi.inference.sampling import Sampling
@@ -57,12 +58,12 @@ class Item:
     """One recording of a user.
 
     Args:
-        read: reads its samples (float32 at the model's rate), when they are due.
+        read: reads its samples, when they are due.
         given: what the conversation goes on from, in the place of the driver's prompt; None without any.
     """
 
     name: str
-    read: Callable[[], Tensor]
+    read: Callable[[], Audio]
     given: Callable[[], Given] | None = None
 
 
@@ -107,6 +108,7 @@ class Driver:
             return
 
         made_by: dict[str, dict[str, Any]] = {}
+        said: dict[str, _Growing] = {}
 
         def questions(slots: Slots) -> Iterator[Question]:
             for item in left:
@@ -116,15 +118,19 @@ class Driver:
                     if given is not None:
                         start = go_on_beside(slots, given.codes, given.user, question.seed)
                         question = replace(question, start=start)
-                    yield question
+                    delete_partial(folder / item.name)
+                    said[item.name] = _Growing(folder / item.name / "output.wav", slots.sample_rate)
+                    yield replace(question, said=said[item.name].add)
                 except UserError as error:
                     on_done(item.name, str(error))
 
-        with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots:
+        with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots, ExitStack() as stack:
+            stack.callback(_drop_all, said)
             for found in answer(slots, questions(slots), on_tick=on_tick):
                 name = found.question.name
                 if found.failure is None:
-                    self._write(folder / name, found, slots.sample_rate, made_by[name])
+                    self._write(folder / name, found, said[name], slots.sample_rate, made_by[name])
+                said.pop(name).drop()
                 on_done(name, found.failure)
 
     def _left(self, items: Iterable[Item], folder: Path) -> list[Item]:
@@ -151,7 +157,7 @@ class Driver:
             "seed": question.seed,
             "prompt": prompt,
             "greeting": self.greeting,
-            "input": _digest({"samples": question.samples}),
+            "input": _audio_digest(question.samples),
         }
 
     @cached_property
@@ -169,44 +175,108 @@ class Driver:
         what = f"differs in {', '.join(differs)}" if made_by else "does not say what made it"
         raise InferenceError(f"{folder} holds another conversation ({what}): choose another folder, or overwrite it")
 
-    def _write(self, folder: Path, found: Answer, sample_rate: int, identity: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, folder: Path, found: Answer, said: _Growing, sample_rate: int, identity: dict[str, Any]) -> None:
         (folder / WORDS).unlink(missing_ok=True)
-        write_audio(folder / "input.wav", found.question.samples, sample_rate)
-        write_audio(folder / "output.wav", found.samples, sample_rate)
+        heard = _Growing(folder / "input.wav", sample_rate)
+        try:
+            for block in blocks_of(found.question.samples):
+                heard.add(block)
+            heard.finish()
+        finally:
+            heard.drop()
+        said.finish()
         write_atomically(folder / TOKENS, save({"tokens": found.tokens.to(torch.int16)}), durable=False)
         made_by = json.dumps(identity, indent=1) + "\n"
         write_atomically(folder / MADE_BY, made_by.encode(), durable=False)
         write_words(folder / WORDS, words(found.pieces, FRAME_RATE))
 
 
+class _Growing:
+    """An audio file that is written while a conversation lasts, and has its name only when it is whole."""
+
+    def __init__(self, path: Path, sample_rate: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._temporary = path, partial_beside(path)
+        with self._named():
+            self._file = soundfile.SoundFile(self._temporary, "w", sample_rate, 1, format="WAV")
+
+    def add(self, samples: Tensor) -> None:
+        """Raises `OSError` when it cannot be written."""
+        with self._named():
+            self._file.write(samples.clip(-1.0, 1.0).numpy())
+
+    def finish(self) -> None:
+        """Gives it its name."""
+        with self._named():
+            self._file.close()
+            self._temporary.replace(self._path)
+
+    def drop(self) -> None:
+        """Leaves nothing of one that was not finished, nor a folder that holds nothing else."""
+        with suppress(OSError, soundfile.SoundFileError):
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+            self._path.parent.rmdir()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            with naming(self._path):
+                yield
+        except soundfile.SoundFileError as error:
+            raise OSError(f"{self._path} cannot be written, is the disk full? ({error})") from error
+
+
+def _drop_all(files: Mapping[str, _Growing]) -> None:
+    for one in files.values():
+        one.drop()
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """What lies in a folder.
+    """What lies in a folder. Its audio stays there: an hour would be 345 MB a side.
 
     Args:
         tokens: int64 [1 + dep_q, frames] of Moshi, -1 where the model's delays held them back.
-        agent, user: float32 samples.
+        seconds: of its audio.
         words: Moshi's.
     """
 
     folder: Path
     tokens: np.ndarray
-    agent: np.ndarray
-    user: np.ndarray
+    seconds: float
     words: list[Word]
+
+    @property
+    def agent(self) -> np.ndarray:
+        """float32 samples, read anew. Raises `InferenceError` where they cannot be."""
+        return np.concatenate(list(self.blocks("output")))
+
+    @property
+    def user(self) -> np.ndarray:
+        """As `agent`."""
+        return np.concatenate(list(self.blocks("input")))
+
+    def blocks(self, side: Literal["output", "input"]) -> Iterator[np.ndarray]:
+        """A side's samples, float32, ten seconds at a time. Raises as `agent`."""
+        path = self.folder / f"{side}.wav"
+        try:
+            with soundfile.SoundFile(path) as file:
+                yield from file.blocks(10 * file.samplerate, dtype="float32")
+        except (OSError, soundfile.SoundFileError) as error:
+            raise InferenceError(f"{path} cannot be read: {error}") from None
 
 
 def read_conversation(folder: Path) -> Conversation:
     """What `Driver` wrote. Raises `InferenceError` for files that are missing or not what it writes."""
     try:
         tokens = load(read_bytes(folder / TOKENS))["tokens"].long().numpy()
-        agent, user = (soundfile.read(folder / f"{n}.wav", dtype="float32")[0] for n in ("output", "input"))
+        seconds = min(soundfile.info(folder / f"{side}.wav").duration for side in ("output", "input"))
         alignments = json.loads(read_text(folder / WORDS))["alignments"]
         said = [Word(text, *times) for text, times, _ in alignments]
     except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None
-    return Conversation(folder, tokens, agent, user, said)
+    return Conversation(folder, tokens, seconds, said)
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -230,6 +300,14 @@ def write_words(path: Path, said: Iterable[Word]) -> None:
     alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
     text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, text.encode(), durable=False)
+
+
+def _audio_digest(samples: Audio) -> str:
+    """`_digest` of the samples as one tensor."""
+    digest = blake3(f"samples {torch.float32} {(length_of(samples),)} ".encode())
+    for block in blocks_of(samples):
+        digest.update(block.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

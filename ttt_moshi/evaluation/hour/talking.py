@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ttt_moshi.data import Codec
+from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.hour.planted import Held
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.curves import by_minute, group_sums
 from ttt_moshi.evaluation.tasks.free_running import MINUTE, STATISTICS, collapse_minute, minutes_of
-from ttt_moshi.evaluation.turn_events import share_of_time, speech_spans, turn_events, within
+from ttt_moshi.evaluation.turn_events import share_of_time, speech_spans_of, turn_events, within
 from ttt_moshi.inference.driver import Conversation, Item
 
 MINUTE_SEC = 60.0
@@ -38,8 +39,8 @@ def free_running(
     conversations = talker.converse(what, items, engine.ranks, heard)
     likelihood, reason = _under_base(engine, conversations, codec, what)
     minutes = [
-        minute_statistics(conversation, engine.scorer.text_padding, nll)
-        for conversation, nll in zip(conversations, likelihood, strict=True)
+        minute_statistics(one, spans_of(one, "output"), spans_of(one, "input"), engine.scorer.text_padding, nll)
+        for one, nll in zip(conversations, likelihood, strict=True)
     ]
     collapsed = [
         collapse_minute(minutes_of(conversation.tokens[:2], engine.scorer.text_padding))
@@ -62,16 +63,29 @@ def free_running(
     return entry, samples
 
 
+def spans_of(conversation: Conversation, side: Literal["output", "input"]) -> list[Span]:
+    """Where a side speaks."""
+    return speech_spans_of(conversation.blocks(side))
+
+
 def minute_statistics(
-    conversation: Conversation, padding: tuple[int, int], nll: np.ndarray | None
+    conversation: Conversation,
+    agent: Sequence[Span],
+    user: Sequence[Span],
+    padding: tuple[int, int],
+    nll: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """Everything about each minute of a conversation; `nll` [1 + dep_q, frames] of what the agent said."""
-    agent, user = speech_spans(conversation.agent), speech_spans(conversation.user)
+    """Everything about each minute of a conversation.
+
+    Args:
+        agent, user: where either speaks.
+        nll: [1 + dep_q, frames] of what the agent said, None where it is not known.
+    """
     events = turn_events(agent, user)
     found = []
     for number, minute in enumerate(minutes_of(conversation.tokens[:2], padding)):
         first = number * MINUTE
-        start, end = number * MINUTE_SEC, min((number + 1) * MINUTE_SEC, len(conversation.agent) / 24_000)
+        start, end = number * MINUTE_SEC, min((number + 1) * MINUTE_SEC, conversation.seconds)
         here = within(events, start, end)
         gaps = [e.seconds for e in here if e.kind == "gap" and e.agent]
         said = sum(start <= word.start < end for word in conversation.words)
@@ -100,7 +114,7 @@ def _under_base(
         return [None] * len(conversations), str(reason)
     examples = []
     for conversation in conversations:
-        user = codec.encode(iter([conversation.user[None]]), 1)[0].numpy()
+        user = codec.encode((block[None] for block in conversation.blocks("input")), 1)[0].numpy()
         frames = min(user.shape[1], conversation.tokens.shape[1])
         codes = np.concatenate([conversation.tokens[:, :frames], user[:, :frames]]).astype(np.int32)
         examples.append(held.add(conversation.folder.name, codes, [str(conversation.folder)]))

@@ -20,7 +20,7 @@ from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.evaluation.conversations import Talker
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.hour.talking import minute_statistics
+from ttt_moshi.evaluation.hour.talking import minute_statistics, spans_of
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval
@@ -71,7 +71,9 @@ class Continuation:
 
         held = self.talker.converse(self.name, items, engine.ranks, heard)
         padding = engine.scorer.text_padding
-        minutes = [minute_statistics(conversation, padding, None) for conversation in held]
+        minutes = [
+            minute_statistics(one, spans_of(one, "output"), spans_of(one, "input"), padding, None) for one in held
+        ]
         collapsed = [collapse_minute(minutes_of(conversation.tokens[:2], padding)) for conversation in held]
         said = [
             said_instead(conversation.agent, _mono(_path(example))[prompts[example.id] * FRAME_SIZE :])

@@ -281,7 +281,7 @@ def _right(question: SpokenQuestion, text: str) -> bool:
 
 def _answer(conversation: Conversation, seconds: float) -> str:
     """What was said from the end of the question on; a second before it counts too, for a model that is quick."""
-    end = len(conversation.user) / SAMPLE_RATE - seconds
+    end = conversation.seconds - seconds
     return " ".join(word.text for word in conversation.words if word.start >= end - 1.0)
 
 
