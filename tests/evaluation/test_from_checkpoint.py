@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.processes import TORCHRUN
 from ttt_moshi.cli.main import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +122,16 @@ def test_several_checkpoints_of_a_run_are_compared_over_steps(trained, bench, tm
     assert [c["step"] for c in comparison["checkpoints"]] == [1, 2]
     assert comparison["tasks"]["perplexity"]["against_first"][0]["n"] > 1
     assert (tmp_path / "cmp" / "plots" / "perplexity_over_steps.png").stat().st_size > 2000
+
+
+def test_two_processes_exchange_memories_as_one_does(trained, tmp_path, warm):
+    """Whose memory a recording is given is a matter of all recordings, not of those of a process."""
+    options = ["--checkpoint_dir", str(checkpoint(trained)), "--tasks", "dialogue", "--device", "cpu"]
+    for name, control in (("one", "swapped:20"), ("on", "on")):
+        assert main(["eval", *options, "--ttt", control, "--out", str(tmp_path / name)]) == 0
+    shared = [*options, "--ttt", "swapped:20", "--out", str(tmp_path / "two")]
+    result = warm.run([*TORCHRUN, 2, ROOT / "eval_from_checkpoint.py", *shared])
+    assert result.returncode == 0, result.stderr
+    one, two, on = ((tmp_path / name / "results.json").read_bytes() for name in ("one", "two", "on"))
+    assert one == two
+    assert json.loads(one)["tasks"]["dialogue"]["value"] != json.loads(on)["tasks"]["dialogue"]["value"]
