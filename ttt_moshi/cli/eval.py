@@ -13,11 +13,11 @@ from ttt_moshi.cli.eval_options import BASE, Request, parser
 from ttt_moshi.cli.eval_screen import Bars, show_headlines
 from ttt_moshi.config import TrainArgs
 
-REPORTS = ("ls", "compare", "report", "versa", "lm-eval")
+REPORTS = ("ls", "compare", "report", "versa", "lm-eval", "fetch")
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi eval --checkpoint_dir D ...`, or `ttt-moshi eval ls|compare|report|versa|lm-eval ...`.
+    """`ttt-moshi eval --checkpoint_dir D ...`, or `ttt-moshi eval ls|compare|report|versa|lm-eval|fetch ...`.
 
     Status 0 when everything that was asked for was measured, 1 when something was not, 2 when nothing could be.
     """

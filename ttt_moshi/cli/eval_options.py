@@ -30,7 +30,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="eval_from_checkpoint.py",
         description="Evaluates a checkpoint. The model, its codec and its tokenizer come from the checkpoint alone. "
-        "See also: ttt-moshi eval ls | compare | report | versa | lm-eval",
+        "See also: ttt-moshi eval ls | compare | report | versa | lm-eval | fetch",
     )
     add = parser.add_argument
     add("--checkpoint_dir", "--checkpoint", help="checkpoint folder, or `base` with --hf_repo_id")

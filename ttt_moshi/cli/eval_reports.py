@@ -12,15 +12,23 @@ from rich.padding import Padding
 from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.eval_fetch import main as fetch
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import read_text
 
 
 def main(argv: list[str]) -> int:
-    """`ttt-moshi eval ls|compare|report|versa|lm-eval`; status 1: an incomplete comparison, or nothing found."""
+    """`ttt-moshi eval ls|compare|report|versa|lm-eval|fetch`; status 1: an incomplete comparison, or nothing found."""
     console = Console(highlight=False)
     command, rest = argv[0], argv[1:]
-    commands = {"ls": _ls, "compare": _compare, "report": _report, "versa": _versa, "lm-eval": _lm_eval}
+    commands = {
+        "ls": _ls,
+        "compare": _compare,
+        "report": _report,
+        "versa": _versa,
+        "lm-eval": _lm_eval,
+        "fetch": fetch,
+    }
     return commands[command](rest, console)
 
 

@@ -1,0 +1,147 @@
+"""Fetching a data set into a folder: what is there and right stays, what lacks is brought, what is wrong is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers
+
+from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.fetching.archives import inside, is_archive, unpack
+from ttt_moshi.evaluation.fetching.download import Expected, download, held_against
+from ttt_moshi.evaluation.fetching.record import Fetched, read_record, same_source, write_record
+
+Progress = Callable[[str, int, int], None]
+"""told the name of a file, and how many of its bytes are here"""
+
+
+def fetch_repository(
+    name: str,
+    repository: str,
+    patterns: Iterable[str],
+    out: Path,
+    folder: str,
+    revision: str | None,
+    progress: Progress,
+) -> Fetched:
+    """A data set of the Hugging Face hub at one commit: the one asked for, that of the first time, or the newest.
+
+    The hub's own digests are asked for; archives are unpacked. Raises `EvaluationError`.
+    """
+    record = read_record(out)
+    found = same_source(name, record, f"hf://datasets/{repository}")
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    try:
+        info = HfApi(endpoint=endpoint).dataset_info(
+            repository, revision=revision or found.revision, files_metadata=True
+        )
+    except RevisionNotFoundError:
+        raise EvaluationError(f"{repository} has no revision {revision or found.revision}") from None
+    except RepositoryNotFoundError:
+        raise EvaluationError(f"no data set {repository} on the hub, or it needs a login (HF_TOKEN)") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise EvaluationError(f"the hub cannot be asked for {repository}: {' '.join(str(error).split())}") from error
+    commit = str(info.sha)
+    if found.revision not in (None, commit):
+        raise EvaluationError(
+            f"`{name}` was fetched at revision {found.revision}, and is asked for at {commit}: choose another --out"
+        )
+    found.revision = commit
+    wanted = [
+        sibling
+        for sibling in info.siblings or []
+        if any(fnmatchcase(sibling.rfilename, pattern) for pattern in patterns)
+    ]
+    if not wanted:
+        raise EvaluationError(f"{repository} at {commit} holds none of {', '.join(patterns)}")
+    headers = build_hf_headers()
+    for sibling in wanted:
+        lfs = sibling.lfs
+        expected = Expected(
+            sha256=lfs.sha256 if lfs else None,
+            git_blob=None if lfs else sibling.blob_id,
+            bytes=lfs.size if lfs else sibling.size,
+        )
+        url = hf_hub_url(repository, sibling.rfilename, repo_type="dataset", revision=commit, endpoint=endpoint)
+        _bring(url, sibling.rfilename, expected, record, found, out, folder, progress, headers)
+    return found
+
+
+def fetch_url(name: str, url: str, expected: Expected, out: Path, folder: str, progress: Progress) -> Fetched:
+    """One file from an address, unpacked where it is an archive. Raises `EvaluationError`."""
+    record = read_record(out)
+    found = same_source(name, record, url)
+    file = Path(unquote(urlsplit(url).path)).name
+    if not file:
+        raise EvaluationError(f"{url} names no file")
+    _bring(url, file, expected, record, found, out, folder, progress, {})
+    return found
+
+
+def _bring(
+    url: str,
+    name: str,
+    expected: Expected,
+    record: dict[str, Fetched],
+    found: Fetched,
+    out: Path,
+    folder: str,
+    progress: Progress,
+    headers: dict[str, str],
+) -> None:
+    """One file of a data set: into its place, or its content where it is an archive; and into the record."""
+    root = out / folder
+    known = found.archives if is_archive(name) else found.files
+    trusted = known.get(name)
+    if trusted is not None and expected.sha256 not in (None, trusted):
+        raise EvaluationError(f"{name} has another digest than when it was fetched first: {expected.sha256}, {trusted}")
+    expected = Expected(expected.sha256 or trusted, expected.md5, expected.git_blob, expected.bytes)
+
+    def told(done: int, total: int) -> None:
+        progress(name, done, total)
+
+    if is_archive(name):
+        if trusted is not None and _all_there(root, found.files):
+            return
+        packed = inside(out, Path(name).name, url)
+        known[name] = download(url, packed, expected, told, headers)
+        write_record(out, record)
+        for file in unpack(packed, root):
+            path = root / file
+            _check(path, found.files.get(file))
+            found.files[file] = _sha256(path)
+        write_record(out, record)
+        packed.unlink()
+        return
+    path = inside(root, name, url)
+    if path.exists():
+        with writing(path):
+            known[name], wrong = held_against(path, expected)
+        if wrong:
+            raise EvaluationError(f"{path} is corrupt, or another file ({wrong}): delete it, and call again")
+    else:
+        known[name] = download(url, path, expected, told, headers)
+    write_record(out, record)
+
+
+def _all_there(root: Path, files: dict[str, str]) -> bool:
+    """Whether every file of an archive is here; raises `EvaluationError` for one that is not what it was."""
+    for name, digest in files.items():
+        _check(root / name, digest)
+    return bool(files) and all((root / name).is_file() for name in files)
+
+
+def _check(path: Path, digest: str | None) -> None:
+    if digest is not None and path.is_file() and _sha256(path) != digest:
+        raise EvaluationError(f"{path} is corrupt, or another file: delete it, and call again")
+
+
+def _sha256(path: Path) -> str:
+    with writing(path):
+        return held_against(path, Expected())[0]
