@@ -52,7 +52,6 @@ def download(
     part = path.with_name(path.name + ".part")
     tag = path.with_name(path.name + ".part.tag")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _append(url, part, tag, expected, progress, headers or {})
         tag.unlink(missing_ok=True)
         sha256, wrong = held_against(part, expected)
@@ -92,6 +91,7 @@ def _append(
         with _OPENER.open(request, timeout=TIMEOUT_SEC) as answer:
             if answer.status != 206:  # a server that cannot go on sends everything
                 begun = 0
+                part.parent.mkdir(parents=True, exist_ok=True)
                 tag.unlink(missing_ok=True)
                 if (etag := answer.headers.get("ETag")) and not etag.startswith("W/"):
                     tag.write_text(etag)
@@ -111,7 +111,9 @@ def _append(
             raise EvaluationError(f"{url} has become shorter: what was there is deleted; call again") from None
         raise EvaluationError(f"cannot fetch {url}: {error.code} {error.reason}") from None
     except (urllib.error.URLError, HTTPException, TimeoutError, ValueError) as error:
-        raise EvaluationError(f"cannot fetch {url}: {getattr(error, 'reason', error)}; {_GO_ON}") from None
+        reason = getattr(error, "reason", error)
+        kept = f"; {_GO_ON}" if part.exists() else ""
+        raise EvaluationError(f"cannot fetch {url}: {getattr(reason, 'strerror', None) or reason}{kept}") from None
     if total and done < total:
         raise EvaluationError(f"{url} broke off after {done:,} of {total:,} bytes; {_GO_ON}")
 
