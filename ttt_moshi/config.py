@@ -87,8 +87,11 @@ class TTTArgs:
     """inner learning rate; in the speech preset the share of its residual that one frame writes"""
     mini_batch_size: int = 16
     """frames per inner gradient step; does not apply to `inner: delta`, which writes every frame exactly"""
+    init: Literal["random", "attention"] = "random"
+    """projections at the start: random with an output of zero, so that training starts at the base model exactly; or
+    those of the layer's attention, so that a finished model's memory knows at once what to look for"""
     initial_gating_alpha: float = 0.1
-    """start value of the gates; 0 also starts at the base model exactly"""
+    """start value of the gates; 0 starts at the base model exactly, whatever `ttt.init`"""
     half_life_frames: Union[float, list[float], None] = None
     """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3
     (delta: 1); [shortest, longest] is spread over the heads; null never forgets"""
@@ -138,7 +141,7 @@ class DistillArgs:
     context_frames: Optional[int] = None
     """attention window of the teacher in frames (12.5 a second), wider than that of training; null has no teacher"""
     weight: float = 1.0
-    """weight in the objective of the divergence from the teacher, which counts where the teacher gains"""
+    """weight in the objective of the divergence from the teacher"""
 
 
 @dataclass

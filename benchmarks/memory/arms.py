@@ -43,6 +43,7 @@ ARMS = {
     "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
     "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),
     "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
+    "ttt-delta-far": Arm(WINDOW, "delta", [512, 16384]),
     "full": Arm(None),
 }
 

@@ -75,7 +75,13 @@ class Place:
 
 
 def prepare(
-    language: Language, cache: Path, seed: int, steps: Steps, documents: int, test_frames: int = TEST_FRAMES
+    language: Language,
+    cache: Path,
+    seed: int,
+    steps: Steps,
+    documents: int,
+    test_frames: int = TEST_FRAMES,
+    test_seed: int = TEST_SEED,
 ) -> Place:
     """Base model, training recordings (as many as the longer stage hears) and test recordings, made if missing.
 
@@ -94,7 +100,8 @@ def prepare(
         return made(cache / name, make) / "data.jsonl"
 
     train_data = recordings(f"train-{seed}-{len(lengths)}", lengths, seed)
-    test_data = recordings(f"test-{documents}x{test_frames}", [test_frames] * documents, TEST_SEED)
+    other = "" if test_seed == TEST_SEED else f"-{test_seed}"
+    test_data = recordings(f"test-{documents}x{test_frames}{other}", [test_frames] * documents, test_seed)
     return Place(Models(cache / f"models-{seed}", base, train_data), test_data)
 
 

@@ -31,6 +31,7 @@ from benchmarks.memory.curves import (
     CARRIED_RATE,
     CLIP_FRAMES,
     LANGUAGES,
+    TEST_SEED,
     Steps,
     binned,
     prepare,
@@ -73,8 +74,12 @@ TARGET = 0.8
 class Way:
     """How a finished model is taught."""
 
+    attention: bool = False
+    """whether its TTT layers begin with the attention's projections (`ttt.init`)"""
     distill: bool = False
     """whether the model's own wide window is its teacher (`train.distill`)"""
+    lora: bool = False
+    """whether LoRA adapters learn beside the TTT layers"""
     planted: bool = False
     """whether passages return in its recordings (`ttt-moshi data plant`)"""
     inherit: float = 0.0
@@ -85,14 +90,21 @@ class Way:
     """whether its TTT layers write while they are trained"""
 
 
+BOTH = Way(attention=True, distill=True)
 WAYS = {
     "likelihood": Way(),
     "distill": Way(distill=True),
     "plant": Way(planted=True),
-    "inherit": Way(inherit=0.1),
-    "no-clips": Way(clips=False),
-    "no-writes": Way(writes=False),
+    "attention": Way(attention=True),
+    "both": BOTH,
+    "both-no-writes": replace(BOTH, writes=False),
+    "both-lora": replace(BOTH, lora=True),
+    "both-inherit": replace(BOTH, inherit=0.1),
+    "both-no-clips": replace(BOTH, clips=False),
 }
+LORA_RANK = 16
+GATES = 0.2
+"""of layers that begin with the attention's projections: what they say at the start is not nothing"""
 BASE, WRITING, NOT_WRITING, OFF = "base", "writing", "not writing", "memory off"
 NARROW_WINDOW, WIDE_WINDOW = f"window of {arms.WINDOW}", f"window of {WIDE}"
 
@@ -119,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         cache = options.out / "cache" / "chain"
         steps = Steps(options.steps, options.steps // SHARE)
-        place = prepare(LANGUAGES["chain"], cache, seed, steps, options.documents, TEST_FRAMES)
+        place = prepare(LANGUAGES["chain"], cache, seed, steps, options.documents, TEST_FRAMES, TEST_SEED + seed)
         schedule = arms.Schedule(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
         before = place.models.trained(arms.Arm(WIDE), schedule)
         finish = partial(finished, place.models.base_model, before.checkpoint)
@@ -236,14 +248,16 @@ def stages_of(way: Way, steps: int) -> list[Stage]:
 
 
 def teaching(way: Way, schedule: arms.Schedule, model: Path, train_data: Path, run_dir: Path) -> TrainArgs:
-    """The training of TTT layers alone beside the frozen model."""
+    """The training of TTT layers, and of LoRA adapters if the way has them, beside the frozen model."""
     args = arms.arguments(arms.ARMS["ttt-delta-fading"], schedule, model, train_data, run_dir)
     distill = DistillArgs(context_frames=WIDE if way.distill else None)
+    start: dict[str, Any] = {"init": "attention", "initial_gating_alpha": GATES} if way.attention else {}
     return replace(
         args,
         full_finetuning=False,
         save_adapters=True,
-        ttt=args.ttt if way.writes else replace(args.ttt, base_lr=NO_WRITES),
+        ttt=replace(args.ttt, **start, **({} if way.writes else {"base_lr": NO_WRITES})),
+        lora=LoraArgs(enable=way.lora, rank=LORA_RANK),
         train=replace(args.train, distill=distill, inherit_memory=way.inherit),
     )
 
@@ -273,10 +287,11 @@ def beyond(by_bin: list[list[float]]) -> np.ndarray:
 
 
 def summarise(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Over the frames from `WIDE` on, means over seeds and intervals over recordings: what the wide window gains; of
-    every way its share of that where it writes (`met` says whether it reaches the target) and where it does not, and
-    its NLL's distance from that of plain likelihood and, with the memory off, from that of the finished model. Where
-    the wide window gains nothing for certain, there are no shares.
+    """Over the frames from `WIDE` on, means over seeds, each with recordings of its own, and intervals over these: what
+    the wide window gains; of every way its share of that where it writes (`met` says whether it reaches the target) and
+    where it does not, its NLL's distance from that of plain likelihood (from `both`, if it is that and one thing more),
+    and with the memory off from that of the finished model. Where the wide window gains nothing for certain, there are
+    no shares.
     """
 
     def nll(name: str, what: str, seeds: list[str]) -> np.ndarray:
@@ -299,10 +314,11 @@ def summarise(runs: dict[str, Any]) -> list[dict[str, Any]]:
             found.append({"name": f"{name}, {what}, share of the ceiling", "seeds": len(seeds), **share, **asked})
         off = mean_and_interval(nll(name, OFF, seeds) - floor)
         found.append({"name": f"{name}, {OFF} - finished model, nats", "seeds": len(seeds), **off})
-        both = [seed for seed in seeds if f"likelihood/{seed}" in runs]
-        if both and name != "likelihood":
-            more = mean_and_interval(nll(name, WRITING, both) - nll("likelihood", WRITING, both))
-            found.append({"name": f"{name} - likelihood, {WRITING}, nats", "seeds": len(both), **more})
+        other = "both" if name.startswith("both-") else "likelihood"
+        shared = [seed for seed in seeds if f"{other}/{seed}" in runs]
+        if shared and name != other:
+            more = mean_and_interval(nll(name, WRITING, shared) - nll(other, WRITING, shared))
+            found.append({"name": f"{name} - {other}, {WRITING}, nats", "seeds": len(shared), **more})
     return found
 
 

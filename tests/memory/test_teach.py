@@ -45,18 +45,23 @@ def test_ways_differ_in_their_aid_alone_and_train_nothing_of_the_base(base):
             for stage, usual in zip(arguments(name), plain, strict=True)
         ]
         for name in teach.WAYS
-        if name != "no-clips"
+        if name != "both-no-clips"
     }
-    teacher, silent = {"train.distill.context_frames": teach.WIDE}, {"ttt.base_lr": teach.NO_WRITES}
+    teacher, start = {"train.distill.context_frames": teach.WIDE}, {"ttt.init": "attention"}
+    start |= {"ttt.initial_gating_alpha": teach.GATES}
+    both = teacher | start
     assert changed == {
         "likelihood": [{}, {}],
         "distill": [teacher, teacher],
         "plant": [{}, {}],  # the recordings are others
-        "inherit": [{}, {"train.inherit_memory": pytest.approx(0.4)}],  # of 50 steps: a tenth of 200
-        "no-writes": [silent, silent],
+        "attention": [start, start],
+        "both": [both, both],
+        "both-no-writes": [both | {"ttt.base_lr": teach.NO_WRITES}] * 2,
+        "both-lora": [both | {"lora.enable": True}] * 2,
+        "both-inherit": [both, both | {"train.inherit_memory": pytest.approx(0.4)}],  # of 50 steps: a tenth of 200
     }
-    (only,) = arguments("no-clips")
-    assert {k: v for k, v in only.items() if clips[k] != v} == {"max_steps": 200, "train.stateful": True}
+    (only,) = arguments("both-no-clips")
+    assert {k: v for k, v in only.items() if clips[k] != v} == {"max_steps": 200, "train.stateful": True, **both}
 
 
 def test_planted_recordings_are_the_same_with_passages_that_return_beyond_the_window(lessons):
@@ -102,7 +107,7 @@ def test_layers_trained_without_writing_write_like_others_when_they_are_measured
     data = phones.write_recordings(tmp_path / "data", [teach.TEST_FRAMES], seed=0)
     codes = measure.read_codes(writes, data, teach.TEST_FRAMES)
     written = teach.measure_taught(writes, teach.WAYS["likelihood"], codes)
-    silenced = teach.measure_taught(silent, teach.WAYS["no-writes"], codes)
+    silenced = teach.measure_taught(silent, teach.WAYS["both-no-writes"], codes)
     for what in (teach.WRITING, teach.NOT_WRITING, teach.OFF):
         np.testing.assert_allclose(silenced[what], written[what], atol=2e-4, err_msg=what)
     finished = teach.measure_base(teach.Lessons(tmp_path, base, 0, 1).base_model(), codes)
@@ -126,6 +131,8 @@ def runs():
         found[f"base/{seed}"] = {"by_bin": {teach.NARROW_WINDOW: (hard + 1).tolist(), teach.WIDE_WINDOW: hard.tolist()}}
         found[f"likelihood/{seed}"] = run(writing=0.6 + 0.2 * seed, not_writing=0.9, memory_off=1.0)
         found[f"distill/{seed}"] = run(writing=0.1, not_writing=0.9, memory_off=1.0)
+        found[f"both/{seed}"] = run(writing=0.2, not_writing=0.9, memory_off=1.0)
+        found[f"both-lora/{seed}"] = run(writing=0.1, not_writing=0.9, memory_off=0.8)
     return found
 
 
@@ -139,6 +146,8 @@ def test_shares_of_the_ceiling_pool_seeds_and_pair_recordings(runs):
     assert found["distill, not writing, share of the ceiling"]["value"] == pytest.approx(0.1)
     assert found["distill - likelihood, writing, nats"]["value"] == pytest.approx(-0.6)
     assert found["distill, memory off - finished model, nats"]["value"] == pytest.approx(0)
+    assert found["both-lora - both, writing, nats"]["value"] == pytest.approx(-0.1)
+    assert found["both-lora, memory off - finished model, nats"]["value"] == pytest.approx(-0.2)
 
 
 def test_a_wide_window_that_gains_nothing_is_no_ceiling(runs):

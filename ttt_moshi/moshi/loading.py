@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ttt_moshi.config import LoraArgs, TTTArgs
 from ttt_moshi.moshi.errors import MoshiError
+from ttt_moshi.moshi.from_attention import start_from_attention
 from ttt_moshi.moshi.layer import keep_rows_together
 from ttt_moshi.moshi.model import TTTMoshi
 from ttt_moshi.moshi.naming import is_fp32, tensor_group
@@ -41,7 +42,8 @@ def build_model(
     new_text_embeddings: bool = False,
     seed: int = 0,
 ) -> TTTMoshi:
-    """The model of a training run, with `requires_grad` set; at step 0 its logits are the base model's, bit for bit.
+    """The model of a training run, with `requires_grad` set; at step 0 its logits are the base model's, bit for bit,
+    unless `ttt.init` is "attention" and the gates are open.
 
     Frozen parameters are in `dtype` and trained ones in float32. Where the two meet in one layer, sharding
     (`parallel.shard`) brings them to one type for the forward pass.
@@ -84,6 +86,8 @@ def build_model(
         load_base(model, tensors, dtype, device, str(info.moshi_weights))
     if device.type != "meta":
         initialise_adapters(model, seed, device)
+        if ttt.init == "attention":
+            start_from_attention(model)
     anew = TEXT_TENSORS if new_text_embeddings else ()
     model.mode = select_trainable(model, ttt, lora, full_finetuning, anew)
     for parameter in model.parameters():

@@ -1,7 +1,6 @@
 """Teaching a memory by the base model with a wider window: what that knows from further back is to be remembered.
 
-Plain likelihood hardly pays for memory. Where a wider window makes the true code more likely, the student is drawn to
-the teacher's whole distribution; elsewhere the teacher says nothing.
+Plain likelihood hardly pays for memory. The student is drawn to the whole distribution of a teacher that sees more.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from torch.nn.functional import log_softmax
 
 from ttt_moshi.data import Batch
 from ttt_moshi.moshi import TTTMoshi, base_with_window
-from ttt_moshi.training import loss as objective
 from ttt_moshi.training.feed import Feed, Targets
 
 
@@ -49,20 +47,15 @@ class Teacher:
         return {name.replace("/", "/teacher/", 1): tensor for name, tensor in self.feed.tensors(mesh).items()}
 
 
-def lessons(student: Sequence[Tensor], teacher: Sequence[Tensor], nll: Tensor, target: Targets) -> Tensor:
-    """What the teacher asks for in nats, float32 [B, 1 + dep_q, T], 0 where nothing is predicted.
-
-    The divergence of the student's distribution from the teacher's, times the share 1 - p / p_teacher of the true code,
-    or 0 where the student thinks it at least as likely.
+def lessons(student: Sequence[Tensor], teacher: Sequence[Tensor], target: Targets) -> Tensor:
+    """The divergence of the student's distributions from the teacher's in nats, float32 [B, 1 + dep_q, T], 0 where
+    nothing is predicted.
 
     Args:
         student, teacher: text logits [B, 1, T, text_card] and audio logits [B, dep_q, T, card].
-        nll: of the student, as by `objective.nll_per_token`.
     """
-    known = objective.nll_per_token(teacher[0], teacher[1], target.codes, target.mask)
-    gain = 1.0 - torch.exp((known - nll.detach()).clamp(max=0.0))
     divergence = torch.cat([_divergence(*pair) for pair in zip(student, teacher, strict=True)], dim=1)
-    return torch.where(target.mask, divergence * gain, 0.0)
+    return torch.where(target.mask, divergence, 0.0)
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

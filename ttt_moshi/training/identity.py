@@ -51,6 +51,7 @@ KEY_CLASSES: dict[str, str] = {
     "ttt.preset": IMPOSSIBLE,
     "ttt.base_lr": IMPOSSIBLE,
     "ttt.mini_batch_size": IMPOSSIBLE,
+    "ttt.init": SAME,
     "ttt.initial_gating_alpha": SAME,
     "ttt.half_life_frames": IMPOSSIBLE,
     "ttt.forget": IMPOSSIBLE,

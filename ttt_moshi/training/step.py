@@ -102,7 +102,7 @@ def train_step(
             weight = objective.target_weights(target.codes, target.mask, weights)
             share = share + objective.objective(nll, weight, text_total, audio_total)
             if teacher is not None and known is not None:
-                lesson = objective.objective(lessons(logits, known, nll, target), weight, text_total, audio_total)
+                lesson = objective.objective(lessons(logits, known, target), weight, text_total, audio_total)
                 share = share + teacher.weight * lesson
                 taught += lesson.detach()
             weighted = (nll.detach() * weight).double()
