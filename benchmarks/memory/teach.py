@@ -1,10 +1,10 @@
 """`python -m benchmarks.memory.teach`: does a model that is finished learn to use a memory, and which aid helps it?
 
 A small model learns the made-up codes with attention over whole clips, and is frozen. Then its window is narrowed to 16
-frames, and TTT layers alone are trained for a tenth of its steps, with one aid or another: on single clips first, then
-on long recordings with everything carried, at half the rates. What the wide window is worth to the frozen model, beyond
-the length of a clip, is the ceiling; a memory's share of it is what it brings back. What is made is kept in `cache`
-beside the results, so nothing is made twice.
+frames, and TTT layers alone are trained for a tenth of its steps, with twice as many clips in each and one aid or
+another: on single clips first, then on long recordings with everything carried, at half the rates. What the wide window
+is worth to the frozen model, beyond a clip's length, is the ceiling; a memory's share of it is what it brings back.
+What is made is kept in `cache` beside the results, so nothing is made twice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ PRETRAINING = 2000
 SHARE = 10
 """one teaching step for so many of them"""
 CHOICE = 5
-"""times as many frames of recordings as the teaching hears: voices that come back would be learned by heart"""
+"""times as many frames of recordings as there are in so many steps of pre-training: voices that come back would be
+learned by heart"""
 CARRIED_SHARE = 4
 """of the teaching steps, one in so many is carried, the last ones"""
 WIDE = CLIP_FRAMES
@@ -88,6 +89,8 @@ class Way:
     """whether single clips come first; if not, every step is carried"""
     writes: bool = True
     """whether its TTT layers write while they are trained"""
+    batch: int = 2 * BATCH
+    """clips in a step; pre-training has `BATCH`"""
 
 
 BOTH = Way(attention=True, distill=True)
@@ -97,6 +100,7 @@ WAYS = {
     "plant": Way(planted=True),
     "attention": Way(attention=True),
     "both": BOTH,
+    "both-small": replace(BOTH, batch=BATCH),
     "both-no-writes": replace(BOTH, writes=False),
     "both-lora": replace(BOTH, lora=True),
     "both-inherit": replace(BOTH, inherit=0.1),
@@ -235,7 +239,7 @@ class Stage:
 
     def schedule(self, seed: int) -> arms.Schedule:
         """Half the rates where memory is carried after single clips."""
-        full = arms.Schedule(self.steps, BATCH, CLIP_FRAMES, seed, shuffle=True, carried=self.carried)
+        full = arms.Schedule(self.steps, self.way.batch, CLIP_FRAMES, seed, shuffle=True, carried=self.carried)
         rate = CARRIED_RATE if self.carried and self.way.clips else 1.0
         return replace(full, **{name: rate * getattr(full, name) for name in ("lr", "ttt_lr", "gate_lr")})
 
