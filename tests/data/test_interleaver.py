@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttt_moshi.data.interleaver import absent_row, text_row
+from ttt_moshi.data.interleaver import TextStyle, absent_row, text_row
 from ttt_moshi.data.transcripts import Word
 
 E, P = 0, 3
@@ -47,6 +47,13 @@ def test_no_end_of_padding_between_adjacent_words():
 
 def test_one_frame_between_words_is_end_of_padding():
     assert row(("a", at(1), at(2)), ("c", at(3), at(4)), frames=5) == [E, 10, E, 12, P]
+
+
+def test_words_are_written_later_than_they_are_heard():
+    """Speech to text: all of it moves; what would be written after the end is not."""
+    style = TextStyle(delay=2)
+    words = [Word("ab", at(0), at(1), "SPEAKER_MAIN"), Word("cde", at(4), at(5), "SPEAKER_MAIN")]
+    assert text_row(words, Letters(), 8, style).tolist() == [P, E, 10, 11, P, E, 12, 13]
 
 
 def test_the_next_word_cuts_a_long_one_short():

@@ -7,13 +7,19 @@ import re
 import shutil
 
 import pytest
+import soundfile
 import torch
-from moshi.models.loaders import get_conditioner_provider
+from moshi.models import LMGen
+from moshi.models.loaders import get_conditioner_provider, get_moshi_lm
+from moshi.utils.compile import no_compile
 from safetensors.torch import load_file, save_file
 
-from ttt_moshi.config import ModelPaths
+from ttt_moshi.cli.main import main
+from ttt_moshi.config import DataArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
 from ttt_moshi.inference import Conversation, Sampling
 from ttt_moshi.inference.speaker import open_base
+from ttt_moshi.moshi.supported import REPOSITORY_KEYS
+from ttt_moshi.training import run
 
 LUT = {"type": "lut", "lut": {"n_bins": 5, "dim": 8, "tokenizer": "noop", "possible_values": ["very_good", "very_bad"]}}
 LOUD = Sampling(temp=2.0, temp_text=2.0)
@@ -65,3 +71,95 @@ def test_hibiki_speaks_under_its_condition(material, repository):
     said = talk(folder)
     assert not torch.equal(said, talk(folder, seed=1))
     assert not torch.equal(said, talk(material.base_model)), "the condition does nothing"
+
+
+@pytest.fixture
+def listener(repository):
+    """A model that writes what it hears: the folder, and its configuration for the official loader."""
+    folder, config, _ = repository
+    stt = {"audio_delay_seconds": 0.48, "audio_silence_prefix_seconds": 0.4}
+    config |= {
+        "model_type": "stt", "n_q": 8, "dep_q": 0, "delays": [0] * 9, "conditioners": {}, "stt_config": stt,
+        "extra_heads_num_heads": 4, "extra_heads_dim": 6,
+    }  # fmt: skip
+    official = {key: value for key, value in config.items() if key not in REPOSITORY_KEYS}
+    torch.manual_seed(0)
+    write(folder, config, get_moshi_lm(None, json.loads(json.dumps(official)), dtype=torch.float32).state_dict())
+    return folder, official
+
+
+def test_speech_to_text_writes_what_the_official_generator_writes(listener):
+    folder, official = listener
+    speaker = open_base(ModelPaths(hf_repo_id=str(folder)), "cpu", torch.float32)
+    heard = 0.1 * torch.randn(10, 1920, generator=torch.Generator().manual_seed(0))
+    with Conversation(speaker, Sampling(greedy=True)) as conversation:
+        replies = [conversation.hear(frame) for frame in heard]
+    generator = LMGen(get_moshi_lm(folder / "model.safetensors", official, dtype=torch.float32), use_sampling=False)
+    with torch.no_grad(), no_compile(), speaker.mimi.streaming(1), generator.streaming(1):
+        codes = [speaker.mimi.encode(frame[None, None]) for frame in heard]
+        expected = [generator.step(frame) for frame in (codes[0], *codes)][1:]
+    assert [reply.tokens.tolist() for reply in replies] == [tokens[0, :, 0].tolist() for tokens in expected]
+    assert len({tuple(reply.tokens.tolist()) for reply in replies}) > 1
+    assert not any(reply.samples.any() for reply in replies), "it says nothing"
+
+
+def test_speech_to_text_reads_one_voice_and_its_words_later(listener, material, tmp_path):
+    """The codes that it is trained on, beside those of a Moshi: the agent's side, and the text six frames later."""
+    folder, _ = listener
+    found = []
+    for name, model in (("moshi", material.base_model), ("stt", folder)):
+        out = tmp_path / name
+        options = ["--hf_repo_id", str(model), "--out", str(out), "--device", "cpu"]
+        assert main(["data", "encode", str(material.eval_data), *options]) == 0
+        files = [json.loads(line)["path"] for line in (out / "data.jsonl").read_text().splitlines()]
+        found.append([load_file(out / file)["codes"] for file in files])
+    for moshi, stt in zip(*found, strict=True):
+        assert stt.shape == (9, moshi.shape[1])
+        assert torch.equal(stt[1:], moshi[1:9])
+        later, before = stt[0, 6:], moshi[0, :-6]
+        assert torch.equal(later[1:], before[1:]) and bool((before > 3).any())
+        assert bool((stt[0, :5] == 3).all())
+
+
+def test_speech_to_text_is_trained_evaluated_and_writes(listener, material, recording, tmp_path, capsys):
+    folder, _ = listener
+    args = TrainArgs(
+        run_dir=str(tmp_path / "run"),
+        data=DataArgs(train_data=str(material.train_data)),
+        moshi_paths=ModelPaths(hf_repo_id=str(folder)),
+        duration_sec=4.0, max_steps=2, param_dtype="float32", lora=LoraArgs(enable=False),
+        ttt=TTTArgs(enable=True, layers="all", mini_batch_size=4),
+    )  # fmt: skip
+    run(args)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint_*")
+    where = ["--checkpoint_dir", str(checkpoint), "--device", "cpu"]
+    evaluate = ["eval", *where, "--out", str(tmp_path / "evaluation"), "--tasks", "perplexity,dialogue"]
+    assert main([*evaluate, "--data", str(material.eval_data), "--max_items", "2"]) == 1, "one of the two cannot run"
+    tasks = json.loads((tmp_path / "evaluation" / "results.json").read_text())["tasks"]
+    perplexity, dialogue = tasks["perplexity"], tasks["dialogue"]
+    assert perplexity["value"] == perplexity["components"]["text"]["ppl"] > 1
+    assert set(perplexity["components"]) == {"text", "text_words", "text_pad", "text_epad"}
+    assert "text token" in perplexity["means"] and "writes what it hears" in dialogue["reason"]
+
+    talk = ["generate", *where, "--input", str(recording), "--channel", "left", "--temp_text", "2"]
+    assert main([*talk, "--out", str(tmp_path / "heard.wav")]) == 0
+    (user, rate), (sound, _) = soundfile.read(recording), soundfile.read(tmp_path / "heard.wav")
+    assert sound.ndim == 1 and abs(sound[: len(user)] - user[:, 0]).max() < 1e-3
+    assert len(sound) == len(user) + round((0.48 + 1.0) * rate), "the last words need that long to be written"
+    assert main([*talk, "--out", str(tmp_path / "other.wav"), "--prompt_text", "You are Ann."]) == 2
+    assert "takes no prompt" in capsys.readouterr().err
+
+
+def test_speech_to_text_says_when_words_were_heard(listener, recording, tmp_path):
+    """Not when they were written; of many recordings, whose tokens are there to compare."""
+    folder, _ = listener
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "one.wav", soundfile.read(recording)[0][:48_000, 0], 24_000)
+    talk = ["generate", "--checkpoint_dir", "base", "--hf_repo_id", str(folder), "--dtype", "float32"]
+    assert main([*talk, "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--temp_text", "2"]) == 0
+    text = load_file(tmp_path / "out" / "one" / "tokens.safetensors")["tokens"][0]
+    assert len(text) == 25 + 19, "two seconds, and those in which the last words are written"
+    frames = (~torch.isin(text, torch.tensor([0, 3]))).nonzero()[:, 0]
+    heard = [frame for frame in frames.tolist() if frame >= 6]  # before that nothing had been heard
+    words = json.loads((tmp_path / "out" / "one" / "output.json").read_text())["alignments"]
+    assert words[-1][1][1] == pytest.approx((heard[-1] + 1 - 6) * 0.08, abs=1e-3)

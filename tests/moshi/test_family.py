@@ -13,7 +13,7 @@ from moshi.models.loaders import get_moshi_lm
 from safetensors.torch import load_file, save_file
 
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
-from ttt_moshi.moshi import MoshiError, build_model, resolve_model
+from ttt_moshi.moshi import MoshiError, build_model, first_silence, resolve_model, writing_delay
 from ttt_moshi.moshi import supported as supported_module
 from ttt_moshi.moshi.loading import own_depth_steps
 
@@ -31,11 +31,17 @@ KINDS = {
     "PersonaPlex": {"dep_q": 6, "model_type": "personaplex"},
 }
 
+STT = {
+    "model_type": "stt", "dep_q": 0, "delays": [0] * 7, "conditioners": {}, "extra_heads_num_heads": 4,
+    "extra_heads_dim": 6, "stt_config": {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 1.0},
+}  # fmt: skip
+"""as the published ones are configured"""
+
 
 def tiny(folder: Path, base_folder: Path, kind: str) -> dict:
     """Writes a repository of that kind; returns its configuration for the official loader."""
     folder.mkdir()
-    config = {**json.loads((base_folder / "config.json").read_text()), **copy.deepcopy(KINDS[kind])}
+    config = {**json.loads((base_folder / "config.json").read_text()), **copy.deepcopy({**KINDS, "STT": STT}[kind])}
     official = {key: value for key, value in config.items() if key not in supported_module.REPOSITORY_KEYS}
     torch.manual_seed(3)
     model = get_moshi_lm(None, copy.deepcopy(official), dtype=torch.float32)
@@ -71,6 +77,21 @@ def test_logits_are_those_of_the_official_loader(tmp_path, base_folder, make_cod
     if official.dep_q == 3:
         assert torch.equal(found.logits[found.mask], own)
     torch.testing.assert_close(found.logits[found.mask], own, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_of_speech_to_text_are_those_of_the_official_loader(tmp_path, base_folder, make_codes):
+    """Bit for bit; the official class has no forward pass over clips for it, but the temporal one."""
+    config = tiny(tmp_path / "model", base_folder, "STT")
+    official = get_moshi_lm(tmp_path / "model" / "model.safetensors", config, dtype=torch.float32)
+    info = resolve_model(ModelPaths(hf_repo_id=str(tmp_path / "model")))
+    model = build_model(info, TTTArgs(enable=True, layers="1"), LoraArgs(), dtype=torch.float32).eval()
+    codes = make_codes(T=14)
+    before = torch.cat([official._get_initial_token().expand(len(codes), -1, -1), codes[:, :, :-1]], dim=2)
+    with torch.no_grad():
+        expected, found = official.forward_text(before)[1], model(codes)
+    assert torch.equal(found.text_logits, expected) and bool(found.text_mask.any())
+    assert found.logits.shape == (len(codes), 0, 14, model.card)
+    assert (writing_delay(info.raw_config), first_silence(info.raw_config)) == (6, 12)
 
 
 @pytest.mark.parametrize("joined", [False, True])

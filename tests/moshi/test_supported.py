@@ -17,7 +17,6 @@ REFUSED = [
     ({"model_type": "tts", "dep_q": 16}, "text-to-speech"),
     ({"model_type": "moshi-vis"}, "MoshiVis"),
     ({"xa_dim": 1152}, "MoshiVis"),
-    ({"model_type": "stt", "dep_q": 0}, "speech to text"),
     ({"dep_q": 17}, "17 of its 16"),
     ({"dep_q": "8"}, "count codebooks"),
     ({"conditioners": {"description": {}}, "fuser": {"sum": ["description"]}}, r"conditions \(description\)"),
@@ -48,6 +47,7 @@ def test_the_reason_is_said_in_one_line(change, reason, purpose):
     [
         {},
         {"dep_q": 16},
+        {"model_type": "stt", "dep_q": 0, "conditioners": {}, "stt_config": {"audio_delay_seconds": 0.5}},
         {"model_type": "personaplex"},
         {"model_type": "hibiki", "conditioners": {"description": {}}, "fuser": {"sum": ["description"]}},
         {"depformer_causal": True, "lora": False, "demux_second_stream": False},

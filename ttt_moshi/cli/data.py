@@ -211,7 +211,7 @@ def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, uns
     from ttt_moshi.config import ModelPaths
     from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
     from ttt_moshi.data.interleaver import TextStyle
-    from ttt_moshi.moshi import resolve_model
+    from ttt_moshi.moshi import resolve_model, writing_delay
     from ttt_moshi.moshi.device import choose_device
     from ttt_moshi.moshi.loading import geometry
     from ttt_moshi.moshi.paths import audio_codec, text_tokenizer
@@ -222,7 +222,8 @@ def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, uns
     shape = geometry(info.lm_config)
     alphabet = Alphabet.of_model(shape)
     codec = Codec(audio_codec(info, chosen), info.mimi_config) if audio else None
-    tokenizer, style = text_tokenizer(info) if audio else None, TextStyle.of_model(shape, unspaced)
+    tokenizer = text_tokenizer(info) if audio else None
+    style = TextStyle.of_model(shape, unspaced, writing_delay(info.raw_config))
     return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style)
 
 

@@ -108,7 +108,8 @@ class _Run:
                 return Engine(scorer, recordings, scores, policy, bars.update, self.ranks)
 
             benchmarks = _benchmarks(request, self.args, subject, self.out)
-            found = run_suite(request.names, benchmarks, engine, request.refused)
+            refused = {**request.refused, **_silent(request.names, subject.model)}
+            found = run_suite(request.names, benchmarks, engine, refused)
         if options.reference:
             add_reference(found.tasks, options.reference)
         for name, outcome in found.outcomes.items():
@@ -137,7 +138,6 @@ class _Run:
 
 def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Path | None = None) -> Any:
     """Where the data of all tasks is; without the model what can be looked at beforehand."""
-    from ttt_moshi.data import Alphabet
     from ttt_moshi.evaluation.conversations import Talker
     from ttt_moshi.evaluation.recorded import EvaluationData
     from ttt_moshi.evaluation.tasks.registry import Benchmarks
@@ -153,7 +153,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
             args.duration_sec,
             subject and subject.codec,
             subject and subject.tokenizer,
-            subject and Alphabet(subject.model.num_codebooks, subject.model.text_card, subject.model.card),
+            subject and _alphabet(subject.model),
             None if args.data.code_cache_dir is None else Path(args.data.code_cache_dir),
             options.max_items,
             options.seed,
@@ -176,6 +176,22 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
         asking=Asking(options.answer_seconds, options.answers, options.judge),
         talker=talker,
     )
+
+
+def _silent(names: list[str], model: Any) -> dict[str, str]:
+    """The tasks that a model cannot do which writes what it hears, with the reason."""
+    from ttt_moshi.evaluation.tasks.registry import known_tasks
+
+    if model.dep_q > 0:
+        return {}
+    reason = "this model writes what it hears and says nothing (`dep_q` 0): `perplexity` measures its text"
+    return {name: reason for name in names if not known_tasks()[name].of_text}
+
+
+def _alphabet(model: Any) -> Any:
+    from ttt_moshi.data import Alphabet
+
+    return Alphabet(model.num_codebooks, model.text_card, model.card, 1 if model.dep_q == 0 else 2)
 
 
 def _check_data(request: Request, args: TrainArgs) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_EXTRA_SECONDS = 3600.0
 SAY_EXTRA_SECONDS = 10.0
+WRITING_SECONDS = 1.0
+"""after the last word, for a model that writes what it hears"""
 SAY_VOICE = "en-us"
 
 
@@ -49,7 +51,8 @@ def main(argv: list[str]) -> int:
     add(
         "--extra_seconds",
         type=float,
-        help="silence after what the user says, for the answer; default: 0, with --say 10",
+        help="silence after what the user says, for the answer; default: 0, with --say 10; for a model that only "
+        "writes, as long as that takes",
     )
     add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
     add("--slots", type=int, default=4, help="of many recordings, so many at once; default: %(default)s")
@@ -62,8 +65,6 @@ def main(argv: list[str]) -> int:
     check_options(options)
     if (options.input is None) == (options.say is None):
         raise UserError("what does the user say? pass --input with a recording, or --say with a text, and not both")
-    if options.extra_seconds is None:
-        options.extra_seconds = 0.0 if options.say is None else SAY_EXTRA_SECONDS
     many = options.input is not None and (options.input.is_dir() or options.input.suffix == ".jsonl")
     _check(options, many)
     console = Console(highlight=False, soft_wrap=True)
@@ -76,7 +77,7 @@ def _check(options: Any, many: bool) -> None:
         raise UserError("--say is empty: write what the user says")
     if options.input is not None and not options.input.exists():
         raise UserError(f"no recording at {options.input}")
-    if not 0.0 <= options.extra_seconds <= MAX_EXTRA_SECONDS:
+    if options.extra_seconds is not None and not 0.0 <= options.extra_seconds <= MAX_EXTRA_SECONDS:
         raise UserError(f"--extra_seconds must be between 0 and {MAX_EXTRA_SECONDS:.0f}, not {options.extra_seconds}")
     if options.slots < 1:
         raise UserError(f"--slots must be at least 1, not {options.slots}")
@@ -112,6 +113,7 @@ def _answer_one(options: Any, console: Console) -> int:
     samples = _said(options) if options.input is None else _user(options.input, options, console)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
     speaker, sampling = open_speaker(options, console)
+    samples = _with_silence(samples, options, speaker)
     from ttt_moshi.inference import Question, Slots, answer, load_session, save_session
 
     start = _begin(options, speaker, sampling)
@@ -137,12 +139,14 @@ def _answer_one(options: Any, console: Console) -> int:
         rate = slots.sample_rate
     if found.failure is not None:
         raise UserError(found.failure)
-    _write_conversation(options.out, found, samples, rate)
+    said = _words(found, speaker)
+    _write_conversation(options.out, found, said, samples, rate, speaker)
     if found.end is not None:
         save_session(found.end, speaker.state_id, options.save_session)
     seconds = time.perf_counter() - begun
-    console.print(f"{options.out}: {len(samples) / rate:.1f} s in {seconds:.1f} s (Moshi left, the user right)")
-    text = " ".join(word.text for word in _words(found)) or "(Moshi said no word)"
+    what = "Moshi left, the user right" if speaker.speaks else "what was heard"
+    console.print(f"{options.out}: {len(samples) / rate:.1f} s in {seconds:.1f} s ({what})")
+    text = " ".join(word.text for word in said) or f"({'Moshi said' if speaker.speaks else 'it wrote'} no word)"
     console.print(f"{options.out.with_suffix('.json')}: {text}", markup=False)
     if found.end is not None:
         console.print(f"conversation saved: go on with --resume_session {options.save_session}")
@@ -160,7 +164,11 @@ def _answer_many(options: Any, console: Console) -> int:
     driver = Driver(
         speaker, sampling, options.slots, options.seed, _begin(options, speaker, sampling), not options.no_greeting
     )
-    items = [Item(name, partial(_user, path, options, console)) for name, path in recordings.items()]
+
+    def read(path: Path) -> Any:
+        return _with_silence(_user(path, options, console), options, speaker)
+
+    items = [Item(name, partial(read, path)) for name, path in recordings.items()]
     total = len(recordings) - (0 if options.overwrite else len(ready))
     outcomes: list[bool] = []
     with progress_bar("talking", "elements") as bar:
@@ -210,14 +218,14 @@ def _recordings(source: Path) -> dict[str, Path]:
 
 
 def _user(path: Path, options: Any, console: Console) -> Any:
-    """The user's samples with the silence after them, a tensor; says so when the other channel is the one with a voice.
+    """The user's samples, a tensor; says so when the other channel is the one with a voice.
 
     Raises:
         UserError: no audio.
     """
     import torch
 
-    from ttt_moshi.data.audio import SAMPLE_RATE, read_audio
+    from ttt_moshi.data.audio import read_audio
 
     channels = read_audio(path)
     if not channels.size:
@@ -231,18 +239,30 @@ def _user(path: Path, options: Any, console: Console) -> Any:
             f"user's voice, pass --channel {other}",
             markup=False,
         )
-    return torch.nn.functional.pad(torch.from_numpy(user), (0, round(options.extra_seconds * SAMPLE_RATE)))
+    return torch.from_numpy(user)
 
 
 def _said(options: Any) -> Any:
-    """What the user says in text, as samples with the silence after them, a tensor. Raises UserError."""
+    """What the user says in text, as samples, a tensor. Raises UserError."""
     import torch
 
-    from ttt_moshi.data.audio import SAMPLE_RATE
     from ttt_moshi.synthetic.espeak import Voice, speak
 
-    spoken = torch.from_numpy(speak(options.say, Voice(SAY_VOICE)).samples)
-    return torch.nn.functional.pad(spoken, (0, round(options.extra_seconds * SAMPLE_RATE)))
+    return torch.from_numpy(speak(options.say, Voice(SAY_VOICE)).samples)
+
+
+def _with_silence(samples: Any, options: Any, speaker: Speaker) -> Any:
+    """The user's samples with the silence after them, in which the answer, or what is left to be written, comes."""
+    import torch
+
+    from ttt_moshi.frames import SAMPLE_RATE, frames_to_seconds
+
+    extra = options.extra_seconds
+    if extra is None and not speaker.speaks:
+        extra = frames_to_seconds(speaker.delay) + WRITING_SECONDS
+    elif extra is None:
+        extra = 0.0 if options.say is None else SAY_EXTRA_SECONDS
+    return torch.nn.functional.pad(samples, (0, round(extra * SAMPLE_RATE)))
 
 
 def _silent(samples: Any) -> bool:
@@ -251,18 +271,20 @@ def _silent(samples: Any) -> bool:
     return bool(abs(samples).max() < SILENCE)
 
 
-def _words(found: Answer) -> list[Any]:
+def _words(found: Answer, speaker: Speaker) -> list[Any]:
     from ttt_moshi.frames import FRAME_RATE
     from ttt_moshi.inference import words
 
-    return words(found.pieces, FRAME_RATE)
+    return words(found.pieces, FRAME_RATE, speaker.delay)
 
 
-def _write_conversation(path: Path, found: Answer, user: Tensor, sample_rate: int) -> None:
-    """The stereo file, and Moshi's words beside it."""
+def _write_conversation(
+    path: Path, found: Answer, said: list[Any], user: Tensor, sample_rate: int, speaker: Speaker
+) -> None:
+    """The stereo file and Moshi's words beside it; or what was heard, and the words that were written of it."""
     import torch
 
     from ttt_moshi.inference.driver import write_audio, write_words
 
-    write_audio(path, torch.stack([found.samples, user], dim=1), sample_rate)
-    write_words(path.with_suffix(".json"), _words(found))
+    write_audio(path, torch.stack([found.samples, user], dim=1) if speaker.speaks else user, sample_rate)
+    write_words(path.with_suffix(".json"), said)

@@ -121,17 +121,18 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
 
 
 def open_prompt(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot | None:
-    """Where every conversation begins, None without a prompt.
+    """Where every conversation begins: after the prompt, or the silence that the model wants; None without either.
 
     Raises:
         UserError: a voice that cannot be read, or more frames than the attention window holds.
     """
+    from ttt_moshi.inference.prompt import after_silence, begin_with, make_prompt
+
     if options.prompt_text is None and options.prompt_voice is None:
-        return None
+        return after_silence(speaker, sampling) if speaker.silence else None
     import torch
 
     from ttt_moshi.data.audio import read_audio
-    from ttt_moshi.inference.prompt import begin_with, make_prompt
 
     voice = None if options.prompt_voice is None else torch.from_numpy(read_audio(options.prompt_voice)[0])
     return begin_with(speaker, *make_prompt(speaker, voice, options.prompt_text), sampling)

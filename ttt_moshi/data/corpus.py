@@ -230,7 +230,7 @@ class Corpus:
                 if recording.encoded:
                     self._loaded[recording.id] = read_encoded(recording.audio, self._alphabet)
                 else:
-                    audio = self._two_sides(recording, self._cache(recording).codes(recording.audio))
+                    audio = self._sides(recording, self._cache(recording).codes(recording.audio))
                     text = self._text(recording, audio.shape[-1])
                     self._loaded[recording.id] = torch.cat([text[None], audio])
             self._loaded.move_to_end(recording.id)
@@ -244,7 +244,10 @@ class Corpus:
             if path is not None and digests.of(path) != digest:
                 raise DataError(f"{path} is not what it was when this run began; start again to use the new content")
 
-    def _two_sides(self, recording: Recording, codes: torch.Tensor) -> torch.Tensor:
+    def _sides(self, recording: Recording, codes: torch.Tensor) -> torch.Tensor:
+        """What the model reads: Moshi's codes and the user's, or those of the voice alone that is written down."""
+        if self._alphabet is not None and self._alphabet.sides == 1:
+            return codes[len(codes) - 1 if recording.moshi_speaker == "B" else 0]
         if len(codes) == 1:
             # A mono recording is Moshi's voice. Its user is silent, and silence has codes of its own.
             assert self._codec is not None
@@ -292,7 +295,7 @@ class Corpus:
                 if recording.info.streams != streams:
                     raise DataError(
                         f"{recording.audio} has {recording.info.streams} streams, {streams} are needed: "
-                        "text, the codebooks of Moshi, the codebooks of the user"
+                        "text, the codebooks of Moshi, the codebooks of the user (speech to text: those that are heard)"
                     )
             elif self._codec is None or self._tokenizer is None:
                 raise DataError(f"{recording.audio} is audio: it needs a codec and a tokenizer")

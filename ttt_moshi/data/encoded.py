@@ -38,11 +38,14 @@ class Alphabet:
     text_card: int
     card: int
     """of every audio codebook"""
+    sides: int = 2
+    """of the conversation that are read: Moshi's and the user's; 1 where a voice is heard and written down"""
 
     @classmethod
     def of_model(cls, geometry: Mapping[str, Any]) -> Alphabet:
         """That of the model whose arguments these are."""
-        return cls(1 + geometry["n_q"], geometry["text_card"], geometry["card"])
+        sides = 1 if geometry["dep_q"] == 0 else 2
+        return cls(1 + geometry["n_q"], geometry["text_card"], geometry["card"], sides)
 
 
 @dataclass(frozen=True)

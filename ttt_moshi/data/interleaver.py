@@ -33,12 +33,16 @@ class TextStyle:
     no_whitespace_before_word: bool = False
     """whether words follow one another without spaces, as in Japanese: they are encoded together, and every token is
     written when it is said"""
+    delay: int = 0
+    """frames after which a word is written that is heard (speech to text)"""
 
     @classmethod
-    def of_model(cls, geometry: Mapping[str, Any], no_whitespace_before_word: bool = False) -> TextStyle:
+    def of_model(
+        cls, geometry: Mapping[str, Any], no_whitespace_before_word: bool = False, delay: int = 0
+    ) -> TextStyle:
         """That of the model whose arguments these are; what they leave out is as in the published models."""
         pad, epad = geometry.get("existing_text_padding_id", 3), geometry.get("existing_text_end_padding_id", 0)
-        return cls(pad, epad, no_whitespace_before_word)
+        return cls(pad, epad, no_whitespace_before_word, delay)
 
 
 MOSHI_STYLE = TextStyle()
@@ -53,7 +57,7 @@ def text_row(
     `words` are ordered by start time. A word starts in frame `floor(start * 12.5)` and writes its tokens into that
     frame and the following ones. Where the next word starts before all are written, the rest is dropped; of several
     words that start in one frame the last is kept. Words of other speakers, words without duration and words that
-    start at or after the end are left out.
+    start at or after the end are left out. `style.delay` moves all of it.
 
     A clip's text is a slice of this row, so a word that straddles the cut goes on in the next clip and every clip
     agrees with one long reading of the recording.
@@ -63,7 +67,7 @@ def text_row(
     if style.no_whitespace_before_word:
         _write_unspaced(row, spoken, tokenizer, style)
         return row
-    starts = [math.floor(word.start * FRAME_RATE) for word in spoken]
+    starts = [math.floor(word.start * FRAME_RATE) + style.delay for word in spoken]
     for word, start, limit in zip(spoken, starts, [*starts, num_frames][1:], strict=True):
         tokens = tokenizer.encode(word.text)[: max(0, min(limit, num_frames) - start)]
         row[start : start + len(tokens)] = tokens
@@ -76,11 +80,11 @@ def text_row(
 def _write_unspaced(row: np.ndarray, spoken: Sequence[Word], tokenizer: Tokenizer, style: TextStyle) -> None:
     """Every token in the frame in which it begins, or in the next that is free before the words go on after a pause."""
     runs = [run for run in timed_tokens(spoken, tokenizer) if run]
-    starts = [math.floor(run[0][0] * FRAME_RATE) for run in runs]
+    starts = [math.floor(run[0][0] * FRAME_RATE) + style.delay for run in runs]
     for run, limit in zip(runs, [*starts, len(row)][1:], strict=True):
         free = 0
         for seconds, token in run:
-            frame = max(free, math.floor(seconds * FRAME_RATE))
+            frame = max(free, math.floor(seconds * FRAME_RATE) + style.delay)
             if frame >= min(limit, len(row)):
                 break
             row[frame] = token

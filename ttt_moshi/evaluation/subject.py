@@ -24,6 +24,7 @@ from ttt_moshi.moshi import (
     resolve_model,
     text_tokenizer,
     trained_base,
+    writing_delay,
 )
 
 TRAINING_CONFIG = "consolidated/training_config.json"
@@ -110,6 +111,7 @@ def _subject(
     spaceless: bool = False,
 ) -> Subject:
     mimi, tokenizer = audio_codec(info, device), text_tokenizer(info)
-    style = TextStyle(model.text_padding_token_id, model.end_of_text_padding_id, spaceless)
+    delay = writing_delay(info.raw_config)
+    style = TextStyle(model.text_padding_token_id, model.end_of_text_padding_id, spaceless, delay)
     speaker = Speaker(facts["state_id"], model, mimi, tokenizer, info.model_type, info.lm_gen_config)
     return Subject(facts, model, Codec(mimi, info.mimi_config), tokenizer, style, base_inside, speaker)

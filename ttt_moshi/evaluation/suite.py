@@ -61,6 +61,8 @@ def run_suite(
         except UserError as reason:
             result.tasks[name] = skipped(str(reason))
             continue
-        result.tasks[name] = outcome.entry | {"version": spec.version, **({"means": spec.means} if spec.means else {})}
+        # What a number means may depend on the model: the entry then says so itself.
+        means = {"means": spec.means} if spec.means else {}
+        result.tasks[name] = means | outcome.entry | {"version": spec.version}
         result.outcomes[name] = outcome
     return result

@@ -69,8 +69,8 @@ async def _chat(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     _admit(request, server.settings)
     wish = _wish(request)
-    if wish.prompt is not None and server.start is not None:
-        raise web.HTTPBadRequest(text="this server has a prompt of its own\n")
+    if wish.prompt is not None and not server.takes_prompts:
+        raise web.HTTPBadRequest(text="this server has a prompt of its own, or a model that takes none\n")
     if server.failure is not None:
         raise web.HTTPServiceUnavailable(text="the model has stopped\n")
     if server.lobby.free == 0 and server.lobby.queue >= server.settings.max_queue:
@@ -93,7 +93,7 @@ async def _hello(request: web.Request) -> web.StreamResponse:
         "free": server.lobby.free,
         "queue": server.lobby.queue,
         "keeps_sessions": server.sessions is not None,
-        "takes_prompts": server.start is None,
+        "takes_prompts": server.takes_prompts,
     }
     return web.json_response(facts)
 

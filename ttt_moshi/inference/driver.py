@@ -188,7 +188,7 @@ class Driver:
         write_atomically(folder / TOKENS, save({"tokens": found.tokens.to(torch.int16)}), durable=False)
         made_by = json.dumps(identity, indent=1) + "\n"
         write_atomically(folder / MADE_BY, made_by.encode(), durable=False)
-        write_words(folder / WORDS, words(found.pieces, FRAME_RATE))
+        write_words(folder / WORDS, words(found.pieces, FRAME_RATE, self.speaker.delay))
 
 
 class _Growing:

@@ -88,7 +88,11 @@ class Generator(LMGen):
         token = self._text(text_logits[:, 0, -1])
         # Streams that are delayed still have given frames to come.
         given = [codes[:, k, P - delay] if delay else None for k, delay in enumerate(model.delays)]
-        drawn = self._depth(token, hidden[:, -1:], given[1 : 1 + model.dep_q])
+        drawn = (
+            token[:, None][:, :0]
+            if model.dep_q == 0
+            else self._depth(token, hidden[:, -1:], given[1 : 1 + model.dep_q])
+        )
         state.offsets[:] = P + 1
         newest = [token, *drawn.unbind(1)]
         for k, delay in enumerate(model.delays):

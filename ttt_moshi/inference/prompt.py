@@ -68,6 +68,15 @@ def _aside(slots: Slots) -> Speaker:
     return replace(slots.speaker, sink=0)
 
 
+def after_silence(speaker: Speaker, sampling: Sampling | None = None) -> Snapshot:
+    """Where a conversation is with a model that wants silence first (`Speaker.silence`)."""
+    with Slots(speaker, 1, sampling) as slots:
+        slots.join(0, seed=0)
+        for _ in range(speaker.silence):
+            slots.tick({0: torch.zeros(slots.frame_size)})
+        return slots.snapshot(0)
+
+
 def make_prompt(speaker: Speaker, voice: Tensor | None = None, text: str | None = None) -> tuple[Tensor, Tensor]:
     """Given frames: Moshi speaks with `voice`, then reads `text` to herself, a token a frame; the user is silent.
 
@@ -79,9 +88,11 @@ def make_prompt(speaker: Speaker, voice: Tensor | None = None, text: str | None 
         `codes` and `user` for `begin_with`.
 
     Raises:
-        InferenceError: neither, or a text of no token.
+        InferenceError: neither, or a text of no token; or a model that only writes.
     """
     model, mimi = speaker.model, speaker.mimi
+    if not speaker.speaks:
+        raise InferenceError("this model writes what it hears and is nobody: it takes no prompt")
     size = round(mimi.sample_rate / mimi.frame_rate)
     tokens = [] if text is None else speaker.tokenizer.encode(text)
     if text is not None and not tokens:

@@ -181,7 +181,8 @@ class Slots:
             self._generator.read_given(codes, both_ways)
             for frame, heard in enumerate(user.to(device).split(self.frame_size)):
                 mimi.encode(heard[None, None])
-                mimi.decode(codes[:, 1 : 1 + self.speaker.model.dep_q, frame : frame + 1])
+                if self.speaker.speaks:
+                    mimi.decode(codes[:, 1 : 1 + self.speaker.model.dep_q, frame : frame + 1])
         self.frames[0] = codes.shape[2]
 
     def tick(self, frames: Mapping[int, Tensor]) -> dict[int, Reply]:
@@ -208,7 +209,9 @@ class Slots:
                 self.frames[slot] += 1
             speaking = [slot for slot in going if self.frames[slot] >= self._generator.max_delay]
             mimi.set_exec_mask(self._mask(speaking))
-            sound = mimi.decode(tokens[:, 1:].clamp(min=0))
+            sound = torch.zeros_like(heard, device=model.device)
+            if self.speaker.speaks:
+                sound = mimi.decode(tokens[:, 1:].clamp(min=0))
             # One copy brings everything to the host. What is not finite anywhere in a memory shows in the hidden state.
             finite = hidden.isfinite().flatten(1).all(dim=1, keepdim=True)
             found = torch.cat([finite.float(), tokens[:, :, 0].float(), sound[:, 0].float()], dim=1).cpu()

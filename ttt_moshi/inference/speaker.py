@@ -18,10 +18,12 @@ from ttt_moshi.moshi import (
     audio_codec,
     build_model,
     export_file_name,
+    first_silence,
     load_trained,
     resolve_model,
     text_tokenizer,
     trained_base,
+    writing_delay,
 )
 from ttt_moshi.moshi.export import digest_of
 from ttt_moshi.moshi.trained import consolidated_folder
@@ -38,6 +40,8 @@ class Speaker:
         tokenizer: a sentencepiece processor.
         model_type: as the base model's configuration names it, normally "moshi".
         generation: settings of the official generator that the base model recommends.
+        delay: frames after which a word is written that is heard; 0 of models that speak.
+        silence: frames of silence that the model should hear first.
         sink: so many first positions of a conversation stay in the attention window for good (StreamingLLM).
     """
 
@@ -47,7 +51,14 @@ class Speaker:
     tokenizer: Any
     model_type: str
     generation: Mapping[str, Any]
+    delay: int = 0
+    silence: int = 0
     sink: int = 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model says anything; if not, it writes what it hears (speech to text)."""
+        return self.model.dep_q > 0
 
 
 def open_checkpoint(
@@ -89,4 +100,5 @@ def open_base(paths: ModelPaths, device: torch.device | str, dtype: torch.dtype)
 def _speaker(state_id: str, model: TTTMoshi, info: CheckpointInfo, device: torch.device | str) -> Speaker:
     tokenizer = text_tokenizer(info)
     mimi = audio_codec(info, device)
-    return Speaker(state_id, model, mimi, tokenizer, info.model_type, info.lm_gen_config)
+    delay, silence = writing_delay(info.raw_config), first_silence(info.raw_config)
+    return Speaker(state_id, model, mimi, tokenizer, info.model_type, info.lm_gen_config, delay, silence)

@@ -37,10 +37,13 @@ class PieceReader:
         return self._bytes.decode(b"", final=True)
 
 
-def words(pieces: Sequence[str], frame_rate: float) -> list[Word]:
+def words(pieces: Sequence[str], frame_rate: float, delay: int = 0) -> list[Word]:
     """Joins the pieces of frames ("" where there is none). A word lasts from its first piece to its last.
 
     In scripts without spaces every piece is a word: nothing tells more.
+
+    Args:
+        delay: frames after which words are written that are heard; their times are those of hearing them.
     """
     found: list[Word] = []
     reader = PieceReader()
@@ -60,7 +63,10 @@ def words(pieces: Sequence[str], frame_rate: float) -> list[Word]:
         began = None
     if began is not None:
         _add(found, reader.rest(), began, len(pieces) / frame_rate)
-    return [word for word in found if word.text]
+    early = delay / frame_rate
+    moved = (Word(word.text, max(0.0, word.start - early), word.end - early) for word in found)
+    # What is there earlier than anything was heard is a greeting of nobody.
+    return [word for word in moved if word.text and word.end > 0.0]
 
 
 def _add(found: list[Word], text: str, start: float, end: float) -> None:

@@ -26,7 +26,7 @@ from ttt_moshi.moshi.parallel import shard
 from ttt_moshi.moshi.paths import audio_codec, resolve_model, text_tokenizer
 from ttt_moshi.moshi.remade import own_codebooks
 from ttt_moshi.moshi.streaming import StreamState
-from ttt_moshi.moshi.supported import Purpose, check_supported
+from ttt_moshi.moshi.supported import Purpose, check_supported, first_silence, writing_delay
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.moshi.trained import (
     InitialWeights,
@@ -61,6 +61,7 @@ __all__ = [
     "export_file_name",
     "export_name",
     "export_plan",
+    "first_silence",
     "geometry",
     "is_fp32",
     "load_initial_weights",
@@ -76,4 +77,5 @@ __all__ = [
     "tensor_group",
     "text_tokenizer",
     "trained_base",
+    "writing_delay",
 ]

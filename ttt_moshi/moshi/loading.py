@@ -159,7 +159,7 @@ def empty_model(
             model = TTTMoshi(device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing, **arguments)
     except TypeError as error:
         raise MoshiError(f"config.json has a key that this version of moshi does not know: {error}") from error
-    if conditioners is not None and conditioners.keys() <= HIBIKI_CONDITIONS.keys():
+    if conditioners and conditioners.keys() <= HIBIKI_CONDITIONS.keys():
         model.usual_conditions = HIBIKI_CONDITIONS
     if lora is not None:
         # Before the TTT layers come in: adapters are for the base's linear layers only.

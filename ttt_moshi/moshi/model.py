@@ -241,6 +241,8 @@ class TTTMoshi(Plain, LMModel):
         else:
             assert self.fuser is None, "this model needs condition tensors"
         out, text_logits = self.forward_text(inputs, *conditions, prefix_lengths=given, chunk=chunk)
+        if self.dep_q == 0:  # it writes and says nothing
+            return text_logits, text_logits.new_zeros(len(inputs), 0, inputs.shape[2], self.card)
         return text_logits, self.forward_depformer_training(targets, out)
 
     def _refuse_streaming_mode(self) -> None:

@@ -14,6 +14,7 @@ from moshi.models import loaders
 from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 
+from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.moshi.errors import MoshiError
 
 Purpose = Literal["train", "evaluate", "talk"]
@@ -69,8 +70,6 @@ def _reasons(config: Mapping[str, Any], purpose: Purpose) -> Iterator[str]:
         yield f"`dep_q` and `n_q` count codebooks, got {dep_q!r} and {n_q!r}"
     if config.get("quantize"):
         yield "the base model is quantised, which cannot be trained: take the bfloat16 model"
-    if dep_q == 0:
-        yield "this model writes text and says nothing (`dep_q` 0, speech to text): take a Moshi"
     if dep_q >= n_q:
         yield (
             f"the model predicts {dep_q} of its {n_q} audio codebooks itself, so that it would not hear the user: take "
@@ -104,6 +103,18 @@ def without_user_steps(config: Mapping[str, Any] | None) -> dict[str, Any] | Non
                 : dep_q // 2
             ]
     return changed
+
+
+def writing_delay(config: Mapping[str, Any] | None) -> int:
+    """Frames after which a speech-to-text model writes a word that it hears; 0 for every other model."""
+    seconds = ((config or {}).get("stt_config") or {}).get("audio_delay_seconds", 0.0)
+    return round(seconds * FRAME_RATE)
+
+
+def first_silence(config: Mapping[str, Any] | None) -> int:
+    """Frames of silence that a speech-to-text model should hear first; 0 for every other model."""
+    seconds = ((config or {}).get("stt_config") or {}).get("audio_silence_prefix_seconds", 0.0)
+    return round(seconds * FRAME_RATE)
 
 
 def known_keys() -> set[str]:

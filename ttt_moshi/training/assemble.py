@@ -39,6 +39,7 @@ from ttt_moshi.moshi import (
     set_context,
     shard,
     text_tokenizer,
+    writing_delay,
 )
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
@@ -190,7 +191,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     info = base_to_train(args.moshi_paths, args.data)
     arguments = geometry(info.lm_config)
     alphabet = Alphabet.of_model(arguments)
-    style = TextStyle.of_model(arguments, args.data.no_whitespace_before_word)
+    style = TextStyle.of_model(arguments, args.data.no_whitespace_before_word, writing_delay(info.raw_config))
     codec = tokenizer = None
     if args.paper_metrics.enable or args.eval.gates or any(audio):
         # The official class takes as many codebooks as `dep_q` says, which may count the user's too.

@@ -91,7 +91,7 @@ def component_names(dep_q: int, own: int | None = None) -> list[str]:
     Args:
         own: codebooks of Moshi; those after them are the user's. None: all.
     """
-    audio = ["semantic", *(f"acoustic_{k}" for k in range(2, (own or dep_q) + 1))]
+    audio = ["semantic", *(f"acoustic_{k}" for k in range(2, (own or dep_q) + 1))][:dep_q]
     user = [f"user_{name}" for name in audio] if own is not None and own < dep_q else []
     return ["text_words", "text_padding", *audio, *user]
 

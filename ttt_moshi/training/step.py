@@ -51,7 +51,7 @@ def loss_weights(model: TTTMoshi, args: TrainArgs) -> LossWeights:
         first_codebook=args.first_codebook_weight_multiplier,
         text_padding=args.text_padding_weight,
         text_padding_ids=(model.text_padding_token_id, model.end_of_text_padding_id),
-        semantic=(1, 1 + own_codebooks(model)) if own_codebooks(model) < model.dep_q else (1,),
+        semantic=(1, 1 + own_codebooks(model)) if own_codebooks(model) < model.dep_q else (1,)[: model.dep_q],
     )
 
 

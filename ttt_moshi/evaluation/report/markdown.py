@@ -38,7 +38,7 @@ def _details(task: dict[str, Any]) -> list[str]:
             for n, c in task["components"].items()
         ]
         parts.append(table(["tokens", "count", "NLL (nats)", "perplexity"], rows))
-        parts.append(f"{task['bits_per_second']:.1f} bits per second of audio over {task['seconds']:.1f} s.\n")
+        parts.append(f"{task['bits_per_second']:.1f} bits per second over {task['seconds']:.1f} s.\n")
     if "reductions" in task:
         parts.append(f"{task['pairs']} pairs, {task['voices']} voices, chance {task['chance']}.\n")
         parts.append(table(["reduction", "accuracy"], [[n, interval(e)] for n, e in task["reductions"].items()]))

@@ -28,6 +28,8 @@ from ttt_moshi.evaluation.statistics import Interval, bootstrap_ratio
 from ttt_moshi.frames import frames_to_seconds
 
 FIRST_BIN = 8  # frames
+OF_TEXT = "each text token is as uncertain as a choice among so many; lower is better"
+
 GROUPS = ("text", "semantic", "acoustic")
 
 
@@ -60,18 +62,24 @@ class Perplexity:
     """The result of one pass. A kind of token that does not occur in the set is missing from `components`."""
 
     components: dict[str, Component]
-    bits_per_second: float  # of Moshi's audio
+    bits_per_second: float  # of Moshi's audio, or of the text of a model that only writes
     seconds: float
     clips: int
     data_digest: str
     positions: dict[str, list[Bin]]  # by group: text, semantic, acoustic; bins without tokens are left out
-    samples: list[dict[str, Any]]  # one per clip: `id`, `score` = - mean audio NLL, `nll` and `tokens` by component
+    samples: list[dict[str, Any]]  # one per clip: `id`, `score` = - mean NLL of `main`, `nll` and `tokens` by component
+    main: str = "audio"  # the component that the value of the task is of
 
 
 def component_names(dep_q: int) -> list[str]:
     """Every component, in the order of the tables."""
     acoustic = [f"acoustic_{k}" for k in range(2, dep_q + 1)]
     return ["text_words", "text_pad", "text_epad", "semantic", *acoustic, "text", "acoustic", "audio"]
+
+
+def main_component(dep_q: int) -> str:
+    """What the value of the task is of; a model that only writes has no audio of its own."""
+    return "audio" if dep_q else "text"
 
 
 def component_masks(codes: np.ndarray, present: np.ndarray, padding: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -167,8 +175,9 @@ class PerplexityTask:
                 for example in examples
             ]
         )
-        names = component_names(engine.scorer.dep_q)
-        return _summarise(names, table, [example.id for example in examples], self.tokens.digest(examples))
+        return _summarise(
+            engine.scorer.dep_q, table, [example.id for example in examples], self.tokens.digest(examples)
+        )
 
 
 def evaluate_perplexity(
@@ -205,8 +214,9 @@ def evaluate_perplexity(
     return PerplexityTask(tokens).measure(engine)
 
 
-def _summarise(names: list[str], table: np.ndarray, ids: list[str], digest: str) -> Perplexity:
+def _summarise(dep_q: int, table: np.ndarray, ids: list[str], digest: str) -> Perplexity:
     """From the sums and counts [clips, components and bins, 2]."""
+    names, main = component_names(dep_q), main_component(dep_q)
     components = {}
     for i, name in enumerate(names):
         sums, counts = table[:, i, 0], table[:, i, 1]
@@ -214,16 +224,16 @@ def _summarise(names: list[str], table: np.ndarray, ids: list[str], digest: str)
         if tokens:
             # fsum is exact, so neither the order of clips nor the number of ranks matters.
             components[name] = Component(tokens, math.fsum(sums) / tokens, bootstrap_ratio(sums, counts))
-    seconds = frames_to_seconds(float(table[:, names.index("semantic"), 1].sum()))
-    if "audio" not in components:
+    if main not in components:
         raise EvaluationError(
-            "the evaluation set holds no audio token of Moshi's own stream, so there is no perplexity"
+            f"the evaluation set holds no {main} token of Moshi's own stream, so there is no perplexity"
         )
-    audio_nats = math.fsum(table[:, names.index("audio"), 0])
-    samples = [_sample(id, names, row) for id, row in zip(ids, table, strict=True)]
-    bits = audio_nats / math.log(2) / seconds
+    a_token_a_frame = names.index("semantic" if main == "audio" else main)
+    seconds = frames_to_seconds(float(table[:, a_token_a_frame, 1].sum()))
+    samples = [_sample(id, names, row, main) for id, row in zip(ids, table, strict=True)]
+    bits = math.fsum(table[:, names.index(main), 0]) / math.log(2) / seconds
     positions = _positions(table[:, len(names) :])
-    return Perplexity(components, bits, seconds, len(table), digest, positions, samples)
+    return Perplexity(components, bits, seconds, len(table), digest, positions, samples, main)
 
 
 def _positions(table: np.ndarray) -> dict[str, list[Bin]]:
@@ -239,21 +249,25 @@ def _positions(table: np.ndarray) -> dict[str, list[Bin]]:
     return found
 
 
-def _sample(clip: str, names: list[str], row: np.ndarray) -> dict[str, Any]:
+def _sample(clip: str, names: list[str], row: np.ndarray, main: str) -> dict[str, Any]:
     nll = {name: row[i, 0] / row[i, 1] for i, name in enumerate(names) if row[i, 1]}
     tokens = {name: int(row[i, 1]) for i, name in enumerate(names) if row[i, 1]}
-    return {"id": clip, "score": -nll["audio"] if "audio" in nll else None, "nll": nll, "tokens": tokens}
+    return {"id": clip, "score": -nll[main] if main in nll else None, "nll": nll, "tokens": tokens}
 
 
 def as_task(result: Perplexity) -> dict[str, Any]:
-    """The result as an entry of `results.json`: its value is exp(mean NLL) over Moshi's audio tokens."""
-    audio = result.components["audio"]
+    """The result as an entry of `results.json`: its value is exp(mean NLL) over Moshi's audio tokens, or over the text
+    where it has none."""
+    main = result.components[result.main]
+    of = "Moshi's audio tokens, all codebooks alike" if result.main == "audio" else "the text tokens, padding included"
+    means = {} if result.main == "audio" else {"means": OF_TEXT}
     return {
         "status": "ok",
-        "metric": "exp(mean NLL in nats) of Moshi's audio tokens, all codebooks alike",
+        **means,
+        "metric": f"exp(mean NLL in nats) of {of}",
         "better": "lower",
-        "value": audio.ppl,
-        "ci95": [math.exp(audio.ci95[0]), math.exp(audio.ci95[1])],
+        "value": main.ppl,
+        "ci95": [math.exp(main.ci95[0]), math.exp(main.ci95[1])],
         "n": result.clips,
         "unit_of_n": "clips",
         "bits_per_second": result.bits_per_second,

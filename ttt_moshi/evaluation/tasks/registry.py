@@ -111,6 +111,7 @@ class TaskSpec:
         runs_model: whether options about the model act on it.
         talks: whether the model talks by itself, which it does not in training.
         options: those of the command that few tasks know, and this one does.
+        of_text: whether it is a number of the text too, which a model that says nothing has.
         cannot_apply: the reason why some option has no meaning for it, None where it has.
     """
 
@@ -124,6 +125,7 @@ class TaskSpec:
     check: Callable[[Benchmarks], object] | None = None
     runs_model: bool = True
     talks: bool = False
+    of_text: bool = False
     options: frozenset[str] = frozenset()
 
 
@@ -263,6 +265,7 @@ TASKS: dict[str, TaskSpec] = {
         text="given",
         user="natural",
         check=lambda b: b.recordings().check(),
+        of_text=True,
     ),
     "dialogue": TaskSpec(
         _dialogue,
