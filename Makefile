@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-talking test-extras test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-talking test-extras test-annotate test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -51,6 +51,11 @@ test-browser: $(READY)
 test-extras: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet]'
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py -m slow
+
+# Recognisers of speech: real ones, with the English model of pocketsphinx and a random one of Whisper's form. Two minutes.
+test-annotate: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align]'
+	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py
 
 # What needs a machine that does little else: the server ends within two seconds.
 test-talking: $(READY)

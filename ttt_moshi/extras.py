@@ -10,7 +10,9 @@ from ttt_moshi.errors import UserError
 
 EXTRAS = {
     "espeakng_loader": "demo",
+    "faster_whisper": "annotate",
     "matplotlib": "report",
+    "pocketsphinx": "align",
     "pyarrow": "parquet",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -468,6 +468,19 @@ def _data() -> list[Case]:
         Case("data report {data} --out {new}.html --clips 0", "--clips"),
         Case("data report {data} --out {new}.html --tokenizer {text}", "--tokenizer"),
         Case("data check {data} --tokenizer {nowhere}", "--tokenizer"),
+        *(Case(f"data annotate {path}", path) for path in ("{nowhere}", "{text}", "{empty}")),
+        *(
+            Case(f"data annotate {{folder}}/material/train/data_stereo --engine pocketsphinx {option} {value}", option)
+            for option, some in {
+                "--shard": ("0/2", "x"),
+                "--channels": ("0", "1,1", "x"),
+                "--model": ("small",),
+                "--device": ("cuda", "mps"),
+                "--language": ("de",),
+                "--engine": ("siri",),
+            }.items()
+            for value in some
+        ),
         *(Case(f"data prepare {path} --out {{new}}", path) for path in ("{nowhere}", "{text}", "{empty}")),
         Case("data prepare {folder}/material/train/data_stereo", "--out"),
         Case("data prepare {folder}/material/train/data_stereo --out {text}", "{text}"),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser, seed
+from ttt_moshi.cli.data_annotate import run_annotate
+from ttt_moshi.cli.data_choices import channels_chosen, shard_chosen
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
 from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
 from ttt_moshi.errors import UserError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 USAGE = """usage: ttt-moshi data COMMAND [options]
 
 commands:
+  annotate    write transcripts for recordings that have none
   check       say what is wrong with a data set, file by file
   prepare     turn a folder of recordings into a data set
   report      write a page about a data set, with parts of it to listen to
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     commands = {
+        "annotate": run_annotate,
         "check": run_check,
         "prepare": run_prepare,
         "report": run_report,
@@ -113,7 +117,7 @@ def run_prepare(argv: list[str]) -> int:
         raise UserError(f"`--normalise` is a loudness from -60 to -10 LUFS, got {args.normalise}")
     if args.jobs < 1:
         raise UserError(f"`--jobs` must be at least 1, got {args.jobs}")
-    channels = None if args.channels is None else _channels(args.channels)
+    channels = None if args.channels is None else channels_chosen(args.channels)
     if channels is not None and (args.moshi_speaker == "B" or args.pair is not None):
         raise UserError("`--channels` says who is Moshi: leave `--moshi_speaker` and `--pair` out")
     from ttt_moshi.data.prepare import prepare
@@ -143,14 +147,6 @@ def run_prepare(argv: list[str]) -> int:
     for name, count in result.lists.items():
         print(f"  {args.out / name}: {counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
-
-
-def _channels(text: str) -> tuple[int, ...]:
-    """`3,1` as numbers."""
-    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
-    if len(numbers) > 2 or min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise UserError(f"`--channels` is one number or two different ones, from 1, such as `2,1`; got {text!r}")
-    return tuple(numbers)
 
 
 def _rule(moshi_speaker: str, channels: tuple[int, ...] | None, pair: str | None) -> str:
@@ -186,7 +182,7 @@ def run_encode(argv: list[str]) -> int:
         help="in OUT one tar file for each shard, as webdataset reads, not a file a recording",
     )
     args = parser.parse_args(argv)
-    number, shards = _shard(args.shard)
+    number, shards = shard_chosen(args.shard)
     if args.tar and args.out is None:
         raise UserError("`--tar` says how `--out` is written: name a folder")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
@@ -283,14 +279,6 @@ def _frames(flag: str, text: str) -> tuple[int, int]:
     if not 0 < low <= high <= 86_400:
         raise UserError(f"`{flag}` is seconds from least to greatest, such as 2:6; got {text!r}")
     return seconds_to_frames(low), seconds_to_frames(high)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """`2/8` as numbers."""
-    number, slash, shards = text.partition("/")
-    if not (slash and number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
-        raise UserError(f"`--shard` is a part of how many, from 1/1, such as 2/8; got {text!r}")
-    return int(number), int(shards)
 
 
 def run_where(argv: list[str]) -> int:

@@ -1,0 +1,79 @@
+"""`ttt-moshi data annotate`"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.data_choices import channels_chosen, shard_chosen
+from ttt_moshi.cli.data_shown import clock, counted, progress, shown
+
+if TYPE_CHECKING:
+    from ttt_moshi.data.annotate import Annotated
+
+
+def run_annotate(argv: list[str]) -> int:
+    parser = Parser(
+        prog="ttt-moshi data annotate",
+        description="Write a transcript with word times beside every recording that has none, hearing one channel "
+        "at a time. An interrupted call is continued by the same command.",
+    )
+    parser.add_argument("source", type=Path, help="folder of recordings, searched with its subfolders")
+    parser.add_argument(
+        "--engine", choices=("faster-whisper", "pocketsphinx"), default="faster-whisper",
+        help="faster-whisper knows some hundred languages; pocketsphinx English alone, badly, but needs no download",
+    )  # fmt: skip
+    parser.add_argument("--model", help="Whisper model of CTranslate2: a size, a repository or a folder (large-v3)")
+    parser.add_argument(
+        "--language", help="code of the language spoken, such as en; by default each channel's is found"
+    )
+    parser.add_argument("--channels", help="which channels are heard as A and B, from 1, such as `3,1`; or one alone")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
+    parser.add_argument("--shard", default="1/1", help="which part, such as 2/8, for several processes or GPUs")
+    parser.add_argument("--overwrite", action="store_true", help="make transcripts again that are there")
+    args = parser.parse_args(argv)
+    shard = shard_chosen(args.shard)
+    channels = None if args.channels is None else channels_chosen(args.channels)
+    from ttt_moshi.data.annotate import annotate, recordings_below
+    from ttt_moshi.data.recognisers import open_recogniser
+
+    recordings_below(args.source)  # first: the model may be a download
+    recogniser = open_recogniser(args.engine, args.model, args.device, args.language)
+    began = time.monotonic()
+    outcomes: list[Annotated] = []
+    with progress("hearing") as on_file:
+        for outcome in annotate(
+            args.source,
+            recogniser,
+            language=args.language,
+            channels=channels,
+            shard=shard,
+            overwrite=args.overwrite,
+            on_file=on_file,
+        ):
+            outcomes.append(outcome)
+            print(shown(_line(outcome)), flush=True)
+    made = [outcome for outcome in outcomes if outcome.left_out is None and outcome.there is None]
+    seconds, words = sum(o.seconds for o in made), sum(sum(o.words.values()) for o in made)
+    took = max(time.monotonic() - began, 1e-3)
+    print(
+        f"\n{counted(len(made), 'transcript')} written, {clock(seconds)}, {counted(words, 'word')}, "
+        f"{seconds / took:.1f}x real time"
+    )
+    return 1 if any(outcome.left_out for outcome in outcomes) else 0
+
+
+def _line(outcome: Annotated) -> str:
+    if outcome.left_out:
+        return f"left out  {outcome.source}: {outcome.left_out}"
+    if outcome.there:
+        return f"there     {outcome.source}: has {outcome.there}"
+    heard = [
+        (f"{who}: " if len(outcome.words) == 2 else "")
+        + counted(count, "word")
+        + (f" ({outcome.languages[who]})" if who in outcome.languages else "")
+        for who, count in outcome.words.items()
+    ]
+    return f"ok        {outcome.source}: {outcome.seconds:.2f} s, {', '.join(heard)}"
