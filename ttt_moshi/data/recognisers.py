@@ -62,8 +62,10 @@ def open_recogniser(engine: str, model: str | None, device: str, language: str |
         UserError: a package that is not installed, or a model, device or language that the engine does not have.
     """
     if engine == "pocketsphinx":
-        if model is not None or device not in ("auto", "cpu"):
-            raise UserError("`--engine pocketsphinx` has its own model and runs on the processor alone")
+        if model is not None:
+            raise UserError(f"`--engine pocketsphinx` has its own model; leave `--model {model}` out")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"`--engine pocketsphinx` runs on the processor alone, not on `--device {device}`")
         if language not in (None, "en"):
             raise UserError(f"`--engine pocketsphinx` knows English alone, not `--language {language}`")
         return Sphinx()
