@@ -221,6 +221,35 @@ def test_what_the_memory_learns_is_told(one_speaker, play):
     play(scene)
 
 
+@pytest.mark.parametrize("usual", [True, False])
+def test_moshi_may_wait_for_the_first_sound(one_speaker, play, usual):
+    """As the server or the visitor has it, with a prompt too; what is said after the sound is not held back."""
+    silence, voice = pcm(np.zeros((12, 1920), np.float32)), pcm(noise(24))
+
+    async def scene(scene: Scene) -> None:
+        async def told(query: str) -> tuple[str, str]:
+            async with scene.client(f"?format=pcm{query}") as client:
+                await client.say(silence)
+                await client.until(lambda: len(client.sound) >= 10)
+                first = client.text
+                await client.say(voice)
+                await client.until(lambda: len(client.sound) >= 30)
+                return first, client.text[len(first) :]
+
+        for query, greets in (
+            ("", usual),
+            ("&greeting=0", False),
+            ("&greeting=1", True),
+            ("&greeting=0&prompt=Ann", False),
+        ):
+            first, later = await told(query)
+            assert bool(first) == greets, query
+            assert len(later) > 5, query
+        assert (await scene.get("/api/chat?greeting=2"))[0] == 400
+
+    play(scene, settings=replace(PATIENT, greeting=usual))
+
+
 def test_who_finds_no_place_waits_in_order(play):
     async def scene(scene: Scene) -> None:
         async with scene.client("?events=1") as first:

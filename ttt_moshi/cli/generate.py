@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,14 @@ from rich.console import Console
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.checkpoint_facts import progress_bar
-from ttt_moshi.cli.talking import MAX_PAD_BIAS, add_options, check_options, open_prompt, open_speaker
+from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ttt_moshi.inference import Answer, Sampling, Snapshot, Speaker
+    from ttt_moshi.inference import Answer, Speaker
 
 MAX_EXTRA_SECONDS = 3600.0
 SAY_EXTRA_SECONDS = 10.0
@@ -54,7 +53,6 @@ def main(argv: list[str]) -> int:
         help="silence after what the user says, for the answer; default: 0, with --say 10; for a model that only "
         "writes, as long as that takes",
     )
-    add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
     add("--slots", type=int, default=4, help="of many recordings, so many at once; default: %(default)s")
     add(
         "--resume_session", type=Path, help="go on with a saved conversation: it remembers what was said (and its seed)"
@@ -116,7 +114,7 @@ def _answer_one(options: Any, console: Console) -> int:
     samples = _with_silence(samples, options, speaker)
     from ttt_moshi.inference import Question, Slots, answer, load_session, save_session
 
-    start = _begin(options, speaker, sampling)
+    start = open_prompt(options, speaker, sampling)
     if options.resume_session is not None:
         start = load_session(options.resume_session, speaker.state_id)
         if options.seed not in (0, start.seed):
@@ -162,7 +160,7 @@ def _answer_many(options: Any, console: Console) -> int:
     from ttt_moshi.inference.driver import Driver, Item
 
     driver = Driver(
-        speaker, sampling, options.slots, options.seed, _begin(options, speaker, sampling), not options.no_greeting
+        speaker, sampling, options.slots, options.seed, open_prompt(options, speaker, sampling), not options.no_greeting
     )
 
     def read(path: Path) -> Any:
@@ -183,13 +181,6 @@ def _answer_many(options: Any, console: Console) -> int:
     failures = len(outcomes) - sum(outcomes)
     console.print(f"{options.out}: {sum(outcomes)} conversations written, {failures} failed", markup=False)
     return 1 if failures else 0
-
-
-def _begin(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot | None:
-    """The prompt, if there is one; the frame after it is drawn with it, so that it too must not be a greeting."""
-    if options.no_greeting:
-        sampling = replace(sampling, pad_bias=MAX_PAD_BIAS)
-    return open_prompt(options, speaker, sampling)
 
 
 def _recordings(source: Path) -> dict[str, Path]:
@@ -266,7 +257,7 @@ def _with_silence(samples: Any, options: Any, speaker: Speaker) -> Any:
 
 
 def _silent(samples: Any) -> bool:
-    from ttt_moshi.inference.answers import SILENCE
+    from ttt_moshi.inference.slots import SILENCE
 
     return bool(abs(samples).max() < SILENCE)
 

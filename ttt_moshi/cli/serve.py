@@ -147,6 +147,7 @@ def _settings(options: Any) -> Settings:
         max_queue=options.queue,
         idle_seconds=options.idle_seconds,
         save_seconds=options.save_seconds,
+        greeting=not options.no_greeting,
         token=options.token,
         # Another name that leads here is a trick of another page's, unless other machines are let in.
         hosts=frozenset({"localhost", "127.0.0.1", "::1", options.host}) if loopback else None,

@@ -62,6 +62,7 @@ def add_options(parser: Parser) -> None:
     add(
         "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
     )
+    add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
     add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
 
 
@@ -135,7 +136,9 @@ def open_prompt(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot 
     from ttt_moshi.data.audio import read_audio
 
     voice = None if options.prompt_voice is None else torch.from_numpy(read_audio(options.prompt_voice)[0])
-    return begin_with(speaker, *make_prompt(speaker, voice, options.prompt_text), sampling)
+    # The frame after a prompt is drawn with it, so that it too must not be a greeting.
+    first = sampling.wordless() if options.no_greeting else sampling
+    return begin_with(speaker, *make_prompt(speaker, voice, options.prompt_text), first)
 
 
 def use_device(device: str) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from ttt_moshi.inference.slots import Slots, Snapshot, why_broken
-
-SILENCE = 1e-3
-"""amplitude below which a recording is silent: -60 dB of full scale"""
 
 
 @dataclass(frozen=True)
@@ -155,11 +151,10 @@ def answer(
 
 
 def _begin(slots: Slots, slot: int, question: Question) -> _Going:
-    silent = 0 if question.greeting else _silent_frames(question.samples, slots.frame_size)
     if question.start is None:
-        slots.join(slot, question.seed, silent)
+        slots.join(slot, question.seed, question.greeting)
     else:
-        slots.restore(slot, replace(question.start, seed=question.seed), question.start.frames + silent)
+        slots.restore(slot, replace(question.start, seed=question.seed), question.greeting)
     return _Going(question, _frames(question.samples, slots.frame_size), length_of(question.samples))
 
 
@@ -173,8 +168,3 @@ def _frames(samples: Audio, size: int) -> Iterator[Tensor]:
         rest = rest[whole:]
     if len(rest):
         yield torch.nn.functional.pad(rest, (0, size - len(rest)))
-
-
-def _silent_frames(samples: Audio, size: int) -> int:
-    """How many frames pass before the first sound."""
-    return sum(1 for _ in takewhile(lambda frame: frame.abs().max() < SILENCE, _frames(samples, size)))

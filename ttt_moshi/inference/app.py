@@ -68,7 +68,7 @@ async def _headers(request: web.Request, handler: Callable[[web.Request], Any]) 
 async def _chat(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     _admit(request, server.settings)
-    wish = _wish(request)
+    wish = _wish(request, server.settings)
     if wish.prompt is not None and not server.takes_prompts:
         raise web.HTTPBadRequest(text="this server has a prompt of its own, or a model that takes none\n")
     if server.failure is not None:
@@ -94,6 +94,8 @@ async def _hello(request: web.Request) -> web.StreamResponse:
         "queue": server.lobby.queue,
         "keeps_sessions": server.sessions is not None,
         "takes_prompts": server.takes_prompts,
+        "greets": server.settings.greeting,
+        "speaks": server.speaks,
     }
     return web.json_response(facts)
 
@@ -140,7 +142,7 @@ def _admit(request: web.Request, settings: Settings) -> None:
             raise web.HTTPUnauthorized(text="the token is missing or wrong\n")
 
 
-def _wish(request: web.Request) -> Wish:
+def _wish(request: web.Request, settings: Settings) -> Wish:
     """What the address asks for; other parameters are those of moshi's own page, which mean nothing here."""
     query = request.query
     form = query.get("format", "opus")
@@ -149,4 +151,7 @@ def _wish(request: web.Request) -> Wish:
     prompt = query.get("prompt", "").strip() or None
     if prompt is not None and len(prompt) > MAX_PROMPT_LETTERS:
         raise web.HTTPBadRequest(text=f"a prompt has at most {MAX_PROMPT_LETTERS} letters\n")
-    return Wish(query.get("events") == "1", form, query.get("resume"), prompt)
+    greeting = query.get("greeting", str(int(settings.greeting)))
+    if greeting not in ("0", "1"):
+        raise web.HTTPBadRequest(text="greeting is 0 or 1\n")
+    return Wish(query.get("events") == "1", form, query.get("resume"), prompt, greeting == "1")

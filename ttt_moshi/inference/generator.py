@@ -21,7 +21,7 @@ class Generator(LMGen):
     Attributes:
         seeds: int64 [B], of the conversation in each row. Written in place: CUDA graphs replay on fixed addresses.
         steps: int64 [B], the step of each row that is being computed.
-        quiet: int64 [B], the frame of each row that may have the first word; before it there is none.
+        silent: bool [B], rows that may not say a word.
     """
 
     def __init__(self, model: TTTMoshi, rows: int, sampling: Sampling, **options: object) -> None:
@@ -35,7 +35,7 @@ class Generator(LMGen):
         self.sampling = sampling
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.steps = torch.zeros_like(self.seeds)
-        self.quiet = torch.zeros_like(self.seeds)
+        self.silent = torch.zeros_like(self.seeds, dtype=torch.bool)
 
     def advance(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the rows in the exec mask.
@@ -130,7 +130,7 @@ class Generator(LMGen):
         logits = logits.float()
         logits[:, padding] += self.sampling.pad_bias
         token = self._choose(logits, self.sampling.temp_text, self.sampling.top_k_text, 0)
-        return token.where(self.steps >= self.quiet, padding)
+        return torch.where(self.silent, padding, token)
 
     def _choose(self, logits: Tensor, temperature: float, top_k: int, codebook: int) -> Tensor:
         temperature = 0.0 if self.sampling.greedy else temperature

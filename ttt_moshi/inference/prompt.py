@@ -40,14 +40,18 @@ def begin_with(
         return slots.snapshot(0)
 
 
-def begin_beside(slots: Slots, text: str) -> Snapshot:
+def begin_beside(slots: Slots, text: str, greeting: bool = True) -> Snapshot:
     """Where a conversation is that begins with a text, made between two ticks of others.
+
+    Args:
+        greeting: whether a word may follow at once.
 
     Raises:
         InferenceError: a text of no token, or of more than the attention window holds.
     """
     with slots.set_aside():
-        return begin_with(_aside(slots), *make_prompt(slots.speaker, text=text), slots.sampling)
+        sampling = slots.sampling if greeting else slots.sampling.wordless()
+        return begin_with(_aside(slots), *make_prompt(slots.speaker, text=text), sampling)
 
 
 def go_on_beside(slots: Slots, codes: Tensor, user: Tensor, seed: int) -> Snapshot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,10 @@ class Sampling:
     temp_text: float = 0.7
     top_k_text: int = 25
     pad_bias: float = 0.0
+
+    def wordless(self) -> Sampling:
+        """The same without any word: for the frame that is drawn with a prompt."""
+        return replace(self, pad_bias=math.inf)
 
     @classmethod
     def of(cls, recommended: Mapping[str, Any], **chosen: Any) -> Sampling:

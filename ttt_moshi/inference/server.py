@@ -48,6 +48,7 @@ class Server:
         prepare: called first in the thread of the model.
 
     Attributes:
+        speaks: whether the model says anything.
         takes_prompts: whether visitors may say who Moshi should be.
         live: visits by the session that is going on in them.
         tick_seconds: of the last tick.
@@ -71,7 +72,8 @@ class Server:
         self.tick_seconds = 0.0
         self.failure: BaseException | None = None
         self._state_id = slots.speaker.state_id
-        self.takes_prompts = start is None and slots.speaker.speaks
+        self.speaks = slots.speaker.speaks
+        self.takes_prompts = start is None and self.speaks
         self._visits: set[Visitor] = set()
         self._talking: dict[int, Visitor] = {}
         # One thread: what is saved later is written later.

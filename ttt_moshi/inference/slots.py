@@ -21,6 +21,9 @@ from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.moshi.sink import attention_sink
 from ttt_moshi.ttt import StreamLosses
 
+SILENCE = 1e-3
+"""amplitude below which a frame is silent: -60 dB of full scale"""
+
 LOSS_EVERY = 5
 """frames of which a processor computes one's inner loss; no divisor of a mini-batch: each of its places comes up"""
 
@@ -98,6 +101,7 @@ class Slots:
         self.frames = [0] * count
         self.broken: set[int] = set()
         self._seeds = [0] * count
+        self._awaiting: set[int] = set()  # the user's first sound
         model = speaker.model
         self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
         conditions = get_condition_tensors(speaker.model_type, model, batch_size=count, cfg_coef=1.0)
@@ -149,14 +153,14 @@ class Slots:
             for module, state in states:
                 module.set_streaming_state(state)
 
-    def join(self, slot: int, seed: int, quiet: int = 0) -> None:
+    def join(self, slot: int, seed: int, greeting: bool = True) -> None:
         """A new conversation begins in `slot`, whatever was there; the other slots do not notice.
 
         Args:
             seed: of its draws, from 0 to 2**63 - 1.
-            quiet: the frame that may have Moshi's first word.
+            greeting: whether Moshi may say a word before the user makes a sound.
         """
-        mask = self._clear(slot, seed, quiet)
+        mask = self._clear(slot, seed, greeting)
         # The generator's first step reads the initial tokens whatever it is given; frames count from the second.
         model = self.speaker.model
         heard = model.num_codebooks - model.dep_q - 1
@@ -202,6 +206,8 @@ class Slots:
         mimi, model = self.speaker.mimi, self.speaker.model
         with torch.no_grad(), self._eager():
             mask = self._mask(going)
+            for slot in self._awaiting & {slot for slot in going if frames[slot].abs().max() >= SILENCE}:
+                self._may_speak(slot, True)
             mimi.set_exec_mask(mask)
             self._generator.set_exec_mask(mask)
             tokens, hidden = self._generator.advance(mimi.encode(heard.to(model.device)))
@@ -230,11 +236,11 @@ class Slots:
             raise InferenceError(f"{why_broken(self.frames[slot])} (the first value that is not finite: {lost[0]})")
         return Snapshot(tensors, self._seeds[slot], self.frames[slot])
 
-    def restore(self, slot: int, snapshot: Snapshot, quiet: int = 0) -> None:
+    def restore(self, slot: int, snapshot: Snapshot, greeting: bool = True) -> None:
         """Puts a conversation into `slot`; its next frame is what it would have been, bit for bit on the same machine.
 
         Args:
-            quiet: the frame, counted from the beginning of the conversation, before which there is no new word.
+            greeting: whether Moshi may say a word before the user makes the next sound.
 
         Raises:
             InferenceError: it is of another model, type or version; nothing was changed.
@@ -244,7 +250,7 @@ class Slots:
                 "the conversation has another form than this model's: was it saved with another --dtype or --sink?"
             )
         write_row(self._parts, slot, snapshot.tensors)
-        self._occupy(slot, snapshot.seed, snapshot.frames, quiet)
+        self._occupy(slot, snapshot.seed, snapshot.frames, greeting)
 
     def memory(self, slot: int) -> dict[int, LayerMemory]:
         """What each TTT layer has in its memory of the conversation in `slot`, by temporal layer (`watched` slots)."""
@@ -264,22 +270,29 @@ class Slots:
             for index, (share, start, now) in zip(self._losses.layers, found, strict=True)
         }
 
-    def _clear(self, slot: int, seed: int, quiet: int = 0) -> Tensor:
+    def _clear(self, slot: int, seed: int, greeting: bool = True) -> Tensor:
         """Nothing is left in `slot`; the mask of it."""
         mask = self._mask([slot])
         self.speaker.mimi.reset_streaming(mask)
         self._generator.reset_streaming(mask)
         empty_rings(self._parts, slot)
-        self._occupy(slot, seed, 0, quiet)
+        self._occupy(slot, seed, 0, greeting)
         return mask
 
-    def _occupy(self, slot: int, seed: int, frames: int, quiet: int) -> None:
+    def _occupy(self, slot: int, seed: int, frames: int, greeting: bool) -> None:
         self.frames[slot], self._seeds[slot] = frames, seed
-        self._generator.quiet[slot] = quiet
+        self._may_speak(slot, greeting)
         self._generator.seeds[slot] = seed
         if self._losses is not None:
             self._losses.take(slot)  # of whoever was there before
         self.broken.discard(slot)
+
+    def _may_speak(self, slot: int, allowed: bool) -> None:
+        self._generator.silent[slot] = not allowed
+        if allowed:
+            self._awaiting.discard(slot)
+        else:
+            self._awaiting.add(slot)
 
     def _together(self, frames: Mapping[int, Tensor]) -> Tensor:
         """All slots' frames, float32 [count, 1, frame_size]."""

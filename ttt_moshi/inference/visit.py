@@ -53,12 +53,14 @@ class Wish:
         format: of audio, a key of `FORMATS`.
         resume: the session to go on with.
         prompt: what Moshi should know or who she is, in a new conversation.
+        greeting: whether Moshi may say a word before the visitor makes a sound, in a new conversation.
     """
 
     events: bool = False
     format: str = "opus"
     resume: str | None = None
     prompt: str | None = None
+    greeting: bool = True
 
 
 class Allowance:
@@ -196,14 +198,16 @@ class Visit:
         server = self._server
         seed = server.seed if server.seed is not None else secrets.randbits(62)
         start, prompt = snapshot, self._wish.prompt
+        # What goes on has been greeted already.
+        greeting = self._wish.greeting or snapshot is not None
         if snapshot is None and server.start is not None:
             start = replace(server.start, seed=seed)
         elif snapshot is None and prompt is not None:
-            start = replace(await server.call(lambda slots: begin_beside(slots, prompt)), seed=seed)
+            start = replace(await server.call(lambda slots: begin_beside(slots, prompt, greeting)), seed=seed)
         if start is None:
-            await server.call(lambda slots: slots.join(slot, seed))
+            await server.call(lambda slots: slots.join(slot, seed, greeting))
         else:
-            await server.call(lambda slots: slots.restore(slot, start))
+            await server.call(lambda slots: slots.restore(slot, start, greeting))
         self._session = self._wish.resume or server.new_session()
         server.live_visit(self, self._session, slot)
         self._heard = self._heard[:0]
@@ -223,7 +227,10 @@ class Visit:
             slot = self._slot
             if slot is None:  # between two conversations
                 continue
-            behind = frames_to_seconds(server.engine.waiting(slot)) + self._waited
+            waiting = server.engine.waiting(slot)
+            if waiting:  # whoever is not heard yet has not fallen silent
+                self._last_audio = time.monotonic()
+            behind = frames_to_seconds(waiting) + self._waited
             self._waited = 0.0
             if self._wish.events and seconds % MEMORY_SECONDS == 0:
                 memory = await server.call(partial(Slots.memory, slot=slot))

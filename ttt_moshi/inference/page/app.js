@@ -45,7 +45,8 @@ function enable() {
   find("talk").disabled = state.hello === null;
   find("mute").disabled = !going;
   find("prompting").hidden = !state.hello?.takes_prompts;
-  find("prompt").disabled = going;
+  find("greeting-choice").hidden = !state.hello?.speaks;
+  find("prompt").disabled = find("greeting").disabled = going;
   const keeps = Boolean(state.hello?.keeps_sessions);
   find("keep").disabled = find("forget").disabled = !(state.talking && keeps);
   find("save-session").disabled = !(keeps && state.connection?.session);
@@ -64,6 +65,7 @@ async function greet() {
     }
     if (!response.ok) throw new Error(await response.text());
     state.hello = await response.json();
+    find("greeting").checked = state.hello.greets;
     const { free, places, queue } = state.hello;
     say(free ? "Ready." : `All ${places} places are taken, and ${queue} wait: you may wait as well.`);
   } catch (error) {
@@ -91,7 +93,8 @@ async function start(session) {
   written.clear();
   wrong.clear();
   const prompt = state.hello.takes_prompts && !session ? find("prompt").value.trim() : "";
-  const parameters = { format: Codec.format, ...(token ? { token } : {}), ...(prompt ? { prompt } : {}) };
+  const greeting = find("greeting").checked ? "1" : "0";
+  const parameters = { format: Codec.format, greeting, ...(token ? { token } : {}), ...(prompt ? { prompt } : {}) };
   state.connection = new Connection(parameters, session, {
     opening: () => say("Connecting…"),
     ready: () => {
