@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -60,7 +61,7 @@ def test_personaplex_hears_the_user_and_says_what_its_half_says(material, reposi
     assert not torch.equal(talk(folder), talk(folder, seed=1)), "it hears nobody"
 
 
-def test_hibiki_speaks_under_its_condition(material, repository):
+def test_hibiki_speaks_under_its_condition(material, repository, capsys):
     folder, config, tensors = repository
     conditioners = {"conditioners": {"description": LUT}}
     torch.manual_seed(0)
@@ -71,6 +72,18 @@ def test_hibiki_speaks_under_its_condition(material, repository):
     said = talk(folder)
     assert not torch.equal(said, talk(folder, seed=1))
     assert not torch.equal(said, talk(material.base_model)), "the condition does nothing"
+    # The user chooses another, and what the model does not know is refused.
+    generate = ["generate", "--checkpoint_dir", "base", "--hf_repo_id", str(folder), "--dtype", "float32"]
+    soundfile.write(folder / "user.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 20 * 1920), 24_000)
+    generate += ["--input", str(folder / "user.wav"), "--temp", "2"]
+    for name, condition in (("usual", []), ("same", ["description=very_good"]), ("bad", ["description=very_bad"])):
+        options = [option for one in condition for option in ("--condition", one)]
+        assert main([*generate, *options, "--out", str(folder / f"{name}.wav")]) == 0
+    usual, same, bad = (soundfile.read(folder / f"{name}.wav")[0][:, 0] for name in ("usual", "same", "bad"))
+    assert (usual == same).all() and not (usual == bad).all()
+    for condition, reason in (("mood=good", "no condition 'mood': it has description"), ("description=?", "not know")):
+        assert main([*generate, "--out", str(folder / "new.wav"), "--condition", condition]) == 2
+        assert reason in capsys.readouterr().err
 
 
 @pytest.fixture

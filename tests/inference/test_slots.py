@@ -8,8 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moshi.models import LMGen
 from moshi.utils.compile import no_compile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ttt_moshi.inference import Conversation, InferenceError, Reply, Sampling, Slots
+from ttt_moshi.inference import (
+    Conversation,
+    InferenceError,
+    Reply,
+    Sampling,
+    Slots,
+    Snapshot,
+    load_session,
+    save_session,
+)
 from ttt_moshi.inference.prompt import begin_beside
 
 SLOTS, PEOPLE, LENGTH = 3, 5, 40
@@ -45,9 +56,15 @@ PROGRAMS = st.lists(st.tuples(*[ACTIONS] * SLOTS), min_size=1, max_size=45)
 
 @settings(max_examples=8)
 @given(program=PROGRAMS)
-def test_rows_equal_solo_runs(company, program):
-    """Under random joins, leaves, pauses, saves and resumes in other slots."""
+def test_rows_equal_solo_runs(company, program, tmp_path_factory):
+    """Under random joins, leaves, pauses, saves to files and resumes from them in other slots."""
     speaker, alone = company
+    file = tmp_path_factory.mktemp("kept") / "one.session"
+
+    def through_a_file(snapshot: Snapshot) -> Snapshot:
+        save_session(snapshot, speaker.state_id, file)
+        return load_session(file, speaker.state_id)
+
     voices = [voice(person) for person in range(PEOPLE)]
     with Slots(speaker, SLOTS) as slots:
         people: list[int] = []
@@ -63,7 +80,7 @@ def test_rows_equal_solo_runs(company, program):
                     slots.join(slot, seed=people[slot])
                 elif action == "move":  # two people change places
                     other = (slot + 1) % SLOTS
-                    here, there = slots.snapshot(slot), slots.snapshot(other)
+                    here, there = through_a_file(slots.snapshot(slot)), through_a_file(slots.snapshot(other))
                     slots.restore(slot, there)
                     slots.restore(other, here)
                     people[slot], people[other] = people[other], people[slot]
@@ -209,3 +226,29 @@ def test_what_is_in_a_memory_belongs_to_its_row(company):
         slots.join(1, seed=2)
         assert {(layer.written, layer.loss) for layer in slots.memory(1).values()} == {(0.0, None)}
     assert not any(layer.ttt.inner._forward_pre_hooks for layer in speaker.model.layers), "somebody still watches"
+
+
+class _NoDoubles(TorchDispatchMode):
+    """Fails where a tensor of float64 comes out of anything."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        found = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.dtype == torch.float64]
+        assert not found, f"{function} makes float64"
+        return out
+
+
+def test_a_conversation_needs_no_float64(company):
+    """Apple's GPUs have none."""
+    speaker, _ = company
+    with pytest.raises(AssertionError, match="makes float64"), _NoDoubles():
+        torch.zeros(1).double()
+    with _NoDoubles(), Slots(speaker, 2, watched=True) as slots:
+        slots.join(0, seed=0)
+        slots.join(1, seed=1, greeting=False)
+        for t in range(6):
+            slots.tick({0: voice(0)[t], 1: voice(1)[t]})
+        slots.restore(1, slots.snapshot(0))
+        slots.memory(0)
+        slots.restore(1, begin_beside(slots, "a prompt"))
+        slots.tick({1: voice(1)[6]})

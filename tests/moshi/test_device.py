@@ -8,10 +8,20 @@ from ttt_moshi.moshi import MoshiError
 from ttt_moshi.moshi.device import choose_device, choose_dtype
 
 
-@pytest.mark.parametrize("name", ["mps", "gpu", "", "cuda:", "cuda:x", "CPU", "cuda:-1", "cpu:0"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:x", "CPU", "cuda:-1", "cpu:0"])
 def test_other_names_are_refused_with_those_that_are_known(name):
     with pytest.raises(MoshiError, match="it is auto, cpu, cuda or cuda:N"):
         choose_device(name)
+
+
+def test_an_apple_gpu_is_for_talking_where_there_is_one():
+    with pytest.raises(MoshiError, match="only `generate` and `serve`"):
+        choose_device("mps")
+    if torch.backends.mps.is_available():
+        assert choose_device("mps", mps=True) == "mps"
+    else:
+        with pytest.raises(MoshiError, match="finds no Apple GPU here"):
+            choose_device("mps", mps=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

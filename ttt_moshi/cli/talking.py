@@ -36,7 +36,11 @@ def add_options(parser: Parser) -> None:
     add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
     add("--hf_repo_id", help="where the base model is now: hub id or folder")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`, else bfloat16")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1 ... or mps (Apple); auto takes an NVIDIA GPU where there is one",
+    )
     add("--seed", type=int, default=0, help="seed of the draws: it repeats a conversation (default: %(default)s)")
     add("--greedy", action="store_true", help="always the likeliest token instead of a draw")
     for name, kind, what in (
@@ -61,6 +65,13 @@ def add_options(parser: Parser) -> None:
     )
     add(
         "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
+    )
+    add(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of a model that knows conditions: how it should speak (Hibiki: description=very_good, the default)",
     )
     add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
     add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
@@ -90,6 +101,10 @@ def check_options(options: Any) -> None:
         )
     if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
         raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
+    for condition in options.condition:
+        name, _, value = condition.partition("=")
+        if not name or not value:
+            raise UserError(f"--condition reads NAME=VALUE, as in description=very_good, not {condition!r}")
     if options.prompt_text == "":
         raise UserError("--prompt_text is empty: leave it out, or say something")
     if options.prompt_voice is not None and not options.prompt_voice.is_file():
@@ -110,12 +125,15 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
     from ttt_moshi.moshi.device import choose_device
     from ttt_moshi.moshi.sink import check_sink
 
-    device = choose_device(options.device)
+    device = choose_device(options.device, mps=True)
     use_device(device)
     speaker = _open(options, device, console)
     if options.sink:
         check_sink(speaker.model, options.sink)
         speaker = replace(speaker, sink=options.sink)
+    if options.condition:
+        speaker = replace(speaker, conditions=dict(condition.split("=", 1) for condition in options.condition))
+        speaker.model.conditions(1, speaker.conditions)  # refused now, if it is unknown
     names = ("temp", "top_k", "temp_text", "top_k_text", "pad_bias")
     greedy = {"greedy": True} if options.greedy else {}
     return speaker, Sampling.of(speaker.generation, **greedy, **{name: getattr(options, name) for name in names})

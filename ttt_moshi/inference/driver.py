@@ -153,6 +153,7 @@ class Driver:
         return {
             "state_id": self.speaker.state_id,
             "sink": self.speaker.sink,
+            **({"conditions": dict(self.speaker.conditions)} if self.speaker.conditions else {}),
             "sampling": asdict(self.sampling),
             "seed": question.seed,
             "prompt": prompt,

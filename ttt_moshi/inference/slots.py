@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import torch
-from moshi.run_inference import get_condition_tensors
 from moshi.utils.compile import no_compile
 from torch import Tensor
 
@@ -104,7 +103,7 @@ class Slots:
         self._awaiting: set[int] = set()  # the user's first sound
         model = speaker.model
         self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
-        conditions = get_condition_tensors(speaker.model_type, model, batch_size=count, cfg_coef=1.0)
+        conditions = model.conditions(count, speaker.conditions) or {}
         self.sampling = Sampling.of(speaker.generation) if sampling is None else sampling
         self._generator = Generator(model, count, self.sampling, condition_tensors=conditions)
         self._parts: Parts = [("generator", self._generator), ("model", model), ("mimi", speaker.mimi)]
@@ -116,9 +115,9 @@ class Slots:
         try:
             with self._eager():
                 if self._watched:
-                    on_cpu = self.speaker.model.device.type == "cpu"
+                    every = 1 if self.speaker.model.device.type == "cuda" else LOSS_EVERY
                     layers = {layer.index: layer.ttt for layer in self.speaker.model.layers if layer.ttt is not None}
-                    self._losses = StreamLosses(layers, self.count, LOSS_EVERY if on_cpu else 1)
+                    self._losses = StreamLosses(layers, self.count, every)
                     self._streaming.callback(self._losses.pause)
                 if self.speaker.sink:
                     self._streaming.enter_context(attention_sink(self.speaker.model, self.speaker.sink))
@@ -317,8 +316,8 @@ class Slots:
         return Reply(found[len(tokens) :].clone(), piece, tokens)
 
     def _eager(self) -> AbstractContextManager[None]:
-        """moshi compiles its functions on first use, which on a CPU takes half a minute and saves nothing."""
-        return no_compile() if self.speaker.model.device.type == "cpu" else nullcontext()
+        """moshi compiles its functions on first use, which takes half a minute and pays on an NVIDIA GPU only."""
+        return nullcontext() if self.speaker.model.device.type == "cuda" else no_compile()
 
 
 def why_broken(frames: int) -> str:

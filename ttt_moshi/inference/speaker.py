@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Speaker:
         generation: settings of the official generator that the base model recommends.
         delay: frames after which a word is written that is heard; 0 of models that speak.
         silence: frames of silence that the model should hear first.
+        conditions: text conditions by name, where they are not the usual ones (Hibiki).
         sink: so many first positions of a conversation stay in the attention window for good (StreamingLLM).
     """
 
@@ -53,6 +54,7 @@ class Speaker:
     generation: Mapping[str, Any]
     delay: int = 0
     silence: int = 0
+    conditions: Mapping[str, str] = field(default_factory=dict)
     sink: int = 0
 
     @property

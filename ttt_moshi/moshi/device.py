@@ -11,14 +11,25 @@ from ttt_moshi.moshi.errors import MoshiError
 DTYPES = ("bfloat16", "float32")
 
 
-def choose_device(name: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as PyTorch knows it; `auto` is a GPU where there is one.
+def choose_device(name: str, mps: bool = False) -> str:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as PyTorch knows it; `auto` is an NVIDIA GPU where there is one.
+
+    Args:
+        mps: whether Apple's GPUs will do, which have no float64.
 
     Raises:
-        MoshiError: another name, or a GPU that is not here.
+        MoshiError: another name, or a GPU that is not here or will not do.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "mps":
+        if not mps:
+            raise MoshiError(
+                "`--device mps`: only `generate` and `serve` run on Apple's GPUs; take cpu, cuda or cuda:N"
+            )
+        if not torch.backends.mps.is_available():
+            raise MoshiError("`--device mps`: PyTorch finds no Apple GPU here; leave it out, or give --device cpu")
+        return name
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
         raise MoshiError(f"`--device {name}`: it is auto, cpu, cuda or cuda:N (as in cuda:1)")

@@ -231,10 +231,8 @@ class TTTMoshi(Plain, LMModel):
     ) -> tuple[Tensor, Tensor]:
         """Text logits [B, 1, T, text_card] and audio logits [B, dep_q, T, card] in the order of `targets`."""
         conditions: tuple[Tensor | None, Tensor | None] = (None, None)
-        if condition_tensors is None and self.usual_conditions:
-            assert self.condition_provider is not None
-            attributes = ConditionAttributes(text=dict(self.usual_conditions), tensor={})
-            condition_tensors = self.condition_provider.prepare_and_provide([attributes] * len(inputs))
+        if condition_tensors is None:
+            condition_tensors = self.conditions(len(inputs))
         if condition_tensors is not None:
             assert self.fuser is not None, "this model takes no conditions"
             conditions = self.fuser.get_sum(condition_tensors), self.fuser.get_cross(condition_tensors)
@@ -244,6 +242,26 @@ class TTTMoshi(Plain, LMModel):
         if self.dep_q == 0:  # it writes and says nothing
             return text_logits, text_logits.new_zeros(len(inputs), 0, inputs.shape[2], self.card)
         return text_logits, self.forward_depformer_training(targets, out)
+
+    def conditions(self, rows: int, chosen: Mapping[str, str] | None = None) -> ConditionTensors | None:
+        """The usual conditions with what is `chosen` in their place; None of a model that wants none.
+
+        Raises:
+            MoshiError: a condition or a value that the model does not know.
+        """
+        chosen = chosen or {}
+        unknown = sorted(chosen.keys() - self.usual_conditions.keys())
+        if unknown:
+            known = ", ".join(self.usual_conditions) or "none"
+            raise MoshiError(f"the model knows no condition {unknown[0]!r}: it has {known}")
+        if not self.usual_conditions:
+            return None
+        assert self.condition_provider is not None
+        attributes = ConditionAttributes(text={**self.usual_conditions, **chosen}, tensor={})
+        try:
+            return self.condition_provider.prepare_and_provide([attributes] * rows)
+        except ValueError as error:
+            raise MoshiError(f"a condition has a value that the model does not know: {error}") from error
 
     def _refuse_streaming_mode(self) -> None:
         """Whole clips would put initial tokens into the middle of a stream and leave their trace in its state."""
