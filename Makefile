@@ -55,7 +55,7 @@ test-extras: $(READY)
 # Recognisers of speech: real ones, with the English model of pocketsphinx and a random one of Whisper's form. Two minutes.
 test-annotate: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align]'
-	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py
+	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py
 
 # What needs a machine that does little else: the server ends within two seconds.
 test-talking: $(READY)

@@ -1,6 +1,6 @@
 """How far off are the word times that `ttt-moshi data prepare` guesses from plain transcripts?
 
-    python benchmarks/data/word_times.py FOLDER
+    python benchmarks/data/word_times.py FOLDER [--align pocketsphinx]
 
 FOLDER holds stereo recordings with word times (either transcript layout). Their words are written down without times,
 one line per turn, prepared as plain transcripts, and compared with the true times.
@@ -18,13 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from ttt_moshi.data.prepare import prepare
+from ttt_moshi.data.prepare_one import Choices
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="stereo wavs with .json transcripts beside them")
-    folder = parser.parse_args().folder
+    parser.add_argument("--align", choices=("pocketsphinx",), help="as in `data prepare`")
+    args = parser.parse_args()
+    folder = args.folder
+    everything: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         plain, out = Path(scratch, "plain"), Path(scratch, "out")
         plain.mkdir()
@@ -32,15 +36,19 @@ def main() -> None:
         for name, words in truth.items():
             shutil.copy(folder / f"{name}.wav", plain)
             (plain / f"{name}.txt").write_text(as_text(words), encoding="utf-8")
-        prepare(plain, out)
+        for outcome in prepare(plain, out, Choices(align=args.align)).outcomes:
+            print(f"{outcome.source}: {outcome.done[-1]}")
         for name, words in truth.items():
             guessed = read_transcript(out / "recordings" / f"{name}.json").words
             for speaker in ("A", "B"):
                 errors = np.abs(np.subtract(starts(guessed, speaker), starts(words, speaker)))
+                everything += errors.tolist()
                 median, high = np.percentile(errors, [50, 90])
                 print(
                     f"{name} {speaker}: {len(errors)} words, start off by {median:.2f} s (median), {high:.2f} s (90 %)"
                 )
+        median, high = np.percentile(everything, [50, 90])
+        print(f"together: {len(everything)} words, start off by {median:.2f} s (median), {high:.2f} s (90 %)")
 
 
 def as_text(words: Sequence[Word]) -> str:

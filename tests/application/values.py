@@ -501,6 +501,7 @@ def _data() -> list[Case]:
                 "--pair": ("''", "call.wav", "'{{agent,customer}}'", "'/etc/*_{{a,b}}.wav'", "'*_{{a,b,c}}.wav'"),
                 "--max_repaired": ("-1", "2", "nan", "x"),
                 "--normalise": ("nan", "5", "loud", "-200"),
+                "--align": ("sphinx",),
                 "--jobs": ("0", "-1", "x"),
             }.items()
             for value in some

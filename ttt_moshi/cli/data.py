@@ -13,6 +13,7 @@ from ttt_moshi.cli.data_choices import channels_chosen, shard_chosen
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
 from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
 from ttt_moshi.errors import UserError
+from ttt_moshi.extras import need
 
 if TYPE_CHECKING:
     from ttt_moshi.data import Corpus
@@ -104,6 +105,11 @@ def run_prepare(argv: list[str]) -> int:
         help="bring each channel to this loudness (ITU-R BS.1770), such as -23; by default levels stay as they are",
     )  # fmt: skip
     parser.add_argument(
+        "--align",
+        choices=("pocketsphinx",),
+        help="find English words without times by their sound, not by their letters",
+    )
+    parser.add_argument(
         "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
     )
     parser.add_argument("--jobs", type=int, default=1, help="recordings prepared at once (default: %(default)s)")
@@ -123,7 +129,11 @@ def run_prepare(argv: list[str]) -> int:
     from ttt_moshi.data.prepare import prepare
     from ttt_moshi.data.prepare_one import Choices
 
-    choices = Choices(args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired, args.normalise)
+    if args.align is not None:
+        need(args.align, f"`--align {args.align}`")
+    choices = Choices(
+        args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired, args.normalise, args.align
+    )
     with progress("preparing") as on_file:
         result = prepare(
             args.source,

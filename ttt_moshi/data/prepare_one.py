@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -16,6 +16,7 @@ import blake3
 import numpy as np
 import soundfile
 
+from ttt_moshi.data.align import Aligner, align_in
 from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.errors import DataError
@@ -60,6 +61,8 @@ class Choices:
     """share of the words of a transcript that may have had no usable time"""
     normalise: float | None = None
     """LUFS to which each channel is brought; None leaves levels as they are"""
+    align: str | None = None
+    """`pocketsphinx` finds words without times; None spreads them over the voiced parts"""
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
     if isinstance(found, Untimed):
         outcome.done += found.remarks
         assert item.transcript is not None
-        outcome.done.append(f"words of {item.transcript.name} spread over the voiced parts")
-        found = Transcript(_guess_times(found.pairs, decibels), "plain text", approximate=True)
+        found, told = _placed(found.pairs, decibels, target if choices.align else None)
+        outcome.done.append(f"words of {item.transcript.name} {told}")
     outcome.seconds = seconds
     if found is None:
         outcome.done.append("no transcript: its text stream will be absent")
@@ -330,7 +333,34 @@ def _exactly(samples: np.ndarray, length: int) -> np.ndarray:
     return np.pad(samples[:, :length], ((0, 0), (0, max(0, length - samples.shape[1]))))
 
 
-def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray) -> tuple[Word, ...]:
+def _placed(pairs: list[tuple[str, str]], decibels: np.ndarray, aligned: Path | None) -> tuple[Transcript, str]:
+    """Words with times, and how they were found: by the sound of `aligned`, 24 kHz with Moshi left, or by loudness."""
+    if aligned is None:
+        return Transcript(
+            _guess_times(pairs, decibels, _by_letters), "plain text", True
+        ), "spread over the voiced parts"
+    aligner, lost = Aligner(), 0
+
+    def place(channel: int, texts: Sequence[str], spans: Sequence[Span]) -> list[Span]:
+        nonlocal lost
+        found = align_in(aligner, aligned, channel, texts, spans)
+        lost += len(texts) if found is None else 0
+        return _by_letters(channel, texts, spans) if found is None else found
+
+    words = _guess_times(pairs, decibels, place)
+    told = f"aligned by pocketsphinx, but {lost} of {len(words)} spread over the voiced parts"
+    return Transcript(words, "plain text", lost > 0), told if lost else "aligned by pocketsphinx"
+
+
+_Place = Callable[[int, Sequence[str], Sequence[Span]], list[Span]]
+"""gives times to consecutive words of a channel that lie in some spans"""
+
+
+def _by_letters(channel: int, texts: Sequence[str], spans: Sequence[Span]) -> list[Span]:
+    return spread_words(texts, spans)
+
+
+def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray, place: _Place) -> tuple[Word, ...]:
     """Times for `(speaker, word)` pairs. In stereo each speaker's words lie where his channel is loud."""
     spans = [voiced_spans(channel) for channel in decibels]
     turns = []
@@ -347,15 +377,16 @@ def _guess_times(pairs: list[tuple[str, str]], decibels: np.ndarray) -> tuple[Wo
     if {channel for channel, _, _ in turns} == {0, 1}:
         for turn in assign_spans([(channel, texts) for channel, _, texts in turns], spans):
             speaker = MAIN_SPEAKER if turn.channel == 0 else OTHER_SPEAKER
-            words += _words([(speaker, text) for text in turn.words], turn.spans)
+            times = place(turn.channel, turn.words, turn.spans)
+            words += _words([(speaker, text) for text in turn.words], times)
     else:
         # One channel: nothing but the order of the words says where they lie.
-        words = _words(pairs, spans[turns[0][0]])
+        channel = turns[0][0]
+        words = _words(pairs, place(channel, [text for _, text in pairs], spans[channel]))
     return tuple(sorted(words, key=lambda word: word.start))
 
 
-def _words(pairs: list[tuple[str, str]], spans: Sequence[Span]) -> list[Word]:
-    times = spread_words([text for _, text in pairs], spans)
+def _words(pairs: list[tuple[str, str]], times: Sequence[Span]) -> list[Word]:
     return [Word(text, round(t.start, 3), round(t.end, 3), who) for (who, text), t in zip(pairs, times, strict=True)]
 
 
