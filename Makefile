@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-talking test-extras test-annotate test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-int8 test-talking test-extras test-annotate test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -56,6 +56,11 @@ test-extras: $(READY)
 test-annotate: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py
+
+# Weights in int8; installs torchao, the release for the PyTorch of constraints.txt. Under a minute.
+test-int8: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[int8]'
+	$(TEST_ENV) $(BIN)/pytest tests/inference/test_int8.py
 
 # What needs a machine that does little else: the server ends within two seconds.
 test-talking: $(READY)

@@ -15,6 +15,7 @@ EXTRAS = {
     "pocketsphinx": "align",
     "pyarrow": "parquet",
     "tensorboard": "tensorboard",
+    "torchao": "int8",
     "wandb": "wandb",
 }
 

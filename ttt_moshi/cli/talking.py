@@ -41,6 +41,7 @@ def add_options(parser: Parser) -> None:
         default="auto",
         help="cpu, cuda, cuda:1 ... or mps (Apple); auto takes an NVIDIA GPU where there is one",
     )
+    add("--int8", action="store_true", help="keep the base's weights in int8 (extra `int8`); memories stay float32")
     add("--seed", type=int, default=0, help="seed of the draws: it repeats a conversation (default: %(default)s)")
     add("--greedy", action="store_true", help="always the likeliest token instead of a draw")
     for name, kind, what in (
@@ -123,11 +124,18 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
     """
     from ttt_moshi.inference import Sampling
     from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.int8 import need_torchao, quantise_base
     from ttt_moshi.moshi.sink import check_sink
 
     device = choose_device(options.device, mps=True)
     use_device(device)
+    if options.int8:
+        need_torchao()
     speaker = _open(options, device, console)
+    if options.int8:
+        quantise_base(speaker.model)
+        # What is said and remembered differs from that of the checkpoint as it is.
+        speaker = replace(speaker, state_id=f"int8:{speaker.state_id}")
     if options.sink:
         check_sink(speaker.model, options.sink)
         speaker = replace(speaker, sink=options.sink)
