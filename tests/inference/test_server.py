@@ -305,6 +305,7 @@ BAD_MESSAGES = [
     (b"\x04[]", "?events=1", 1007),
     (b"\x04" + b"\xff", "?events=1", 1007),
     (b'\x04{"type": "dance"}', "?events=1", 1007),
+    (b"\x04" + b"[" * 30_000, "?events=1", 1007),
 ]
 
 
@@ -632,6 +633,7 @@ def test_a_failed_save_is_told_and_the_conversation_goes_on(play, tmp_path):
             await client.socket.send_bytes(b'\x04{"type": "save"}')
             await client.until(lambda: client.last("error") is not None)
             assert client.last("error")["text"].startswith("not saved: ")
+            assert str(tmp_path) not in client.last("error")["text"], "visitors need not know where things are"
             heard = len(client.sound)
             await client.say(pcm(noise(4)))
             await client.until(lambda: len(client.sound) >= heard + 4)

@@ -1,5 +1,6 @@
 """A saved conversation goes on bit for bit, in a fresh process too, or is refused."""
 
+import os
 import resource
 import signal
 
@@ -16,6 +17,7 @@ from ttt_moshi.inference import (
     save_session,
     session_info,
 )
+from ttt_moshi.inference.sessions import Sessions
 
 
 def noise(frames: int) -> torch.Tensor:
@@ -149,3 +151,16 @@ def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path, warm)
     assert (whole[: len(parts[0]), 0] == parts[0][:, 0]).all()
     assert (whole[len(parts[0]) :, 0] == parts[1][:, 0]).all()
     assert abs(whole[:, 0]).max() > 0.001
+
+
+def test_what_a_killed_process_left_is_tidied_up(tmp_path):
+    """Not what somebody may be writing, and nothing else."""
+    sessions = Sessions(tmp_path)
+    names = ("kept.session", ".old.session.0badcafe.tmp", ".new.session.0badcafe.tmp", "notes.tmp", ".notes.tmp")
+    for name in names:
+        (tmp_path / name).touch()
+        if "new" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    sessions.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {".old.session.0badcafe.tmp"}
+    Sessions(tmp_path / "nowhere").tidy()

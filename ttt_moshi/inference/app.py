@@ -109,7 +109,7 @@ async def _download(request: web.Request) -> web.StreamResponse:
             raise InferenceError("this server keeps no conversations")
         path = server.sessions.existing(request.match_info["name"])
     except InferenceError as error:
-        raise web.HTTPNotFound(text=f"{error}\n") from error
+        raise web.HTTPNotFound(text=f"{server.in_words(error)}\n") from error
     return web.FileResponse(path, headers={"Content-Disposition": f'attachment; filename="{path.name}"'})
 
 

@@ -87,6 +87,8 @@ class Server:
     async def open(self) -> None:
         """Loads and warms the model."""
         self._loop = asyncio.get_running_loop()
+        if self.sessions is not None:
+            await self._on_disk(self.sessions.tidy)
         # Whoever is interrupted here leaves at once; the thread ends with the process.
         await asyncio.shield(asyncio.wrap_future(self.engine.start()))
 
@@ -118,6 +120,13 @@ class Server:
     def new_session(self) -> str | None:
         """The id of a new conversation, None where none is kept."""
         return None if self.sessions is None else self.sessions.new_id()
+
+    def in_words(self, error: BaseException) -> str:
+        """An error for a visitor, who need not know where this machine keeps what."""
+        if self.sessions is None:
+            return str(error)
+        folder = str(self.sessions.folder)
+        return str(error).replace(f" in {folder}", "").replace(f"{folder}/", "").replace(folder, "the sessions")
 
     async def load(self, name: str) -> Snapshot:
         """A kept conversation. Raises InferenceError, OSError."""

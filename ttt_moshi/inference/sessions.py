@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from ttt_moshi.inference.session import SessionInfo, load_session, save_session,
 from ttt_moshi.inference.slots import Snapshot
 
 SUFFIX = ".session"
+LEFT_SECONDS = 3600.0
+"""nobody saves for so long"""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -89,15 +93,24 @@ class Sessions:
             temporary.touch(mode=0o600)
             shutil.copyfile(source, temporary)
 
+    def tidy(self) -> None:
+        """Deletes what processes left that were killed while they saved, an hour ago or earlier."""
+        for path in self.folder.glob(f".*{SUFFIX}.*.tmp") if self.folder.is_dir() else ():
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                    path.unlink()
+
     def listed(self) -> list[Listed]:
         """All sessions, the newest first."""
         found = []
         for path in self.folder.glob(f"*{SUFFIX}") if self.folder.is_dir() else ():
             if not _ID.fullmatch(path.name.removesuffix(SUFFIX)):
                 continue
-            facts = path.stat()
             try:
+                facts = path.stat()
                 info = session_info(path)
+            except FileNotFoundError:  # forgotten meanwhile
+                continue
             except InferenceError:
                 info = None
             found.append(Listed(path.name.removesuffix(SUFFIX), facts.st_size, facts.st_mtime, info))

@@ -182,7 +182,7 @@ class Visit:
             try:
                 snapshot = await self._server.load(self._wish.resume)
             except (UserError, OSError) as error:
-                self._tell("error", text=str(error))
+                self._tell("error", text=self._server.in_words(error))
                 self.end(UNKNOWN_SESSION, "this conversation cannot go on here")
                 return
         try:
@@ -301,7 +301,7 @@ class Visit:
                     if old is not None:
                         await self._server.forget(old)
                 except OSError as error:
-                    self._tell("error", text=f"not forgotten: {error}")
+                    self._tell("error", text=f"not forgotten: {self._server.in_words(error)}")
                     return
                 self._server.engine.leave(slot)
                 self._slot = None
@@ -332,7 +332,7 @@ class Visit:
         except (UserError, OSError) as error:
             server.metrics.save_failures.inc()
             logger.error("a conversation was not saved: %s", error)
-            self._tell("error", text=f"not saved: {error}")
+            self._tell("error", text=f"not saved: {server.in_words(error)}")
             return
         if self._kept_frames is not None:
             self._tell("saved", session=self._session, frames=self._kept_frames)
@@ -345,7 +345,7 @@ class Visit:
         self._server.engine.leave(self._slot)
         with suppress(UserError):
             await self._server.call(lambda slots: None)  # what the last ticks brought has come before this
-        kept = f", kept as {self._session}" if self._session is not None and self._worth_saving else ""
+        kept = f", kept as {self._session}" if self._kept_frames is not None else ", not kept"
         _, reason = self._closing or (0, "")
         logger.info("a conversation ends after %.1f s%s %s", frames_to_seconds(self._frames), kept, reason)
 

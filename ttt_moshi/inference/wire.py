@@ -91,7 +91,7 @@ def parse_event(data: bytes) -> dict[str, Any]:
     """The JSON object of a message's content; raises WireError."""
     try:
         value = json.loads(data.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError("not JSON") from error
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise WireError("not a JSON object with a type")
