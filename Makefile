@@ -52,10 +52,10 @@ test-extras: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet]'
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py -m slow
 
-# Recognisers of speech: real ones, with the English model of pocketsphinx and a random one of Whisper's form. Two minutes.
+# Recognisers of speech: real ones, with the English model of pocketsphinx, a random one of Whisper's form and Silero's. Three minutes.
 test-annotate: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align]'
-	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align,separate]'
+	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py tests/data/test_separate.py
 
 # Weights in int8; installs torchao, the release for the PyTorch of constraints.txt. Under a minute.
 test-int8: $(READY)

@@ -469,6 +469,10 @@ def _data() -> list[Case]:
         Case("data report {data} --out {new}.html --clips 0", "--clips"),
         Case("data report {data} --out {new}.html --tokenizer {text}", "--tokenizer"),
         Case("data check {data} --tokenizer {nowhere}", "--tokenizer"),
+        *(
+            Case("data prepare {folder}/material/train/data_stereo --out {new} --separate " + options, "--separate")
+            for options in ("", "--moshi_label A --mono_mix", "--moshi_label A --channels 1")
+        ),
         *(Case(f"data annotate {path}", path) for path in ("{nowhere}", "{text}", "{empty}")),
         *(
             Case(f"data annotate {{folder}}/material/train/data_stereo --engine pocketsphinx {option} {value}", option)

@@ -97,6 +97,9 @@ def run_prepare(argv: list[str]) -> int:
     parser.add_argument("--pair", help="names of calls in two files, Moshi's first: 'call_*_{agent,customer}.wav'")
     parser.add_argument("--mono_mix", action="store_true", help="take mono recordings of two speakers too")
     parser.add_argument(
+        "--separate", action="store_true", help="make two channels of mono calls, by a diarizer's NAME.rttm beside them"
+    )
+    parser.add_argument(
         "--max_repaired", type=float, default=0.1,
         help="share of a transcript's words that may lack a usable time, 0 to 1 (default: %(default)s)",
     )  # fmt: skip
@@ -128,11 +131,26 @@ def run_prepare(argv: list[str]) -> int:
         raise UserError("`--channels` says who is Moshi: leave `--moshi_speaker` and `--pair` out")
     from ttt_moshi.data.prepare import prepare
     from ttt_moshi.data.prepare_one import Choices
+    from ttt_moshi.data.separate import require_model
 
+    if args.separate and (args.moshi_label is None or args.mono_mix or args.pair or channels):
+        raise UserError(
+            "`--separate` needs `--moshi_label`, which of the diarizer's speakers is Moshi, and goes with none of "
+            "`--mono_mix`, `--pair` and `--channels`"
+        )
     if args.align is not None:
         need(args.align, f"`--align {args.align}`")
+    if args.separate:
+        require_model()
     choices = Choices(
-        args.moshi_speaker, args.moshi_label, channels, args.mono_mix, args.max_repaired, args.normalise, args.align
+        moshi_speaker=args.moshi_speaker,
+        moshi_label=args.moshi_label,
+        channels=channels,
+        mono_mix=args.mono_mix,
+        max_repaired=args.max_repaired,
+        normalise=args.normalise,
+        separate=args.separate,
+        align=args.align,
     )
     with progress("preparing") as on_file:
         result = prepare(

@@ -19,7 +19,7 @@ from typing import TextIO
 from ttt_moshi.data.audio import AUDIO_SUFFIXES
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES
-from ttt_moshi.data.prepare_one import Choices, Item, Outcome, prepare_one
+from ttt_moshi.data.prepare_one import Choices, Item, Outcome, diarization_path, prepare_one
 from ttt_moshi.data.transcripts import find_transcript, transcript_path
 
 OnFile = Callable[[str, int, int], None]
@@ -70,7 +70,7 @@ def prepare(
     """
     _refuse_to_destroy(source, out, overwrite)
     choices = choices or Choices()
-    items, passed_over = _items(source, out, pair)
+    items, passed_over = _items(source, out, pair, choices.separate)
     if eval_fraction and len(items) < 2:
         raise DataError(_ONE_RECORDING)
     partial = out.with_name(f".{out.name}.partial")
@@ -89,7 +89,7 @@ def prepare(
     return Prepared(outcomes, lists, passed_over)
 
 
-def _items(source: Path, out: Path, pair: str | None) -> tuple[list[Item], dict[str, int]]:
+def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[list[Item], dict[str, int]]:
     if not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
     made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
@@ -104,7 +104,10 @@ def _items(source: Path, out: Path, pair: str | None) -> tuple[list[Item], dict[
     others = [file for file in files if file not in set(audio) and file.suffix not in SUFFIXES]
     passed_over = dict(sorted(Counter(file.suffix or file.name for file in others).items()))
     if pair is None:
-        return [Item(_name(source, file), (file,), find_transcript(file)) for file in audio], passed_over
+        turns = {file: diarization_path(file) if separate else None for file in audio}
+        return [
+            Item(_name(source, file), (file,), find_transcript(file, rttm), rttm) for file, rttm in turns.items()
+        ], passed_over
     return list(_pairs(source, audio, pair)), passed_over
 
 
@@ -290,7 +293,7 @@ def _state(item: Item) -> str:
     """Equal where the files of a recording have not been touched."""
     stats = []
     transcripts = [item.transcript] if item.transcript else [find_transcript(file) for file in item.files]
-    for path in (*item.files, *filter(None, transcripts)):
+    for path in (*item.files, *filter(None, [*transcripts, item.diarization])):
         try:
             stat = path.stat()
             stats.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino])

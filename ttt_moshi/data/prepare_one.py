@@ -23,6 +23,7 @@ from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.levels import LevelMeter
 from ttt_moshi.data.loudness import gains
 from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
+from ttt_moshi.data.separate import Separation, separate
 from ttt_moshi.data.transcripts import (
     MAIN_SPEAKER,
     OTHER_SPEAKER,
@@ -32,6 +33,7 @@ from ttt_moshi.data.transcripts import (
     Word,
     alignments,
     find_transcript,
+    names_speakers,
     read_any,
     told_repairs,
     transcript_path,
@@ -61,6 +63,8 @@ class Choices:
     """share of the words of a transcript that may have had no usable time"""
     normalise: float | None = None
     """LUFS to which each channel is brought; None leaves levels as they are"""
+    separate: bool = False
+    """whether mono recordings become two channels, by the RTTM of a diarizer beside them"""
     align: str | None = None
     """`pocketsphinx` finds words without times; None spreads them over the voiced parts"""
 
@@ -75,6 +79,8 @@ class Item:
     """one file, or Moshi's and the user's"""
     transcript: Path | None
     """None where a pair has a transcript a file"""
+    diarization: Path | None = None
+    """RTTM beside it that says who speaks when, where it may be needed"""
 
 
 @dataclass
@@ -90,11 +96,19 @@ class Outcome:
     """of Moshi"""
     word_times: str = "none"
     """given, approximate, or none where there is no transcript"""
+    separated: bool = False
+    """whether its two channels were one"""
     done: list[str] = field(default_factory=list)
     """what was done to it, and what to know of it, in words"""
     left_out: str | None = None
     """why it is not in the data set"""
     digest: str = ""
+
+
+def diarization_path(audio: Path) -> Path | None:
+    """The RTTM beside a recording."""
+    candidates = (audio.with_suffix(".rttm"), audio.with_name(f"{audio.name}.rttm"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
@@ -128,12 +142,21 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
     if seconds < 1 / FRAME_RATE:
         raise DataError(f"{seconds:.3f} s are less than one frame (0.08 s)")
     order = _channels(item, infos, choices)
+    mono = infos[0].channels == 1 and len(item.files) == 1
+    separation = _separation(item, choices) if mono and choices.separate else None
     found = _read_words(item, choices)
-    if len(order) == 1 and len(item.files) == 1 and found is not None and not choices.mono_mix:
+    if separation is not None:
+        order, outcome.separated = (0, 1), True
+        found = _by_owner(item, found, separation)
+    elif len(order) == 1 and mono and found is not None and not choices.mono_mix:
         _refuse_two_voices(found)
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    decibels = _write_audio(item, infos, order, target, outcome, choices.normalise)
+    source = _Source(item, order, separation)
+    decibels = _write_audio(source, infos, target, outcome, choices.normalise)
+    if separation is not None:
+        assert item.diarization is not None and choices.moshi_label is not None
+        outcome.done += separation.told(item.diarization.name, choices.moshi_label)
     if isinstance(found, Untimed):
         outcome.done += found.remarks
         assert item.transcript is not None
@@ -170,6 +193,24 @@ def _channels(item: Item, infos: Sequence[AudioInfo], choices: Choices) -> tuple
     if channels > 2:
         raise DataError(f"{channels} channels: `--channels 1,2` says which is Moshi's and which the user's")
     return (0,) if channels == 1 else (1, 0) if choices.moshi_speaker == "B" else (0, 1)
+
+
+def _separation(item: Item, choices: Choices) -> Separation:
+    file = item.files[0]
+    if item.diarization is None:
+        raise DataError(f"one channel: `--separate` needs {file.with_suffix('.rttm').name}, a diarizer's, beside it")
+    return separate(file, item.diarization, choices.moshi_label)
+
+
+def _by_owner(item: Item, found: Transcript | Untimed | None, separation: Separation) -> Transcript | Untimed | None:
+    """Words of a transcript without speakers belong to whom their middle belongs to."""
+    if found is None or item.transcript is None or names_speakers(item.transcript):
+        return found
+    if isinstance(found, Untimed):
+        raise DataError(f"{item.transcript.name} has neither times nor speakers: nothing tells whose its words are")
+    whose = (MAIN_SPEAKER, OTHER_SPEAKER)
+    words = (replace(w, speaker=whose[separation.owner_at((w.start + w.end) / 2)]) for w in found.words)
+    return replace(found, words=tuple(words))
 
 
 def _read_words(item: Item, choices: Choices) -> Transcript | Untimed | None:
@@ -230,10 +271,28 @@ def _within(transcript: Transcript, seconds: float) -> Transcript:
     return replace(transcript, words=words, repairs=dict(repairs))
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where the channels that are used come from."""
+
+    item: Item
+    order: tuple[int, ...]
+    """Moshi's first"""
+    separation: Separation | None
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The channels that are used, Moshi's first."""
+        if len(self.item.files) == 2:
+            return _side_by_side(self.item.files)
+        blocks = read_blocks(self.item.files[0])
+        if self.separation is not None:
+            return self.separation.channels(blocks)
+        return (block[list(self.order)] for block in blocks)
+
+
 def _write_audio(
-    item: Item,
+    source: _Source,
     infos: Sequence[AudioInfo],
-    order: tuple[int, ...],
     target: Path,
     outcome: Outcome,
     normalise: float | None,
@@ -242,13 +301,14 @@ def _write_audio(
 
     A wav that is right already is copied byte for byte.
     """
+    item, order = source.item, source.order
     file, info = item.files[0], infos[0]
     right = (info.sample_rate, info.channels, order) == (SAMPLE_RATE, 2, (0, 1)) and _is_stereo_wav(file)
     levels, energies = LevelMeter(len(order)), EnergyMeter(len(order))
-    blocks = _blocks(item, order)
+    blocks = source.blocks()
     factors = np.ones(len(order), np.float32)
     if normalise is not None:
-        factors[:] = gains(_blocks(item, order), len(order), normalise)
+        factors[:] = gains(source.blocks(), len(order), normalise)
         right &= bool((factors == 1).all())
     if right:
         for block in blocks:
@@ -275,13 +335,6 @@ def _write_audio(
     return energies.decibels()
 
 
-def _blocks(item: Item, order: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The channels that are used, Moshi's first."""
-    if len(item.files) == 2:
-        return _side_by_side(item.files)
-    return (block[list(order)] for block in read_blocks(item.files[0]))
-
-
 def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> list[str]:
     """What was done to the audio, for people."""
     told = []
@@ -294,7 +347,7 @@ def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> lis
         difference = abs(infos[0].seconds - infos[1].seconds)
         if difference > 1 / FRAME_RATE:
             told.append(f"the shorter of them ends {difference:.2f} s earlier: silent from there")
-    elif info.channels == 1:
+    elif info.channels == 1 and len(order) == 1:
         told.append("mono: taken as Moshi's voice, with a silent user")
     elif info.channels == 2 and order == (1, 0):
         told.append("channels swapped")

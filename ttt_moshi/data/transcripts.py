@@ -83,10 +83,11 @@ def transcript_path(audio: Path) -> Path:
     return audio.with_suffix(".json")
 
 
-def find_transcript(audio: Path) -> Path | None:
-    """The transcript beside a recording of somebody's own: the most exact of those that are there."""
+def find_transcript(audio: Path, but: Path | None = None) -> Path | None:
+    """The transcript beside a recording of somebody's own: the most exact of those that are there, `but` one."""
     candidates = [audio.with_suffix(suffix) for suffix in SUFFIXES]
     candidates += [audio.with_name(audio.name + suffix) for suffix in SUFFIXES]
+    candidates = [path for path in candidates if path != but]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -148,6 +149,15 @@ def alignments(words: tuple[Word, ...]) -> list[list[Any]]:
 def told_repairs(repairs: dict[str, int]) -> list[str]:
     """Repairs for people."""
     return _told(repairs)
+
+
+def names_speakers(path: Path) -> bool:
+    """Whether a transcript says who speaks.
+
+    Raises:
+        DataError: see `read_transcript`.
+    """
+    return any(piece.speaker is not None for piece in read_raw(path).pieces)
 
 
 def _told(repairs: dict[str, int]) -> list[str]:
