@@ -111,7 +111,7 @@ def read_rttm(text: str) -> RawTranscript | None:
         return None
     words = [line for line in lines if line[0] == "LEXEME"]
     if not words:
-        raise ValueError("this RTTM says who speaks when, and has no words; `ttt-moshi data prepare --separate` uses it")
+        raise ValueError("this RTTM says who speaks when, and has no words; `data prepare --separate` uses it")
     if not all(_times(line[3:5]) for line in words):
         raise ValueError("an RTTM line lacks its times")
     return RawTranscript("RTTM", [Piece(w[5], float(w[3]), float(w[3]) + float(w[4]), w[7]) for w in words])
