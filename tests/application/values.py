@@ -371,6 +371,7 @@ def _talking() -> list[Case]:
                 "--slots": ("0", "x"),
                 "--prompt_voice": ("{nowhere}", "{text}", "{empty}", "{binary}"),
                 "--prompt_text": ("''",),
+                "--cfg": ("0", "nan", "2"),
                 "--condition": ("description", "=good", "description=good"),
             }.items()
             for value in some

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import soundfile
 import torch
 from moshi.models import LMGen
 from moshi.models.loaders import get_conditioner_provider, get_moshi_lm
+from moshi.run_inference import get_condition_tensors
 from moshi.utils.compile import no_compile
 from safetensors.torch import load_file, save_file
 
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import DataArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
-from ttt_moshi.inference import Conversation, Sampling
+from ttt_moshi.inference import Conversation, Sampling, Slots
+from ttt_moshi.inference.prompt import begin_beside, begin_with, make_prompt
 from ttt_moshi.inference.speaker import open_base
 from ttt_moshi.moshi.supported import REPOSITORY_KEYS
 from ttt_moshi.training import run
@@ -61,7 +64,9 @@ def test_personaplex_hears_the_user_and_says_what_its_half_says(material, reposi
     assert not torch.equal(talk(folder), talk(folder, seed=1)), "it hears nobody"
 
 
-def test_hibiki_speaks_under_its_condition(material, repository, capsys):
+@pytest.fixture
+def translator(repository):
+    """A model that knows how well it should speak (Hibiki)."""
     folder, config, tensors = repository
     conditioners = {"conditioners": {"description": LUT}}
     torch.manual_seed(0)
@@ -69,6 +74,11 @@ def test_hibiki_speaks_under_its_condition(material, repository, capsys):
     weights = {f"condition_provider.{name}": torch.randn_like(t) for name, t in provider.state_dict().items()}
     fuser = {"sum": ["description"], "cross": [], "prepend": []}
     write(folder, {**config, **conditioners, "fuser": fuser, "model_type": "hibiki"}, {**tensors, **weights})
+    return folder
+
+
+def test_hibiki_speaks_under_its_condition(material, translator, capsys):
+    folder = translator
     said = talk(folder)
     assert not torch.equal(said, talk(folder, seed=1))
     assert not torch.equal(said, talk(material.base_model)), "the condition does nothing"
@@ -84,6 +94,39 @@ def test_hibiki_speaks_under_its_condition(material, repository, capsys):
     for condition, reason in (("mood=good", "no condition 'mood': it has description"), ("description=?", "not know")):
         assert main([*generate, "--out", str(folder / "new.wav"), "--condition", condition]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_guidance_is_the_official_one_and_stays_with_its_conversation(translator):
+    """Greedy, beside moshi's own generator with twice the rows; in a batch, and through a saved conversation."""
+    speaker = replace(open_base(ModelPaths(hf_repo_id=str(translator)), "cpu", torch.float32), cfg=3.0)
+    heard = 0.1 * torch.randn(12, 1920, generator=torch.Generator().manual_seed(0))
+    conditions = get_condition_tensors("hibiki", speaker.model, 1, 3.0)
+    generator = LMGen(speaker.model, use_sampling=False, cfg_coef=3.0, condition_tensors=conditions)
+    with torch.no_grad(), no_compile(), speaker.mimi.streaming(1), generator.streaming(1):
+        codes = [speaker.mimi.encode(frame[None, None]) for frame in heard]
+        steps = [generator.step(frame) for frame in (codes[0], *codes)]
+        expected = [tokens[0, :, 0].tolist() for tokens in steps if tokens is not None]
+    said, greedy = [], Sampling(greedy=True)
+    with Slots(speaker, 2, greedy, watched=True) as slots:
+        slots.join(0, seed=0)
+        slots.join(1, seed=0)
+        for t, frame in enumerate(heard):
+            if t == 6:  # it goes on in the other place, where somebody else was
+                slots.restore(1, slots.snapshot(0))
+                slots.join(0, seed=1)
+            place = int(t >= 6)
+            found = slots.tick({place: frame, 1 - place: heard[(5 * t) % 12]})
+            said += [found[place].tokens.tolist()] if place in found else []
+    assert said == expected
+    with Conversation(replace(speaker, cfg=1.0), greedy) as plain:
+        unguided = [reply.tokens.tolist() for frame in heard if (reply := plain.hear(frame)) is not None]
+    assert unguided != expected, "guidance changes nothing"
+    prompt = make_prompt(speaker, text="you are Alice")
+    with Slots(speaker, 1, greedy) as slots:
+        slots.restore(0, begin_beside(slots, "you are Alice"))
+        slots.tick({0: heard[0]})
+    first = [begin_with(replace(speaker, cfg=c), *prompt, greedy).tensors for c in (1.0, 3.0)]
+    assert any(not torch.equal(first[0][name], first[1][name]) for name in first[0])
 
 
 @pytest.fixture

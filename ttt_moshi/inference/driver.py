@@ -154,6 +154,7 @@ class Driver:
             "state_id": self.speaker.state_id,
             "sink": self.speaker.sink,
             **({"conditions": dict(self.speaker.conditions)} if self.speaker.conditions else {}),
+            **({"cfg": self.speaker.cfg} if self.speaker.cfg != 1.0 else {}),
             "sampling": asdict(self.sampling),
             "seed": question.seed,
             "prompt": prompt,

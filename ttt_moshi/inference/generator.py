@@ -45,7 +45,7 @@ class Generator(LMGen):
 
         Returns:
             tokens int64 [B, 1 + dep_q, 1] (negative as long as the delays hold a row back), and the temporal
-            transformer's output [B, 1, D].
+            transformer's output [B, 1, D]; under guidance [2B, 1, D].
         """
         assert self._streaming_state is not None
         self.steps.copy_(self._streaming_state.offsets)
@@ -80,12 +80,13 @@ class Generator(LMGen):
         # Position j reads frame j - 1, so P frames are P + 1 positions; the frame after them is not looked at.
         following = torch.cat([codes, codes[:, :, -1:]], dim=2)
         inputs, _ = delayed(following, history, start, model.delays, model._get_initial_token())
-        prefix = start + P + 1 if both_ways else None
+        inputs = inputs.repeat(self._copies, 1, 1)
+        prefix = (start + P + 1).repeat(self._copies) if both_ways else None
         hidden, text_logits = model.forward_text(
             inputs, state.condition_sum, state.condition_cross, prefix_lengths=prefix
         )
         self.steps.fill_(P)
-        token = self._text(text_logits[:, 0, -1])
+        token = self._text(self._guided(text_logits[:, 0, -1]))
         # Streams that are delayed still have given frames to come.
         given = [codes[:, k, P - delay] if delay else None for k, delay in enumerate(model.delays)]
         drawn = (
@@ -111,13 +112,26 @@ class Generator(LMGen):
         """Codes int64 [B, dep_q]: those that are given, and draws for the others."""
         model, codes = self.lm_model, []
         assert model.depformer is not None
-        with model.depformer.streaming(len(token)):
+        with model.depformer.streaming(len(hidden)):
             for codebook, known in enumerate(given):
-                logits = model.forward_depformer(codebook, token[:, None, None], hidden)
+                heard = token[:, None, None].repeat(self._copies, 1, 1)
+                logits = self._guided(model.forward_depformer(codebook, heard, hidden))
                 drawn = self._choose(logits[:, 0, 0], self.sampling.temp, self.sampling.top_k, 1 + codebook)
                 token = drawn if known is None else known
                 codes.append(token)
         return torch.stack(codes, dim=1)
+
+    @property
+    def _copies(self) -> int:
+        """Rows of the model for each conversation: under guidance one more, with the opposite conditions."""
+        return 1 if self.cfg_coef == 1.0 else 2
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """Logits [B, ...] of [2B, ...]: away from those under the opposite conditions (classifier-free guidance)."""
+        if self.cfg_coef == 1.0:
+            return logits
+        asked, opposite = logits.chunk(2)
+        return opposite + (asked - opposite) * self.cfg_coef
 
     def _choose_text(self, logits: Tensor) -> None:
         """Leaves only the chosen token in `logits` [B, 1, 1, card], of which the official step takes the likeliest."""

@@ -31,23 +31,28 @@ class Leaf(NamedTuple):
     """of the rows"""
     ring: RingKVCache | None
     """the ring buffer that this is the content of; no more than what it has been given is worth keeping"""
+    first: int
+    """row of the ring buffer with which `tensor` begins"""
 
 
-Parts = list[tuple[str, StreamingModule]]
+Parts = list[tuple[str, StreamingModule, slice]]
+"""names, modules and the rows of them that are those of the conversations"""
 
 
 def leaves(parts: Parts) -> Iterator[Leaf]:
     """Every tensor that a conversation consists of, in a fixed order.
 
     Args:
-        parts: names and modules in streaming mode.
+        parts: in streaming mode.
 
     Raises:
         InferenceError: a state of a kind that is unknown here, of a newer moshi.
     """
-    for part, module in parts:
+    for part, module, rows in parts:
         for place, state in module.get_streaming_state().items():
-            yield from _inside(state, f"{part}/{place}")
+            for leaf in _inside(state, f"{part}/{place}"):
+                own = leaf.tensor[rows] if leaf.axis == 0 else leaf.tensor[:, rows]
+                yield leaf._replace(tensor=own, first=rows.start)
 
 
 def read_row(parts: Parts, row: int) -> dict[str, Tensor]:
@@ -56,7 +61,7 @@ def read_row(parts: Parts, row: int) -> dict[str, Tensor]:
     for leaf in leaves(parts):
         content = leaf.tensor.select(leaf.axis, row)
         if leaf.ring is not None:
-            content = content[:, :, : _filled(leaf.ring, row)]
+            content = content[:, :, : _filled(leaf.ring, leaf.first + row)]
         found[leaf.name] = content.detach().clone(memory_format=torch.contiguous_format).cpu()
     return found
 
@@ -106,7 +111,7 @@ def _inside(holder: Any, name: str) -> Iterator[Leaf]:
             continue
         if isinstance(value, Tensor):
             ring = holder if isinstance(holder, RingKVCache) and attribute == "cache" else None
-            yield Leaf(inner, value, 1 if ring is not None else 0, ring)
+            yield Leaf(inner, value, 1 if ring is not None else 0, ring, 0)
         elif callable(value):
             continue
         elif hasattr(value, "__dict__"):

@@ -18,6 +18,7 @@ from ttt_moshi.inference.rows import Parts, empty_rings, fits, read_row, write_r
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.moshi.sink import attention_sink
+from ttt_moshi.moshi.supported import HIBIKI_OPPOSITE
 from ttt_moshi.ttt import StreamLosses
 
 SILENCE = 1e-3
@@ -103,10 +104,14 @@ class Slots:
         self._awaiting: set[int] = set()  # the user's first sound
         model = speaker.model
         self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
-        conditions = model.conditions(count, speaker.conditions) or {}
+        guided = speaker.cfg != 1.0
+        conditions = model.conditions(count, speaker.conditions, HIBIKI_OPPOSITE if guided else None) or {}
         self.sampling = Sampling.of(speaker.generation) if sampling is None else sampling
-        self._generator = Generator(model, count, self.sampling, condition_tensors=conditions)
-        self._parts: Parts = [("generator", self._generator), ("model", model), ("mimi", speaker.mimi)]
+        self._generator = Generator(model, count, self.sampling, condition_tensors=conditions, cfg_coef=speaker.cfg)
+        own, after = slice(0, count), slice(count, 2 * count)
+        self._parts: Parts = [("generator", self._generator, own), ("model", model, own), ("mimi", speaker.mimi, own)]
+        self._parts += [("opposite", model, after)] if guided else []
+        self._streams = 2 * count if guided else count
         self._streaming = ExitStack()
         self._watched = watched
         self._losses: StreamLosses | None = None
@@ -117,7 +122,7 @@ class Slots:
                 if self._watched:
                     every = 1 if self.speaker.model.device.type == "cuda" else LOSS_EVERY
                     layers = {layer.index: layer.ttt for layer in self.speaker.model.layers if layer.ttt is not None}
-                    self._losses = StreamLosses(layers, self.count, every)
+                    self._losses = StreamLosses(layers, self._streams, every)
                     self._streaming.callback(self._losses.pause)
                 if self.speaker.sink:
                     self._streaming.enter_context(attention_sink(self.speaker.model, self.speaker.sink))
@@ -126,7 +131,7 @@ class Slots:
         except BaseException:
             # moshi leaves the modules in streaming mode that it had reached.
             self._streaming.close()
-            for _, module in self._parts:
+            for _, module, _ in self._parts:
                 module._stop_streaming()
             raise
         return self
@@ -139,7 +144,8 @@ class Slots:
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Frees model and codec for something else; afterwards the conversations are where they were."""
-        states = [(module, module.get_streaming_state()) for _, module in self._parts]
+        modules = {id(module): module for _, module, _ in self._parts}.values()
+        states = [(module, module.get_streaming_state()) for module in modules]
         for module, _ in states:
             module._stop_streaming()
         if self._losses is not None:
@@ -218,7 +224,7 @@ class Slots:
             if self.speaker.speaks:
                 sound = mimi.decode(tokens[:, 1:].clamp(min=0))
             # One copy brings everything to the host. What is not finite anywhere in a memory shows in the hidden state.
-            finite = hidden.isfinite().flatten(1).all(dim=1, keepdim=True)
+            finite = hidden.isfinite().flatten(1).all(dim=1).unflatten(0, (-1, self.count)).all(dim=0)[:, None]
             found = torch.cat([finite.float(), tokens[:, :, 0].float(), sound[:, 0].float()], dim=1).cpu()
         self.broken |= {slot for slot in going if not found[slot, 0]}
         return {slot: self._reply(found[slot, 1:]) for slot in speaking if slot not in self.broken}
@@ -246,7 +252,8 @@ class Slots:
         """
         if not fits(self._parts, snapshot.tensors):
             raise InferenceError(
-                "the conversation has another form than this model's: was it saved with another --dtype or --sink?"
+                "the conversation has another form than this model's: was it saved with another --dtype or --sink, or "
+                "with --cfg in one of both?"
             )
         write_row(self._parts, slot, snapshot.tensors)
         self._occupy(slot, snapshot.seed, snapshot.frames, greeting)

@@ -43,6 +43,7 @@ class Speaker:
         delay: frames after which a word is written that is heard; 0 of models that speak.
         silence: frames of silence that the model should hear first.
         conditions: text conditions by name, where they are not the usual ones (Hibiki).
+        cfg: strength of classifier-free guidance towards the conditions; 1 is none.
         sink: so many first positions of a conversation stay in the attention window for good (StreamingLLM).
     """
 
@@ -55,6 +56,7 @@ class Speaker:
     delay: int = 0
     silence: int = 0
     conditions: Mapping[str, str] = field(default_factory=dict)
+    cfg: float = 1.0
     sink: int = 0
 
     @property

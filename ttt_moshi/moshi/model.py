@@ -243,23 +243,30 @@ class TTTMoshi(Plain, LMModel):
             return text_logits, text_logits.new_zeros(len(inputs), 0, inputs.shape[2], self.card)
         return text_logits, self.forward_depformer_training(targets, out)
 
-    def conditions(self, rows: int, chosen: Mapping[str, str] | None = None) -> ConditionTensors | None:
+    def conditions(
+        self, rows: int, chosen: Mapping[str, str] | None = None, opposite: Mapping[str, str] | None = None
+    ) -> ConditionTensors | None:
         """The usual conditions with what is `chosen` in their place; None of a model that wants none.
+
+        Args:
+            rows: how many are conditioned so.
+            opposite: of as many rows more after them, for classifier-free guidance.
 
         Raises:
             MoshiError: a condition or a value that the model does not know.
         """
         chosen = chosen or {}
-        unknown = sorted(chosen.keys() - self.usual_conditions.keys())
+        unknown = sorted((chosen.keys() | (opposite or {}).keys()) - self.usual_conditions.keys())
         if unknown:
             known = ", ".join(self.usual_conditions) or "none"
             raise MoshiError(f"the model knows no condition {unknown[0]!r}: it has {known}")
         if not self.usual_conditions:
             return None
         assert self.condition_provider is not None
-        attributes = ConditionAttributes(text={**self.usual_conditions, **chosen}, tensor={})
+        kinds = [chosen] if opposite is None else [chosen, opposite]
+        attributes = [ConditionAttributes(text={**self.usual_conditions, **kind}, tensor={}) for kind in kinds]
         try:
-            return self.condition_provider.prepare_and_provide([attributes] * rows)
+            return self.condition_provider.prepare_and_provide([one for one in attributes for _ in range(rows)])
         except ValueError as error:
             raise MoshiError(f"a condition has a value that the model does not know: {error}") from error
 

@@ -29,6 +29,8 @@ OBSOLETE_KEYS = ("depformer_causal", "lora", "lora_rank", "lora_scaling", "demux
 _GEOMETRY = ("dim", "num_heads", "num_layers", "n_q", "dep_q", "card", "text_card", "delays")
 HIBIKI_CONDITIONS = {"description": "very_good"}
 """how well Hibiki should speak; its generators ask for the best"""
+HIBIKI_OPPOSITE = {"description": "very_bad"}
+"""what classifier-free guidance leads away from"""
 _IMAGE_KEYS = ("image", "vision", "xa_")
 
 
