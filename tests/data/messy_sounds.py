@@ -6,6 +6,8 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -142,6 +144,16 @@ def half(write: Callable[[Path], None]) -> Callable[[Path], None]:
     return cut
 
 
+def twice_over(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Somebody joined two files with `cat`."""
+
+    def join(path: Path) -> None:
+        write(path)
+        path.write_bytes(2 * path.read_bytes())
+
+    return join
+
+
 def hole(write: Callable[[Path], None]) -> Callable[[Path], None]:
     """A stretch in the middle became zeros."""
 
@@ -179,8 +191,8 @@ def with_more_chunks(path: Path) -> None:
     path.write_bytes(content[:12] + notes + content[12:] + notes)
 
 
-def with_picture(path: Path) -> None:
-    """A telephone's film: the picture is not looked at."""
+def with_picture(path: Path, late: float = 0.0) -> None:
+    """A telephone's film: the picture is not looked at. The sound begins so many seconds after it."""
     with path.open("wb") as file, av.open(file, "w", format="mp4") as out:
         video = out.add_stream("mpeg4", rate=10, options={"qscale": "31"})
         video.width = video.height = 32
@@ -191,7 +203,10 @@ def with_picture(path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(voices(48000), format="fltp", layout="stereo")
         frame.sample_rate = 48000
         resampler = av.AudioResampler("fltp", "stereo", 48000, frame_size=1024)
+        at = round(late * 48000)
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            piece.pts, piece.time_base = at, Fraction(1, 48000)
+            at += piece.samples
             out.mux(audio.encode(piece))
         out.mux(audio.encode(None))
 
@@ -236,6 +251,7 @@ SOUNDS: list[Sound] = [
     Sound("into a pipe.wav", of_unknown_size, says="rewritten|copied"),
     Sound("notes.wav", with_more_chunks),
     Sound("film.mp4", with_picture),
+    Sound("late sound.mp4", partial(with_picture, late=1.5), "told", r"sound begins 1\.\d+ s after its picture"),
     # Used, and said what is wrong.
     Sound("clipped.wav", floats(lambda x: np.clip(12 * x, -1, 1)), "told", "cut off at full scale in"),
     Sound("soft.wav", floats(lambda x: 0.003 * x), "told", "very quiet"),
@@ -248,6 +264,8 @@ SOUNDS: list[Sound] = [
     # Refused by name.
     Sound("empty.wav", Path.touch, "refused", "not an audio file"),
     Sound("text.wav", lambda path: path.write_text("hello " * 1000), "refused", "not an audio file"),
+    Sound("two in one.wav", twice_over(wav), "refused", "several wav files"),
+    Sound("two in one.flac", twice_over(flac), "refused", "goes on to|cannot be decoded"),
     Sound("zeros.mp3", lambda path: path.write_bytes(bytes(20000)), "refused", "not an audio file"),
     Sound("playlist.mp3", lambda path: path.write_text("#EXTM3U\ntalk.ogg\n"), "refused", "not an audio file"),
     Sound("cut.wav", half(wav), "refused", "ends after"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -233,7 +235,26 @@ def marked() -> dict[str, Any]:
     return made
 
 
+def relabelled(form: str) -> str:
+    """The turns as text with labels of another form than `Agent: `."""
+    return re.sub(r"(?m)^(\w+): ", lambda match: form.format(match[1]), plain(NAMES))
+
+
+MINE_ONCE = {"word": "you", "start": MINE[0].start, "end": MINE[0].end}
 LABELS = ("SPEAKER_00", "SPEAKER_01")
+OTHER_FORMS = (
+    "({}) ",
+    "[{}] ",
+    "{} - ",
+    "{} \u2013 ",
+    "{}> ",
+    "{}\t",
+    "**{}:** ",
+    "*{}*: ",
+    "{} 00:07 ",
+    "{} (00:07): ",
+    "{}\n",
+)
 HALF = WORDS.index(MINE[13])
 MARKED = tuple(i for i, w in enumerate(MINE) if w is WORDS[2])
 CASES: list[Case] = [
@@ -281,6 +302,8 @@ CASES: list[Case] = [
     Case("text, names", ".txt", lambda: plain(NAMES), says="spread over the voiced parts", label="agent", off=ROUGH),
     Case("text, diarizer's labels", ".txt", lambda: plain(LABELS), label="SPEAKER_00", off=ROUGH),
     Case("text, numbered speakers", ".txt", lambda: plain(("Speaker 1", "Speaker 2")), label="Speaker 1", off=ROUGH),
+    *(Case(f"text, {form!r}", ".txt", partial(relabelled, form), says="spread", label="agent", off=ROUGH)
+      for form in OTHER_FORMS),
     Case("text, times", ".txt", lambda: plain(stamp=lambda t: f"[{clock(t, '.')}] "), says="approximate", off=ROUGH),
     Case("text, the agent alone", ".txt", lambda: text_of(MINE), says="spread over the voiced parts", off=ROUGH),
     # As editors save them.
@@ -304,7 +327,14 @@ CASES: list[Case] = [
     Case("end before start", ".json", one(2, MINE[2].end, MINE[2].start), "repaired", "1 word ending before", off=0.45),
     Case("XML's letters", ".vtt", lambda: vtt(cues(".", lambda _, t: t.replace("you", "yo&#117;&nbsp;"), only=True)),
          off=ROUGH),
+    Case("marks of other houses", ".txt", lambda: f"{text_of(MINE)} {{breath}} ((inaudible)) (laughs) *coughs* %hm",
+         "repaired", "5 words taken for marks", off=ROUGH),
     # Refused by name.
+    Case("text, a table", ".txt", lambda: relabelled("{},"), "refused", "as a table does"),
+    Case("text, arrows", ".txt", lambda: relabelled(">> "), "refused", "nobody has a name"),
+    Case("text, half labelled", ".txt", lambda: f"Hello.\n{relabelled('({}) ')}", "refused", "others do not"),
+    Case("SRT, dashes", ".srt", lambda: cues(wrap=lambda _, t: f"- {t}\n- Yes."), "refused", "a dash for each"),
+    Case("said 200 times", ".json", lambda: segment([MINE_ONCE] * 200), "refused", "nobody speaks so fast"),
     Case("empty", ".json", str, "refused", "it is empty"),
     Case("no words", ".json", lambda: {"alignments": []}, "refused", "holds no words"),
     Case("cut", ".json", lambda: json.dumps(alignments())[:300], "refused", "not valid JSON"),

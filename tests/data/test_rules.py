@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,30 @@ def test_words_beyond_the_end_are_cut_and_counted(tmp_path):
     assert not check_data(str(tmp_path / "out")).problems
 
 
+def test_links_names_of_other_systems_and_what_belongs_to_nothing(tmp_path, capsys):
+    from ttt_moshi.cli.main import main
+
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+    for seed, path in enumerate((elsewhere / "linked.wav", folder / "CALL.WAV", folder / ("n" * 252 + ".au"))):
+        soundfile.write(tmp_path / "plain.wav", dialogue(seed, 6.0, RATE)[0], RATE)
+        (tmp_path / "plain.wav").rename(path)
+    (folder / "disk").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # a circle
+    (folder / "gone.wav").symlink_to(tmp_path / "nothing.wav")
+    (folder / "CALL.TXT").write_text("A: hello you\n")
+    for name in ("CALL.en.srt", "notes of it.txt"):
+        (folder / name).write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    assert main(["data", "prepare", str(folder), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().out
+    assert "ok        disk/linked.wav" in told and told.count("linked.wav") == 1
+    assert re.search(r"ok        CALL\.WAV: .*words of CALL\.TXT spread", told)
+    assert "left out  gone.wav: cannot read" in told
+    assert "nnn.au: its name is too long for a transcript beside it" in told
+    assert "nor the transcript of one: 1 .srt, 1 .txt" in told
+
+
 def test_any_name_and_what_is_passed_over(tmp_path, capsys):
     from ttt_moshi.cli.main import main
 
@@ -211,7 +236,7 @@ def test_any_name_and_what_is_passed_over(tmp_path, capsys):
         (folder / name).touch()
     assert main(["data", "prepare", str(folder), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert "passed over, neither audio nor a transcript: 2 .docx, 1 .pdf" in told
+    assert "passed over, neither audio nor the transcript of one: 2 .docx, 1 .pdf" in told
     assert r"ok        a\nb.wav" in told and r"caf\udce9.wav" in told
     assert len(check_data(str(tmp_path / "out")).problems) == 6, "no transcripts, nothing else"
     assert main(["data", "check", str(tmp_path / "out")]) == 1

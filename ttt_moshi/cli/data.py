@@ -167,7 +167,7 @@ def run_prepare(argv: list[str]) -> int:
         print(shown(_outcome_line(outcome)))
     if result.passed_over:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in result.passed_over.items())
-        print(shown(f"passed over, neither audio nor a transcript: {kinds}"))
+        print(shown(f"passed over, neither audio nor the transcript of one: {kinds}"))
     used = [outcome for outcome in result.outcomes if outcome.path]
     seconds, words = sum(o.seconds for o in used), sum(o.words for o in used)
     print(f"\n{counted(len(used), 'recording')}, {clock(seconds)}, {counted(words, 'word')} of the agent")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ttt_moshi.data.audio import AUDIO_SUFFIXES, read_blocks, read_info
+from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below, read_blocks, read_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.recognisers import HeardWord, Recogniser
-from ttt_moshi.data.transcripts import find_transcript, transcript_path
+from ttt_moshi.data.transcripts import find_transcript, require_short_name, transcript_path
 from ttt_moshi.data.voiced import HOP, EnergyMeter, voiced_spans
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
@@ -96,7 +96,7 @@ def recordings_below(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"no folder of recordings at {folder}")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+    files = [file for file in files_below(folder) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
     if not files:
         raise DataError(f"{folder} holds no recordings ({', '.join(AUDIO_SUFFIXES)})")
     return files
@@ -121,6 +121,7 @@ def _annotate_one(
     on_seconds: Callable[[float], None],
 ) -> None:
     try:
+        require_short_name(file)
         info = read_info(file)
         outcome.seconds = info.seconds
         chosen = _channels(info.channels, channels)

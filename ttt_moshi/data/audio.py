@@ -7,6 +7,7 @@ its own samples). Elsewhere it is an estimate at best, so the file is decoded to
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ class AudioInfo:
     """audio tracks in the file, of which the first is read"""
     ends_early: str | None = None
     """what says that this is only the beginning of a recording"""
+    begins_late: float = 0.0
+    """seconds by which the picture, or whatever else is in the file, begins before the sound"""
 
     @property
     def seconds(self) -> float:
@@ -77,6 +80,18 @@ class AudioInfo:
     def frames(self) -> int:
         """Mimi frames; the last one may be part silence."""
         return -(-self.samples_24k // FRAME_SIZE)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, links to files and folders included, in the order of their names. A folder that links
+    lead into once more is entered once."""
+    found: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
+        found += [Path(place, name) for name in names]
+    return sorted(found)
 
 
 def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
@@ -94,13 +109,16 @@ def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
             return header
         rate, channels, tracks = stream.rate, stream.channels, len(container.streams.audio)
         promised, ogg = _promised_seconds(path, container, stream), container.format.name == "ogg"
+        late = _begins_late(container, stream)
+        if promised is not None and container.format.name == "matroska,webm":
+            promised -= late  # what it promises is the end of everything in it
     samples = _count(path) if known is None else int(known.remember(path, "samples", lambda path: str(_count(path))))
     ends_early = None
     if promised is not None and promised > samples / rate + _EARLY:
         ends_early = f"ends {promised - samples / rate:.2f} s earlier than its header says: used as far as it goes"
     elif ogg and not _has_end_mark(path):
         ends_early = "its ogg stream has no end mark, as if the rest were missing: used as far as it goes"
-    return AudioInfo(rate, channels, samples, tracks, ends_early)
+    return AudioInfo(rate, channels, samples, tracks, ends_early, late)
 
 
 def read_blocks(path: Path) -> Iterator[np.ndarray]:
@@ -183,6 +201,9 @@ def _refuse_a_cut_wav(path: Path, file: IO[bytes]) -> None:
             if name == b"data":
                 begin = file.tell()
                 there = file.seek(0, io.SEEK_END) - begin
+                file.seek(begin + size + size % 2)
+                if size < there and file.read(4) == b"RIFF":
+                    raise DataError(f"{path} holds several wav files one after the other; split them")
                 # A program that writes into a pipe cannot know the size, and puts something enormous or nothing.
                 if there < size < _UNKNOWN_SIZE:
                     raise DataError(f"{path} ends after {there} of the {size} bytes of its audio; copy it again")
@@ -211,6 +232,20 @@ def _promised_seconds(path: Path, container: av.container.InputContainer, stream
     if kind == "mp3" and not _counts_its_frames(path):
         return None
     return float(stream.duration * stream.time_base)
+
+
+def _begins_late(container: av.container.InputContainer, stream: av.AudioStream) -> float:
+    """Seconds from the beginning of a film to that of its sound; 0 where there is less than a quarter between them."""
+    others = [other for other in container.streams if other is not stream and other.type == "video"]
+    if not others or stream.start_time is None or stream.time_base is None:
+        return 0.0
+    begins = [
+        float(other.start_time * other.time_base)
+        for other in others
+        if other.start_time is not None and other.time_base
+    ]
+    late = float(stream.start_time * stream.time_base) - min(begins, default=0.0)
+    return late if late > _EARLY else 0.0
 
 
 def _counts_its_frames(path: Path) -> bool:

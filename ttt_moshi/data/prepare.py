@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TextIO
 
-from ttt_moshi.data.audio import AUDIO_SUFFIXES
+from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES
 from ttt_moshi.data.prepare_one import Choices, Item, Outcome, diarization_path, prepare_one
@@ -39,7 +39,7 @@ class Prepared:
     outcomes: list[Outcome]
     lists: dict[str, int]
     passed_over: dict[str, int] = field(default_factory=dict)
-    """files that are neither recordings nor transcripts, by suffix"""
+    """files that are neither recordings nor named as the transcript of one, by suffix"""
 
 
 def prepare(
@@ -93,22 +93,31 @@ def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[l
     if not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
     made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
-    files = sorted(
-        file
-        for file in source.rglob("*")
-        if file.is_file() and not any(folder in file.resolve().parents for folder in made)
-    )
-    audio = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
+    files = [file for file in files_below(source) if not any(folder in file.resolve().parents for folder in made)]
+    # A link that leads nowhere is a recording that somebody misses; what else is no file, such as a pipe, is none.
+    audio = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and (f.is_file() or f.is_symlink())]
     if not audio:
         raise DataError(f"{source} holds no recordings ({', '.join(AUDIO_SUFFIXES)})")
-    others = [file for file in files if file not in set(audio) and file.suffix not in SUFFIXES]
-    passed_over = dict(sorted(Counter(file.suffix or file.name for file in others).items()))
+    passed_over = _passed_over(files, audio, pair)
     if pair is None:
         turns = {file: diarization_path(file) if separate else None for file in audio}
         return [
             Item(_name(source, file), (file,), find_transcript(file, rttm), rttm) for file, rttm in turns.items()
         ], passed_over
     return list(_pairs(source, audio, pair)), passed_over
+
+
+def _passed_over(files: Sequence[Path], audio: Sequence[Path], pair: str | None) -> dict[str, int]:
+    """Files that are no recordings, and transcripts that no recording is named as, by suffix."""
+    known = set(audio)
+    # A pair has its transcript under a name that both share.
+    stems = {(file.parent, name) for file in audio for name in (file.stem, file.name)}
+    others: Counter[str] = Counter()
+    for file in files:
+        if file in known or (file.suffix in SUFFIXES and (pair or (file.parent, file.stem) in stems)):
+            continue
+        others[file.suffix or file.name] += 1
+    return dict(sorted(others.items()))
 
 
 def _pairs(source: Path, audio: Sequence[Path], pair: str) -> Iterator[Item]:

@@ -35,6 +35,7 @@ from ttt_moshi.data.transcripts import (
     find_transcript,
     names_speakers,
     read_any,
+    require_short_name,
     told_repairs,
     transcript_path,
 )
@@ -107,8 +108,8 @@ class Outcome:
 
 def diarization_path(audio: Path) -> Path | None:
     """The RTTM beside a recording."""
-    candidates = (audio.with_suffix(".rttm"), audio.with_name(f"{audio.name}.rttm"))
-    return next((path for path in candidates if path.is_file()), None)
+    candidate = audio.with_suffix(".rttm")
+    return candidate if candidate.is_file() else None
 
 
 def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
@@ -137,6 +138,7 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
 
 
 def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> None:
+    require_short_name(item.files[0])
     infos = [read_info(file) for file in item.files]
     seconds = max(info.samples_24k for info in infos) / SAMPLE_RATE
     if seconds < 1 / FRAME_RATE:
@@ -357,6 +359,10 @@ def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> lis
     if info.tracks > 1:
         told.append(f"{info.tracks} audio tracks, the first is used")
     for file, own in zip(item.files, infos, strict=True):
+        if own.begins_late:
+            told.append(
+                f"its sound begins {own.begins_late:.2f} s after its picture: word times must count from the sound"
+            )
         if own.ends_early:
             told.append(own.ends_early if len(infos) == 1 else f"{file.name} {own.ends_early}")
     return told or ["rewritten as 16-bit wav"]

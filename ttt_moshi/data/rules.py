@@ -15,7 +15,7 @@ from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, Word, told_repairs
 from ttt_moshi.frames import FRAME_RATE
 
-VERSION = 3
+VERSION = 4
 """raised whenever the same files would be judged otherwise"""
 
 MAX_REPAIRED = 0.1
@@ -23,6 +23,9 @@ MAX_REPAIRED = 0.1
 
 _ROUNDING = 1 / FRAME_RATE
 _MILLISECONDS = 20.0
+_WINDOW = 5.0
+_FASTEST = 20
+"""words a second in so many seconds; characters of scripts without spaces count as words"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ def judge_words(
     empty = [word for word in transcript.words if word.end <= word.start]
     if empty:
         yield Finding("note", "no duration", name, f"{_count(empty)} without duration, left out of the text stream")
+    starts = np.array([word.start for word in mine])
+    most = int((np.searchsorted(starts, starts + _WINDOW) - np.arange(len(starts))).max(initial=0))
+    if most > _FASTEST * _WINDOW:
+        message = f"{most} words of Moshi begin within {_WINDOW:g} s: nobody speaks so fast"
+        yield Finding("problem", "too many words", name, message)
     if decibels is not None and len(mine) >= fit.ENOUGH_WORDS:
         yield from judge_fit(name, measure(transcript.words, decibels))
 

@@ -6,6 +6,7 @@ Whatever a file lacks is mended word by word and counted; which speaker is the a
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,10 +24,19 @@ OTHER_SPEAKER = "SPEAKER_OTHER"
 
 MoshiSpeaker = Literal["A", "B"]
 
-_MARK = re.compile(r"\[[^\]]*\]|<[^>]*>|♪")
+_SOUNDS = (
+    r"(?:laugh(?:s|ter|ing)?|chuckl(?:es?|ing)|cough(?:s|ing)?|sigh(?:s|ing)?|sniff(?:s|ing)?|breath(?:s|es|ing)?|inhales?|exhales?|"
+    r"crying|cries|applause|music|noise|silence|pause|beep|crosstalk|inaudible|unintelligible|unclear|indistinct)"
+)
+# Brackets, tags and braces hold no speech; round ones and stars do, unless they name a sound.
+_MARK = re.compile(
+    rf"\[[^\]]*\]|<[^>]*>|\{{[^}}]*\}}|♪|\(+\s*{_SOUNDS}\s*\)+|\*{_SOUNDS}\*|(?<!\S)%[a-z]+\b", re.IGNORECASE
+)
 _SECONDS_A_LETTER = 0.07
 _SLIGHTLY_NEGATIVE = -1.0
 _LONGEST_UNSPACED_WORD = 8
+_LONGEST_NAME = 255
+"""bytes, on the file systems that people have"""
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,14 @@ def find_transcript(audio: Path, but: Path | None = None) -> Path | None:
     """The transcript beside a recording of somebody's own: the most exact of those that are there, `but` one."""
     candidates = [audio.with_suffix(suffix) for suffix in SUFFIXES]
     candidates += [audio.with_name(audio.name + suffix) for suffix in SUFFIXES]
-    candidates = [path for path in candidates if path != but]
+    candidates = [path for path in candidates if path != but and len(os.fsencode(path.name)) <= _LONGEST_NAME]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def require_short_name(audio: Path) -> None:
+    """Raises DataError for a recording whose name leaves no room for that of its transcript."""
+    if len(os.fsencode(transcript_path(audio).name)) > _LONGEST_NAME:
+        raise DataError("its name is too long for a transcript beside it: give it a shorter one")
 
 
 def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | None = None) -> Transcript:

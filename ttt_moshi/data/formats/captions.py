@@ -16,6 +16,7 @@ _ARROW = re.compile(rf"^\s*({_CLOCK})\s*-->\s*({_CLOCK})(?:\s.*)?$")
 _VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _INNER = re.compile(rf"<({_CLOCK})>")
 _TAG = re.compile(r"</?[A-Za-z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")
+_DASH = re.compile(r"\s*[-\u2013\u2014]\s*\w")
 _AT_ONCE = 0.1
 """seconds between a caption and the next one that shows its line again"""
 
@@ -42,6 +43,11 @@ def read_captions(text: str) -> RawTranscript | None:
     if not vtt and (not starts or starts[0] > 3):
         return None
     cues = [_cue(lines, number, following) for number, following in pairwise([*starts, len(lines)])]
+    dashed = next((cue for cue in cues if sum(bool(_DASH.match(line)) for line in cue.shown()) > 1), None)
+    if dashed is not None:
+        raise ValueError(
+            f"the caption at {dashed.start:.2f} s has a dash for each of several speakers; write their names instead"
+        )
     remarks = _unroll(cues)
     parts = [part for cue in cues for part in _timed(cue)]
     # Labels are told from words by all lines together.

@@ -17,12 +17,67 @@ _KNOWN = re.compile(
 )
 
 
+# What people write instead of `Agent:`. All lines, or all but those that go on, begin so, and two names come back.
+_OTHER_LABELS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^\s*[*_]{1,2}([^\W\d_][\w .'-]{0,30}?):?[*_]{1,2}:?\s+(?=\S)",  # **Agent:**
+        r"^\s*[\[(]([^\W\d_][\w .'-]{0,30}?)[\])]\s+(?=\S)",  # (Agent) [Agent]
+        r"^\s*([^\W\d_][\w.'-]*(?: [\w.'-]+)?)\s*\(\d{1,2}:\d{2}(?::\d{2})?\)\s*:?\s+(?=\S)",  # Agent (00:01):
+        r"^\s*([^\W\d_][\w.'-]*(?: [\w.'-]+)?)\s+\d{1,2}:\d{2}(?::\d{2})?\s+(?=\S)",  # AGENT 00:01
+        r"^\s*([^\W\d_][\w.'-]*(?: [\w.'-]+)?)(?:\s+[-\u2013\u2014]\s+|\s*>\s+|\t+)(?=\S)",  # Agent - or > or a tab
+    )
+)
+
+
+def _with_colons(lines: list[str]) -> list[str]:
+    """Lines whose labels have another form as lines with `Agent:`.
+
+    Raises:
+        ValueError: two voices without names.
+    """
+    if sum(line.lstrip().startswith(">>") for line in lines) > 1:
+        raise ValueError("`>>` begins what another speaker says, and nobody has a name; write the names")
+    alone = [_is_name(line.strip()) for line in lines]
+    if len({line.strip().casefold() for line, name in zip(lines, alone, strict=True) if name}) > 1:
+        return [f"{line.strip()}:" if name else line for line, name in zip(lines, alone, strict=True)]
+    table = {
+        line.split(",")[0].strip().casefold() for line in lines if "," in line and _is_name(line.split(",")[0].strip())
+    }
+    if len(table) > 1:
+        raise ValueError(
+            f"lines begin with {', '.join(sorted(table))} and a comma, as a table does; write `Name: words`"
+        )
+    for pattern in _OTHER_LABELS:
+        found = [pattern.match(line) for line in lines]
+        names = {match[1].casefold() for match in found if match}
+        if found[:1] != [None] and len(names) > 1 and all(found) and (len(names) < len(lines) or _all_known(names)):
+            return [f"{match[1]}: {line[match.end() :]}" for line, match in zip(lines, found, strict=True) if match]
+        some = [match for match in found if match and _is_name(match[1])]
+        if len(some) > 1:
+            raise ValueError(
+                f"some lines begin with `{some[0][0].strip()}`, as if with a speaker, others do not: "
+                "begin every line with its speaker and a colon"
+            )
+    return lines
+
+
+def _is_name(text: str) -> bool:
+    """Whether nobody would take it for anything but a speaker, one letter left aside."""
+    return len(text) > 1 and _KNOWN.fullmatch(text) is not None
+
+
+def _all_known(names: set[str]) -> bool:
+    return all(_KNOWN.fullmatch(name) for name in names)
+
+
 def read_plain(text: str) -> RawTranscript:
     """Words without times, or lines with the time at which they begin."""
     lines = [line for line in text.split("\n") if line.strip()]
     stamps = [_STAMP.match(line) for line in lines]
     timed = bool(lines) and stamps[0] is not None
     bodies = [line[stamp.end() :] if timed and stamp else line for line, stamp in zip(lines, stamps, strict=True)]
+    bodies = _with_colons(bodies)
     pieces: list[Piece] = []
     speaker: str | None = None
     for stamp, parts in zip(stamps, split_labels(bodies), strict=True):

@@ -33,7 +33,8 @@ TEXT_READERS = (read_captions, read_textgrid, read_elan, read_rttm, read_ctm)
 PLAIN_SUFFIXES = (".txt",)
 """what everything could be, nothing is taken for unless its name says so"""
 
-SUFFIXES = (".json", ".TextGrid", ".textgrid", ".eaf", ".ctm", ".rttm", ".vtt", ".srt", ".txt")
+_EXACT_FIRST = (".json", ".TextGrid", ".eaf", ".ctm", ".rttm", ".vtt", ".srt", ".txt")
+SUFFIXES = tuple(dict.fromkeys(form for name in _EXACT_FIRST for form in (name, name.lower(), name.upper())))
 """under which a transcript is looked for beside its recording, the most exact first"""
 
 
