@@ -141,9 +141,28 @@ def test_what_was_prepared_and_what_is_wrong_is_on_it(data, tmp_path):
     assert "<b>c.wav" not in html
 
 
+def test_languages_that_transcripts_name_are_kept_and_shown(data, tmp_path):
+    """From what Whisper writes, through `prepare`, to the page."""
+    words = json.loads((data / "a.json").read_text())["alignments"]
+    samples, rate = soundfile.read(data / "a.wav")
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    for number, language in enumerate(("de", "Cy", None)):
+        soundfile.write(calls / f"{number}.wav", samples * (1 - 0.1 * number), rate)
+        mine = [{"word": text, "start": a, "end": b} for text, (a, b), who in words if who == "SPEAKER_MAIN"]
+        document = {"segments": [{"words": mine}], **({"language": language} if language else {})}
+        (calls / f"{number}.json").write_text(json.dumps(document))
+    assert main(["data", "prepare", str(calls), "--out", str(tmp_path / "set")]) == 0
+    named = [json.loads((tmp_path / f"set/recordings/{n}.json").read_text()).get("language") for n in range(3)]
+    assert named == ["de", "cy", None]
+    argv = ["data", "report", str(tmp_path / "set"), "--clips", "1", "--out", str(tmp_path / "page.html")]
+    assert main(argv) == 0
+    assert "language named in 1 transcript, cy in 1" in Page((tmp_path / "page.html").read_text()).text
+
+
 def measured(seconds: float) -> Measured:
     line = Line(None, 1, f"{seconds}.wav", seconds)  # type: ignore[arg-type]
-    return Measured(line, seconds, (), 0.0, 0.0, (), None, frozenset())  # type: ignore[arg-type]
+    return Measured(line, seconds, (), 0.0, 0.0, (), None, None, frozenset())  # type: ignore[arg-type]
 
 
 def test_clips_lie_evenly_over_all_the_audio():

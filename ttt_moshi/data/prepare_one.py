@@ -235,6 +235,7 @@ def _words_of_a_pair(files: Sequence[Path]) -> Transcript | None:
     repairs: Counter[str] = Counter()
     remarks: list[str] = []
     approximate = False
+    language: str | None = None
     own = [find_transcript(file) for file in files]
     if own[0] is None:
         return None
@@ -248,8 +249,9 @@ def _words_of_a_pair(files: Sequence[Path]) -> Transcript | None:
         repairs.update(found.repairs)
         remarks += found.remarks
         approximate |= found.approximate
+        language = language or found.language  # Moshi's comes first
     ordered = tuple(sorted(words, key=lambda word: word.start))
-    return Transcript(ordered, "pair", approximate, dict(repairs), tuple(remarks))
+    return Transcript(ordered, "pair", approximate, dict(repairs), tuple(remarks), language)
 
 
 def _refuse_two_voices(found: Transcript | Untimed) -> None:
@@ -451,6 +453,8 @@ def _words(pairs: list[tuple[str, str]], times: Sequence[Span]) -> list[Word]:
 
 def _write_transcript(path: Path, transcript: Transcript) -> None:
     document: dict[str, object] = {"alignments": alignments(transcript.words)}
+    if transcript.language is not None:
+        document["language"] = transcript.language
     if transcript.approximate:
         document["word_times"] = "approximate"
     path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

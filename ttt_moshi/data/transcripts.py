@@ -61,6 +61,8 @@ class Transcript:
     """what was mended, with the number of words"""
     remarks: tuple[str, ...] = ()
     """what else had to be decided, for people"""
+    language: str | None = None
+    """where the file names it"""
 
     @property
     def repaired_share(self) -> float:
@@ -147,7 +149,7 @@ def read_any(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | N
         spread |= len(parts) > 3
         words += _spread(parts, start, end, who)
     approximate = raw.approximate or spread or raw.format == "plain text"
-    return Transcript(_by_start(words), raw.format, approximate, dict(repairs), tuple(raw.remarks))
+    return Transcript(_by_start(words), raw.format, approximate, dict(repairs), tuple(raw.remarks), raw.language)
 
 
 def _words_of(text: str) -> list[str]:

@@ -19,7 +19,8 @@ def read_alignments(document: Any) -> RawTranscript | None:
         except (TypeError, ValueError):
             raise ValueError(f"alignment {number} is not [word, [start, end], speaker]: {item!r}") from None
         pieces.append(_piece(text, start, end, speaker[0] if speaker else None))
-    return RawTranscript("alignments", pieces, approximate=document.get("word_times") == "approximate")
+    approximate = document.get("word_times") == "approximate"
+    return RawTranscript("alignments", pieces, approximate=approximate, language=_language(document))
 
 
 def read_speakers(document: Any) -> RawTranscript | None:
@@ -48,7 +49,7 @@ def read_whisper(document: Any) -> RawTranscript | None:
             pieces += [_from_dict(word, segment) for word in words]
         elif segment.get("text"):
             pieces.append(_from_dict(segment))
-    return RawTranscript("Whisper", pieces)
+    return RawTranscript("Whisper", pieces, language=_language(document))
 
 
 def read_words(document: Any) -> RawTranscript | None:
@@ -56,7 +57,7 @@ def read_words(document: Any) -> RawTranscript | None:
     words = document.get("words") if isinstance(document, dict) else None
     if not isinstance(words, list) or not words:
         return None
-    return RawTranscript("words", [_from_dict(word) for word in words])
+    return RawTranscript("words", [_from_dict(word) for word in words], language=_language(document))
 
 
 def read_whisper_cpp(document: Any) -> RawTranscript | None:
@@ -114,6 +115,11 @@ def _aws_speakers(segments: list[Any]) -> Iterator[tuple[Any, str]]:
     for segment in segments:
         for item in segment.get("items", []):
             yield item.get("start_time"), item.get("speaker_label")
+
+
+def _language(document: dict[str, Any]) -> str | None:
+    language = document.get("language")
+    return language.lower() if isinstance(language, str) and language.strip() else None
 
 
 def _number(text: Any) -> Any:

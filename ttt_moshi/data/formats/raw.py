@@ -31,6 +31,8 @@ class RawTranscript:
     """whether the format has times at all"""
     approximate: bool = False
     """whether the file says that its times were guessed"""
+    language: str | None = None
+    """as the file names it, such as `en`"""
     remarks: list[str] = field(default_factory=list)
     """what the reader had to decide, for people"""
 

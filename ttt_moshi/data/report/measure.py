@@ -56,6 +56,8 @@ class Measured:
     """from the end of one speaker's turn to the beginning of the other's; negative where they overlap"""
     scripts: Counter[str]
     """words of Moshi by the script of their letters"""
+    language: str | None
+    """as the transcript names it"""
     speakers: frozenset[str]
     """names in the transcript"""
 
@@ -85,6 +87,7 @@ def measure_recording(heard: Heard) -> Measured:
         silence=float((~masks.any(axis=0)).sum() * _SECONDS),
         pauses=tuple(pauses(masks)) if len(voices) == 2 else (),
         scripts=scripts,
+        language=None if heard.transcript is None else heard.transcript.language,
         speakers=frozenset(word.speaker for word in words),
     )
 

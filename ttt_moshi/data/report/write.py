@@ -80,6 +80,7 @@ def write_report(
         share=_shares(recordings),
         voices=_voices(recordings),
         speakers=sorted(frozenset[str]().union(*(recording.speakers for recording in recordings))),
+        languages=Counter(recording.language for recording in recordings if recording.language).most_common(),
         scripts=sum((recording.scripts for recording in recordings), Counter[str]()).most_common(),
         histograms=list(_histograms(recordings)),
         findings=_findings(report),
