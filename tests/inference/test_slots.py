@@ -252,3 +252,17 @@ def test_a_conversation_needs_no_float64(company):
         slots.memory(0)
         slots.restore(1, begin_beside(slots, "a prompt"))
         slots.tick({1: voice(1)[6]})
+
+
+def test_the_end_of_a_text_is_no_word(company):
+    """Pieces such as </s> are for the model, and are not read out."""
+    speaker, _ = company
+    pieces: dict[int, str] = {}
+    with Slots(speaker, 1, Sampling(temp_text=50.0, top_k_text=1000)) as slots:
+        slots.join(0, seed=0)
+        for t in range(1, 160):
+            for reply in slots.tick({0: voice(0)[t % LENGTH]}).values():
+                pieces[int(reply.tokens[0])] = reply.piece
+    end = speaker.tokenizer.eos_id()
+    assert pieces[end] == "" and speaker.tokenizer.id_to_piece(end) == "</s>"
+    assert sum(bool(piece) for piece in pieces.values()) > 50

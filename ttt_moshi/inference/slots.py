@@ -34,7 +34,8 @@ class Reply:
 
     Args:
         samples: float32 [frame_size], on the CPU; full scale is 1.0.
-        piece: sentencepiece piece of the text token ("▁" begins a word), "" where the token is padding.
+        piece: sentencepiece piece of the text token ("▁" begins a word), "" where the token is padding or
+            says that a text begins or ends.
         tokens: int64 [1 + dep_q], text first, on the CPU.
     """
 
@@ -103,7 +104,9 @@ class Slots:
         self._seeds = [0] * count
         self._awaiting: set[int] = set()  # the user's first sound
         model = speaker.model
-        self._silent_tokens = (model.text_padding_token_id, model.end_of_text_padding_id)
+        # Padding, and what begins and ends texts: Hibiki says with it that it has finished.
+        control = [token for token in range(speaker.tokenizer.vocab_size()) if speaker.tokenizer.is_control(token)]
+        self._silent_tokens = {model.text_padding_token_id, model.end_of_text_padding_id, *control}
         guided = speaker.cfg != 1.0
         conditions = model.conditions(count, speaker.conditions, HIBIKI_OPPOSITE if guided else None) or {}
         self.sampling = Sampling.of(speaker.generation) if sampling is None else sampling
