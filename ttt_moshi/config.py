@@ -98,6 +98,9 @@ class TTTArgs:
     forget: Literal["fixed", "learned", "gated"] = "fixed"
     """of `inner: delta`: half-lives as given, learned for every head, or by the frame; the latter two start as given
     and stay below twice the longest"""
+    target: Literal["own", "next", "both"] = "own"
+    """of `inner: delta`: which frame's value the key of a frame learns to predict: its own frame's, the next one's, or
+    each in half of the heads"""
     bidirectional_prefix: bool = True
     """whether given frames (`prefix_sec`) are also read backwards in time"""
 
@@ -365,6 +368,7 @@ def _check_ttt(ttt: TTTArgs) -> None:
             f"`ttt.half_life_frames` must be a number or [shortest, longest], at least {what}, or null, got {given}",
         )
     _require(delta or ttt.forget == "fixed", f"`ttt.forget: {ttt.forget}` needs `ttt.inner: delta`, it is {ttt.inner}")
+    _require(delta or ttt.target == "own", f"`ttt.target: {ttt.target}` needs `ttt.inner: delta`, it is {ttt.inner}")
     _require(
         ttt.forget == "fixed" or given is not None,
         f"`ttt.forget: {ttt.forget}` needs `ttt.half_life_frames` to start from",

@@ -23,13 +23,14 @@ SINK = 4
 class Arm:
     """One model: its attention window in frames (None: that of the base model), its TTT layers (None: none), after how
     many frames half of their memory is forgotten (None: it stays), and how many of a recording's first positions stay
-    in its window when it is measured (training knows nothing of them)."""
+    in its window when it is measured (training knows nothing of them), and what its keys learn to predict."""
 
     window: int | None
     inner: Literal["linear", "mlp", "delta"] | None = None
     half_life: float | list[float] | None = None
     forget: Literal["fixed", "learned", "gated"] = "fixed"
     sink: int = 0
+    target: Literal["own", "next", "both"] = "own"
 
 
 ARMS = {
@@ -43,6 +44,8 @@ ARMS = {
     "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
     "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),
     "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
+    "ttt-delta-next": Arm(WINDOW, "delta", [64, 1024], target="next"),
+    "ttt-delta-both": Arm(WINDOW, "delta", [64, 1024], target="both"),
     "ttt-delta-far": Arm(WINDOW, "delta", [512, 16384]),
     "full": Arm(None),
 }
@@ -107,6 +110,7 @@ def arguments(arm: Arm, schedule: Schedule, base_model: Path, train_data: Path, 
             initial_gating_alpha=schedule.gating_alpha,
             half_life_frames=arm.half_life,
             forget=arm.forget,
+            target=arm.target,
             # Given frames are heard once, forwards, as everything else.
             bidirectional_prefix=False,
         ),

@@ -139,6 +139,7 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
         (["--ttt.half_life_frames", "[64, 16]"], "ttt.half_life_frames"),
         (["--ttt.half_life_frames", "[64]"], "ttt.half_life_frames"),
         (["--ttt.forget", "gated"], "ttt.forget: gated.*ttt.inner: delta"),
+        (["--ttt.target", "next"], "ttt.target: next.*ttt.inner: delta"),
         (["--ttt.inner", "delta", "--ttt.forget", "learned"], "ttt.forget: learned.*ttt.half_life_frames"),
         (["--ttt.inner", "delta", "--ttt.preset", "paper_lm"], "ttt.preset"),
         (["--ttt.inner", "delta", "--ttt.base_lr", "2"], "ttt.base_lr"),

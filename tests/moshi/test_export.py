@@ -114,7 +114,7 @@ def test_ft_embed_tables_travel_with_the_adapters(make_model, export):
     [
         ("adapters", {"lora": True}),
         ("full", {"inner": "linear", "preset": "paper_lm", "base_lr": 0.3}),
-        ("adapters", {"inner": "delta", "half_life_frames": [3, 30], "forget": "gated"}),
+        ("adapters", {"inner": "delta", "half_life_frames": [3, 30], "forget": "gated", "target": "both"}),
     ],
 )
 def test_every_tensor_comes_back_in_a_fresh_process(make_model, make_codes, export, tmp_path, kind, settings):

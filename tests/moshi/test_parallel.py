@@ -18,7 +18,7 @@ from ttt_moshi.moshi import cast_for_inference, shard
 WORKER = Path(__file__).with_name("shard_worker.py")
 
 
-DELTA = {"inner": "delta", "half_life_frames": [3, 30], "forget": "gated"}
+DELTA = {"inner": "delta", "half_life_frames": [3, 30], "forget": "gated", "target": "both"}
 
 
 @pytest.fixture

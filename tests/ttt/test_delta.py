@@ -133,7 +133,9 @@ def test_kernels_that_cannot_run_here_are_left_aside():
     assert "float64" in delta_kernel.reason_against(torch.device("cuda"), torch.float64, 16)
 
 
-@pytest.mark.parametrize("settings", [{}, {"half_life_frames": (8, 40)}, {"half_life_frames": 20, "forget": "gated"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"half_life_frames": (8, 40)}, {"half_life_frames": 20, "forget": "gated", "target": "next"}]
+)
 def test_no_bit_depends_on_a_later_frame_in_any_chunk(make_layer, settings):
     layer = make_layer(inner="delta", **settings)
     x = torch.randn(2, 2 * CHUNK + 13, 32)
@@ -149,6 +151,49 @@ def test_no_bit_depends_on_a_later_frame_in_any_chunk(make_layer, settings):
                 assert not torch.equal(y2[0, t:], y[0, t:])
             else:
                 assert y2[0, t:].isnan().all() and state2.W1[0].isnan().all()
+
+
+def test_what_comes_next_is_written_under_the_key_before_it(make_layer, max_rel):
+    """Frame by frame, head by head, from the projections alone; then from any cut, and with the key in the state."""
+    T = 70
+    x = torch.randn(2, T, 32)
+    for target, of_next in (("own", ()), ("next", (0, 1)), ("both", (1,))):
+        layer = make_layer(inner="delta", half_life_frames=(8, 40), target=target)
+        net, given = layer.inner, []
+        handle = net.register_forward_hook(
+            lambda module, arguments, output, into=given: into.append((arguments, output))
+        )
+        with torch.no_grad():
+            _, end = layer(x)
+        handle.remove()
+        (normed, q, k, v, *_), (out, _) = given[0]
+        unit = [t.double() / t.double().square().mean(-1, keepdim=True).sqrt() for t in (q, k)]
+        gamma, beta = (t.double()[:, None] for t in (net.ttt_norm_weight, net.ttt_norm_bias))
+
+        def norm(z, head, gamma=gamma, beta=beta):
+            centred = z - z.mean(-1, keepdim=True)
+            return gamma[head] * centred / centred.square().mean(-1, keepdim=True).sqrt() + beta[head]
+
+        for b, h in ((b, h) for b in range(2) for h in range(2)):
+            W = W0 = net.W1[h].double()
+            last = torch.zeros(16, dtype=torch.float64)
+            for t in range(T):
+                query, key, value = unit[0][b, h, t] / 4, unit[1][b, h, t] / 4, v[b, h, t].double()
+                writes = last if h in of_next else key
+                wanted = norm(value[None] if h in of_next else (value - 4 * key)[None], h)[0]
+                W = W0 + 2.0 ** (-1 / (8, 40)[h]) * (W - W0)
+                W = W + net.step_sizes(normed)[b, h, t].double() * writes[:, None] * (wanted - writes @ W)
+                assert max_rel(out[b, h, t].double(), 4 * query + norm((query @ W)[None], h)[0]) <= 1e-4
+                last = key
+            assert max_rel(end.W1[b, h].double(), W) <= 1e-4
+        with torch.no_grad():
+            whole, _ = layer(x)
+            state, pieces = None, []
+            for piece in x.split((1, 33, 1, 35), dim=1):
+                y, state = layer(piece, state)
+                pieces.append(y)
+        assert max_rel(torch.cat(pieces, 1), whole) <= 1e-5
+        assert list(state.tensors()) == (["W1"] if target == "own" else ["W1", "k"])
 
 
 @pytest.mark.parametrize("forget", ["learned", "gated"])
@@ -264,7 +309,7 @@ def test_losses_of_single_frames_are_those_of_the_definition(make_layer):
 
 def test_streaming_asks_nothing_of_the_data(make_layer):
     """Compiled whole, in place: no branch and no value that would have to be looked at."""
-    layer = make_layer(inner="delta", half_life_frames=(8, 40), forget="gated").requires_grad_(False)
+    layer = make_layer(inner="delta", half_life_frames=(8, 40), forget="gated", target="both").requires_grad_(False)
     step = torch.compile(layer.stream, fullgraph=True, backend="aot_eager")
     state, expected = layer.init_state(2), layer.init_state(2)
     run = torch.tensor([True, False])
@@ -293,6 +338,8 @@ def test_a_mini_batch_size_is_said_not_to_apply():
         ({"inner": "delta", "half_life_frames": 0.5}, "at least 1 frame"),
         ({"inner": "delta", "forget": "sometimes"}, "forget must be"),
         ({"inner": "mlp", "forget": "gated", "half_life_frames": 64}, "is for inner 'delta'"),
+        ({"inner": "delta", "target": "previous"}, "target must be 'own', 'next' or 'both'"),
+        ({"inner": "linear", "target": "next"}, "target 'next' is for inner 'delta'"),
     ],
 )
 def test_what_it_cannot_be_is_refused(settings, words):

@@ -8,7 +8,13 @@ import torch
 from ttt_moshi.ttt import PRESETS, TTTConfig, TTTLayer, TTTState
 
 KINDS = [(preset, inner) for preset in PRESETS for inner in ("mlp", "linear")] + [("speech", "delta")]
-EVERY_MEMORY = [{}, {"inner": "linear"}, {"inner": "delta"}, {"inner": "delta", "half_life_frames": (4, 40)}]
+EVERY_MEMORY = [
+    {},
+    {"inner": "linear"},
+    {"inner": "delta"},
+    {"inner": "delta", "half_life_frames": (4, 40)},
+    {"inner": "delta", "half_life_frames": (4, 40), "target": "both"},
+]
 
 
 def bits(tensor):

@@ -127,6 +127,7 @@ def ttt_from_args(ttt: TTTArgs, arguments: Mapping[str, Any]) -> tuple[TTTConfig
             initial_gating_alpha=ttt.initial_gating_alpha,
             half_life_frames=ttt.half_life_frames,
             forget=ttt.forget,
+            target=ttt.target,
             bidirectional_prefix=ttt.bidirectional_prefix,
         )
     except ValueError as error:

@@ -55,6 +55,7 @@ KEY_CLASSES: dict[str, str] = {
     "ttt.initial_gating_alpha": SAME,
     "ttt.half_life_frames": IMPOSSIBLE,
     "ttt.forget": IMPOSSIBLE,
+    "ttt.target": IMPOSSIBLE,
     "ttt.bidirectional_prefix": IMPOSSIBLE,
     "lora.enable": IMPOSSIBLE,
     "lora.rank": IMPOSSIBLE,

@@ -114,6 +114,9 @@ class TTTConfig:
     forget: Literal["fixed", "learned", "gated"] = "fixed"
     """of delta: whether half-lives stay as given, are learned for every head, or depend on the frame; bounded by twice
     the longest that is given"""
+    target: Literal["own", "next", "both"] = "own"
+    """of delta: which frame's value the key of a frame learns to predict, its own frame's, the next one's, or each in
+    half of the heads (own in the even ones)"""
     scan_policy: Literal["rebuild", "checkpoint"] = "rebuild"
     """what training keeps for its backward pass: low-rank factors of every frame, or the weights every so many frames
     (a third of the memory on long samples, about a fifth more time)"""
@@ -160,9 +163,12 @@ class TTTConfig:
     def _check_delta(self) -> None:
         if self.forget not in ("fixed", "learned", "gated"):
             raise ValueError(f"TTTConfig.forget must be 'fixed', 'learned' or 'gated', got {self.forget!r}")
+        if self.target not in ("own", "next", "both"):
+            raise ValueError(f"TTTConfig.target must be 'own', 'next' or 'both', got {self.target!r}")
         if self.inner != "delta":
-            if self.forget != "fixed":
-                raise ValueError(f"TTTConfig.forget {self.forget!r} is for inner 'delta', this is {self.inner!r}")
+            for name, value, plain in (("forget", self.forget, "fixed"), ("target", self.target, "own")):
+                if value != plain:
+                    raise ValueError(f"TTTConfig.{name} {value!r} is for inner 'delta', this is {self.inner!r}")
             return
         if self.preset != "speech":
             raise ValueError(
@@ -193,8 +199,9 @@ class TTTConfig:
 
     @property
     def num_rows(self) -> int:
-        """Frames of a running mini-batch that a stream's state has room for."""
-        return 0 if self.inner == "delta" else self.mini_batch_size
+        """Frames that a stream's state has room for: of the running mini-batch; of delta the last one, if the next
+        writes with its key."""
+        return int(self.target != "own") if self.inner == "delta" else self.mini_batch_size
 
     @property
     def recipe(self) -> Preset:

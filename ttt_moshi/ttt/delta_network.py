@@ -18,7 +18,8 @@ from ttt_moshi.ttt.state import TTTState
 
 
 class DeltaNetwork(InnerNetwork):
-    """See `delta`. A stream's state is its matrices alone: no mini-batch, no phase, no rows.
+    """See `delta`. A stream's state is its matrices: no mini-batch, no phase; where frames write with the key of the
+    frame before (`target` "next", "both"), that key as well, as its one row, zero before the first frame.
 
     Parameters: W1 [H, f, f], the step gate and the inner norm of every inner network, and where `forget` is "learned"
     learnable_ttt_forget_bias [H, 1], where it is "gated" learnable_ttt_forget_weight [H, 1, D] as well.
@@ -44,17 +45,44 @@ class DeltaNetwork(InnerNetwork):
             torch.nn.init.zeros_(self.learnable_ttt_forget_weight)
 
     def initial_state(self, batch_size: int) -> TTTState:
-        return TTTState(W1=self.W1.expand(batch_size, *self.W1.shape))
+        last = None
+        if self.config.num_rows:
+            last = self.W1.new_zeros(batch_size, self.config.num_heads, 1, self.config.head_dim)
+        return TTTState(W1=self.W1.expand(batch_size, *self.W1.shape), k=last)
 
-    def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> DeltaFrames:
+    def frames(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None = None) -> DeltaFrames:
         """What the rule reads and writes, from the projections; the arguments are those of `forward`.
 
         Values are the targets of the other networks: all of one length, so that no frame writes more than its share,
-        and about as large as what is made of a prediction.
+        and about as large as what is made of a prediction. Where the key of the frame before is what writes, the value
+        alone is the target: what followed that key is to be said when it comes again, which is what induction heads of
+        attention do (arXiv 2209.11895).
+
+        Args:
+            last: key of the frame before the first, [B, H, 1, f], of length 1 or zero; None: there is none.
         """
         scale = 1.0 / math.sqrt(self.config.head_dim)
         q, k = rms_norm(q), rms_norm(k)
-        return DeltaFrames(q * scale, k * scale, self.normed_target(k, v), self.step_sizes(x), self._log_retain(x))
+        target = self.normed_target(k, v)
+        k = k * scale
+        if self.config.target != "own":
+            before = torch.cat([torch.zeros_like(k[:, :, :1]) if last is None else last, k[:, :, :-1]], dim=2)
+            k, target = self._of_the_next(before, k), self._of_the_next(layer_norm(v, *self.norm), target)
+        return DeltaFrames(q * scale, k, target, self.step_sizes(x), self._log_retain(x))
+
+    def _of_the_next(self, following: Tensor, own: Tensor) -> Tensor:
+        """`following` [B, H, T, f] in the heads whose target is the next frame, `own` in the others."""
+        if self.config.target == "next":
+            return following
+        odd = torch.arange(self.config.num_heads, device=own.device) % 2 == 1
+        return torch.where(odd[:, None, None], following, own)
+
+    def _last_key(self, k: Tensor, state: TTTState, exec_mask: Tensor | None) -> Tensor | None:
+        """What the next frame may write with; the arguments are those of `run`."""
+        if state.k is None:
+            return None
+        last = rms_norm(k[:, :, -1:]) / math.sqrt(self.config.head_dim)
+        return last if exec_mask is None else torch.where(exec_mask[:, None, None, None], last, state.k)
 
     def losses(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Half of |k_t W - target_t|^2, [B, H, T], of streams that start here: at W_0, at the fast weights that frame
@@ -100,7 +128,8 @@ class DeltaNetwork(InnerNetwork):
         exec_mask: Tensor | None,
         in_place: bool,
     ) -> tuple[Tensor, TTTState]:
-        frames = self.frames(x, q, k, v)
+        frames = self.frames(x, q, k, v, state.k)
+        last = self._last_key(k, state, exec_mask)
         writes = valid if exec_mask is None else valid & exec_mask[:, None]
         # A frame that is no number writes nothing here, and is noticed below: 0 * NaN would reach earlier ones.
         frames = frames._replace(beta=torch.where(writes[:, None], frames.beta, 0.0))
@@ -111,12 +140,12 @@ class DeltaNetwork(InnerNetwork):
                 frames = frames._replace(log_retain=torch.where(exec_mask[:, None, None], log_retain, 0.0))
             broken = torch.where(lost, torch.nan, 0.0)[:, None, :, None]
             z, W = delta_step(frames._replace(v=frames.v + broken), state.W1, self.W1, in_place)
-            new = TTTState(W1=W)
+            new = TTTState(W1=W, k=last)
         else:
             z, W = delta_kernel.scan(frames, state.W1, self.W1)
             after = lost.cumsum(1) > 0
             z = torch.where(after[:, None, :, None], torch.nan, z)
-            new = TTTState(W1=torch.where(after[:, -1].view(-1, 1, 1, 1), torch.nan, W))
+            new = TTTState(W1=torch.where(after[:, -1].view(-1, 1, 1, 1), torch.nan, W), k=last)
             new = new if exec_mask is None else state.select(exec_mask, new)
         return frames.q * math.sqrt(self.config.head_dim) + layer_norm(z, *self.norm), new
 

@@ -123,7 +123,7 @@ def _adder(into: Tensor, every: int) -> Any:
         if next(calls) % every:
             return
         if isinstance(module, DeltaNetwork):
-            frames = module.frames(x, q, k, v)
+            frames = module.frames(x, q, k, v, state.k)
             losses = [(frames.k @ W - frames.v).square() for W in (module.W1, state.W1)]
         else:
             assert isinstance(module, MiniBatchNetwork)
@@ -172,7 +172,7 @@ def _inside(
         raise ValueError("TTT diagnostics need calls of forward: after stream() the state that it began from is gone")
     state = inner.begin(x.shape[0], state, reset, relative)
     if isinstance(inner, DeltaNetwork):
-        return _inside_delta(inner, inner.frames(x, q, k, v), state.W1)
+        return _inside_delta(inner, inner.frames(x, q, k, v, state.k), state.W1)
     assert isinstance(inner, MiniBatchNetwork)
     frames, norm = inner.frames(x, q, k, v, valid, state.phase)
     memory, initial = inner.memory(state), inner.memory(inner.initial_state(1)).weights

@@ -54,7 +54,7 @@ class TTTState:
     """State of a batch of streams; every tensor has the stream as its first axis, and is float32 but `phase`.
 
     `b1`, `b2` are None where the inner biases are slow parameters; `W2`, `a1`, `g2` are None for the linear network;
-    the delta rule has nothing but `W1`.
+    the delta rule has nothing but `W1`, and `k` of one frame where the next one writes with it.
     """
 
     W1: Tensor
@@ -151,8 +151,8 @@ class TTTState:
         """
         names = [f.name for f in fields(cls)]
         unknown = sorted(set(tensors) - set(names))
-        rows = {"k", "g1", "lam", "phase"}
-        needed = {"W1"} | (rows if rows & set(tensors) else set())
+        rows = {"g1", "lam", "phase"}
+        needed = {"W1"} | (rows | {"k"} if rows & set(tensors) else set())
         missing = sorted(needed - set(tensors))
         if unknown or missing:
             raise ValueError(f"not a TTT state: unknown tensors {unknown}, missing tensors {missing}")
