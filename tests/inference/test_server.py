@@ -237,10 +237,14 @@ def test_moshi_may_wait_for_the_first_sound(one_speaker, play, usual):
                 return first, client.text[len(first) :]
 
         for query, greets in (
-            ("", usual),
-            ("&greeting=0", False),
-            ("&greeting=1", True),
-            ("&greeting=0&prompt=Ann", False),
+            [("", False)]
+            if not usual
+            else (
+                ("", True),
+                ("&greeting=0", False),
+                ("&greeting=1", True),
+                ("&greeting=0&prompt=Ann", False),
+            )
         ):
             first, later = await told(query)
             assert bool(first) == greets, query
