@@ -25,7 +25,7 @@ shell: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}
 
 test: $(READY)
-	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(TEST_ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Every fault at every file operation of a save, ten thousand kills at random moments, thousands of power losses and
 # corruptions, with one tally at the end: 8 to 14 minutes on two cores that do little else, 48 on busy ones.
