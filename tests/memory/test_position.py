@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.memory import hour, measure, phones
+from benchmarks.memory import arms, hour, measure, phones
 from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import BINS
-from benchmarks.memory.plots import AS_TRAINED
+from benchmarks.memory.plots import AS_TRAINED, COLOURS
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
 from ttt_moshi.synthetic.recall.base_model import write_base_model
@@ -149,3 +149,7 @@ def test_the_bars_of_an_hour_are_met_and_missed_by_what_they_say():
     assert met(ttt_delta_fading=good) == [True, True, True]
     assert met(ttt_delta_fading=drifting) == [False, False, False]
     assert met(ttt_delta_fading=window - 0.1) == [True, False, True]
+
+
+def test_every_model_can_be_drawn():
+    assert set(arms.ARMS) <= set(COLOURS)
