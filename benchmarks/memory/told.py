@@ -49,7 +49,7 @@ def busy(rng: np.random.Generator, frames: int, held: int, wait: tuple[int, int]
             say(codes, frame, frame + 1, key, waiting.pop(key)[1])
         elif len(waiting) < held and rng.random() < 0.5:
             key = int(rng.choice([key for key in range(KEYS) if key not in waiting]))
-            waiting[key] = (frame + int(np.exp(rng.uniform(*np.log(wait)))), int(rng.integers(VALUES)))
+            waiting[key] = (frame + round(np.exp(rng.uniform(*np.log(wait)))), int(rng.integers(VALUES)))
             say(codes, frame, frame, key, waiting[key][1])
     return Example(codes, given=0)
 

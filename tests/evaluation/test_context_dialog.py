@@ -10,10 +10,12 @@ import torch
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.evaluation import EvaluationError
-from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
 from ttt_moshi.evaluation.scoring.recordings import Recordings
 from ttt_moshi.evaluation.scoring.score import Scores, valid_tokens
+from ttt_moshi.evaluation.scoring.scorer import ModelScorer
 from ttt_moshi.evaluation.subject import from_base
 from ttt_moshi.evaluation.tasks.context_dialog import ContextDialog, find_recalls
 
@@ -119,6 +121,23 @@ def test_the_command_and_an_exact_zero(bench, tiny_material, tmp_path, capsys):
     ):
         assert go(tiny_material, bench, tmp_path / "no", *words) == 2
         assert complaint in capsys.readouterr().err
+
+
+def test_every_control_changes_its_numbers(bench, recordings, new_ttt_model):
+    model, every = new_ttt_model(context=32, mini_batch_size=8, card=256), find_recalls(bench)
+
+    def numbers(**options) -> np.ndarray:
+        scorer = ModelScorer(model, "s", Controls(chunk_frames=4000, **options).scoring)
+        engine = Engine(scorer, recordings, NLLCache(None, scorer.identity), BatchPolicy(max_rows=1))
+        found = ContextDialog(every, every).run(engine).samples
+        return np.array([value for sample in found for pair in sample["nll"].values() for value in pair])
+
+    usual = numbers()
+    for options in ({"ttt": "off"}, {"ttt": "no_writes"}, {"ttt": "reset:8"}, {"ttt": "swapped:8"}, {"sink": 4}):
+        found = numbers(**options)
+        assert found.shape == usual.shape and np.isfinite(found).all()
+        assert not np.allclose(found, usual, atol=1e-3), options
+    np.testing.assert_allclose(numbers(ttt="reset:100000"), usual, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("line", "message"), [

@@ -49,7 +49,7 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
         (["--seed", str(2**63)], "--seed must be between"),
         (["--seed", "1.5"], "invalid int value"),
         (["--device", "cuda:7"], "GPU"),
-        *((["--device", name], "auto, cpu, cuda or cuda:N") for name in ("mps", "gpu", "", "CPU", "cuda:x", "cuda:-1")),
+        *((["--device", name], "auto, cpu, cuda or cuda:N") for name in ("tpu", "gpu", "", "CPU", "cuda:x", "cuda:-1")),
         (["--dtype", "float16"], "invalid choice"),
         (["--extra_seconds", "-1"], "--extra_seconds must be between"),
         (["--extra_seconds", "nan"], "--extra_seconds must be between"),

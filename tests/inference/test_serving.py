@@ -213,7 +213,8 @@ BAD_VALUES = [
     (["--origin", "https://example.org/page"], "--origin reads"),
     (["--seed", "-1"], "--seed must be between"),
     (["--temp", "0"], "--temp must be greater"),
-    (["--device", "mps"], "auto, cpu, cuda"),
+    (["--device", "mps"], "PyTorch finds no Apple GPU here"),
+    (["--device", "tpu"], "auto, cpu, cuda"),
     (["--checkpoint_dir", "missing"], "no folder at missing"),
 ]
 
