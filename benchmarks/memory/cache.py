@@ -33,6 +33,16 @@ def made(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+def continued(path: Path, schema: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The results of an earlier call with the same settings, if `path` holds them, else results without any runs: so a
+    long benchmark can be continued."""
+    result = json.loads(json.dumps({"schema": schema, "settings": settings, "runs": {}}))
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        result = earlier if earlier["settings"] == result["settings"] else result
+    return result
+
+
 def trained(folder: Path, name: str, described: dict[str, Any], arguments: Callable[[Path], TrainArgs]) -> arms.Trained:
     """A model that was trained in a subfolder of `folder` now or earlier.
 

@@ -7,7 +7,6 @@ training, 176 times a clip. What is made is kept in `cache` beside the results, 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure
+from benchmarks.memory.cache import continued
 from benchmarks.memory.curves import LANGUAGES, Place, Steps, binned, prepare, train
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     edges = (*BINS, *range(2 * HOUR, frames + 1, HOUR))
     path = options.out / f"hour-{options.language}{'' if options.hours == 1 else f'-{options.hours}'}.json"
     settings = {"bins": edges, "documents": options.documents}
-    result: dict[str, Any] = {"schema": 2, "settings": settings, "runs": {}}
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = earlier if earlier["settings"] == json.loads(json.dumps(settings)) else result
+    result = continued(path, 2, settings)
     for seed in map(int, options.seeds.split(",")):
         missing = [name for name in options.models if f"{name}/{seed}" not in result["runs"]]
         if not missing:

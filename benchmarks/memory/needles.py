@@ -9,10 +9,8 @@ after seconds and minutes of one sound. What is made is kept in `cache` beside t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure, told
-from benchmarks.memory.cache import made, plain, trained
+from benchmarks.memory.cache import Models, continued, made
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
 from ttt_moshi.synthetic.recall.base_model import write_base_model
@@ -72,10 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     path = options.out / "needles.json"
     settings = {"steps": STEPS, "documents": options.documents, "questions": [asdict(one) for one in QUESTIONS]}
-    result: dict[str, Any] = {"schema": 1, "settings": json.loads(json.dumps(settings)), "runs": {}}
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = earlier if earlier["settings"] == result["settings"] else result
+    result = continued(path, 1, settings)
     console = Console(width=120)
     for seed in map(int, options.seeds.split(",")):
         for name in options.models:
@@ -111,17 +106,14 @@ def train(cache: Path, name: str, seed: int, steps: tuple[int, int] = STEPS) -> 
     short = made(cache / f"short-{seed}-{heard}", lambda folder: write_recall_training(folder, heard, seed))
     long = made(cache / f"long-{seed}-{steps[1]}", lambda folder: write_long_recordings(folder, steps[1], seed))
     first = arms.Schedule(steps[0], BATCH, TRAINING_FRAMES, seed)
-    one = _stage(cache, name, first, base, short)
     rates = {rate: CARRIED_RATE * getattr(first, rate) for rate in ("lr", "ttt_lr", "gate_lr")}
-    second = arms.Schedule(steps[1], BATCH, CLIP_FRAMES, seed, carried=True, start=one.checkpoint, **rates)
-    return [one, _stage(cache, name, second, base, long)]
-
-
-def _stage(cache: Path, name: str, schedule: arms.Schedule, base: Path, recordings: Path) -> arms.Trained:
-    arm = arms.ARMS[name]
-    described = {"arm": asdict(arm), "schedule": plain(asdict(schedule)), "recordings": recordings.name}
-    arguments = partial(arms.arguments, arm, schedule, base, recordings / "data.jsonl")
-    return trained(cache / f"models-{schedule.seed}", name, described, arguments)
+    second = arms.Schedule(steps[1], BATCH, CLIP_FRAMES, seed, carried=True, **rates)
+    done: list[arms.Trained] = []
+    for schedule, recordings in ((first, short), (second, long)):
+        models = Models(cache / f"models-{recordings.name}", base, recordings / "data.jsonl")
+        start = done[-1].checkpoint if done else None
+        done.append(models.trained(arms.ARMS[name], replace(schedule, start=start)))
+    return done
 
 
 def write_long_recordings(folder: Path, steps: int, seed: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, plots
+from benchmarks.memory.cache import continued
 from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import (
     BATCH,
@@ -49,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     language = LANGUAGES[options.language]
     steps = Steps(options.steps or language.steps.clips, options.carried_steps or language.steps.carried)
     settings = {"steps": [steps.clips, steps.carried], "batch": BATCH, "documents": options.documents}
-    result: dict[str, Any] = {"schema": 2, "settings": settings, "runs": {}}
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = earlier if earlier["settings"] == settings else result
+    result = continued(path, 2, settings)
     for seed in seeds:
         missing = [name for name in names if f"{name}/{seed}" not in result["runs"]]
         if not missing:

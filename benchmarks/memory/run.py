@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure, plots
+from benchmarks.memory.cache import continued
 from benchmarks.ttt.machine import facts, write
 from ttt_moshi.synthetic.recall.base_model import reach, write_base_model
 from ttt_moshi.synthetic.recall.recordings import (
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "distances": [*DISTANCES, LATE],
         "silent": SILENT,
     }
-    result = _begin(path, settings)
+    result = continued(path, 1, settings)
     for seed in map(int, options.seeds.split(",")):
         for name in options.models:
             if f"{name}/{seed}" in result["runs"]:
@@ -155,15 +155,6 @@ def bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     worst = max(point["max"] for point in curve.values())
                     found.append({"name": f"{arm}, {control}, at most 0.15", "value": worst, "met": worst <= 0.15})
     return found
-
-
-def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The finished runs of an earlier call with the same settings, so that a long benchmark can be continued."""
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier["settings"] == settings:
-            return earlier
-    return {"schema": 1, "settings": settings, "runs": {}}
 
 
 def _table(summary: dict[str, Any]) -> Table:

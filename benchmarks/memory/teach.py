@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import arms, measure, phones
-from benchmarks.memory.cache import made, plain, trained
+from benchmarks.memory.cache import continued, made, plain, trained
 from benchmarks.memory.curves import (
     BATCH,
     CARRIED_RATE,
@@ -125,10 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=150)
     path = options.out / "teach.json"
     settings = {"steps": options.steps, "documents": options.documents, "bins": BINS}
-    result: dict[str, Any] = {"schema": 1, "settings": settings, "runs": {}}
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = earlier if earlier["settings"] == json.loads(json.dumps(settings)) else result
+    result = continued(path, 1, settings)
     for seed in map(int, options.seeds.split(",")):
         missing = [name for name in (BASE, *options.ways) if f"{name}/{seed}" not in result["runs"]]
         if not missing:
