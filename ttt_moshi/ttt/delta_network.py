@@ -61,14 +61,16 @@ class DeltaNetwork(InnerNetwork):
         Args:
             last: key of the frame before the first, [B, H, 1, f], of length 1 or zero; None: there is none.
         """
-        scale = 1.0 / math.sqrt(self.config.head_dim)
-        q, k = rms_norm(q), rms_norm(k)
-        target = self.normed_target(k, v)
-        k = k * scale
+        target = self.normed_target(rms_norm(k), v)
+        q, k = self._of_length_1(q), self._of_length_1(k)
         if self.config.target != "own":
             before = torch.cat([torch.zeros_like(k[:, :, :1]) if last is None else last, k[:, :, :-1]], dim=2)
             k, target = self._of_the_next(before, k), self._of_the_next(layer_norm(v, *self.norm), target)
-        return DeltaFrames(q * scale, k, target, self.step_sizes(x), self._log_retain(x))
+        return DeltaFrames(q, k, target, self.step_sizes(x), self._log_retain(x))
+
+    def _of_length_1(self, projection: Tensor) -> Tensor:
+        """Queries or keys, [..., f]."""
+        return rms_norm(projection) * (1.0 / math.sqrt(self.config.head_dim))
 
     def _of_the_next(self, following: Tensor, own: Tensor) -> Tensor:
         """`following` [B, H, T, f] in the heads whose target is the next frame, `own` in the others."""
@@ -81,7 +83,7 @@ class DeltaNetwork(InnerNetwork):
         """What the next frame may write with; the arguments are those of `run`."""
         if state.k is None:
             return None
-        last = rms_norm(k[:, :, -1:]) / math.sqrt(self.config.head_dim)
+        last = self._of_length_1(k[:, :, -1:])
         return last if exec_mask is None else torch.where(exec_mask[:, None, None, None], last, state.k)
 
     def losses(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
