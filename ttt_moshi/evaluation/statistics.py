@@ -8,6 +8,7 @@ own generator with a fixed seed, so two evaluations print the same interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,16 @@ def bootstrap_ratio(sums: np.ndarray, counts: np.ndarray, resamples: int = RESAM
 def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
     """{"value", "ci95"} as results hold them: mean of `values` [N], one value per item, and its `bootstrap_mean`."""
     return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
+
+
+def means_by_name(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """{name: {"value", "ci95", "n"}} over the samples that have it, without the names that none has."""
+    found = {}
+    for name in names:
+        values = np.array([sample[name] for sample in samples if name in sample])
+        if len(values):
+            found[name] = {**mean_and_interval(values), "n": len(values)}
+    return found
 
 
 def correlation(x: np.ndarray, y: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> tuple[float, Interval]:

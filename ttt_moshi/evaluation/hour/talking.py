@@ -29,13 +29,7 @@ def free_running(
     engine: Engine, talker: Talker, codec: Codec, items: Sequence[Item], frames: int, what: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The curves over minutes and what each conversation did."""
-    done = 0
-
-    def heard(count: int) -> None:
-        nonlocal done
-        done += count
-        engine.told(f"{what}: talking", min(done, frames * len(items)), frames * len(items))
-
+    heard = engine.counting(f"{what}: talking", frames * len(items))
     conversations = talker.converse(what, items, engine.ranks, heard)
     likelihood, reason = _under_base(engine, conversations, codec, what)
     minutes = [

@@ -89,6 +89,18 @@ class Engine:
         other.tokens = tokens
         return other
 
+    def counting(self, what: str, total: int | None = None) -> Callable[[int], None]:
+        """What is called with so many more that are done, again and again, and tells of all of them; of a total never
+        more than that. None: nobody knows how many there will be."""
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self.told(what, done if total is None else min(done, total), done if total is None else total)
+
+        return count
+
     def varied(self, **changes: Any) -> Engine:
         """This engine with the model run under other `ScoringOptions`; its scores are another model's to the cache."""
         other = copy(self)

@@ -62,13 +62,7 @@ class Continuation:
         frames = {id: values.shape[1] for id, values in nll.items()}
         prompts = {id: prompt_frames(T, engine.scorer.window) for id, T in frames.items()}
         items = [self._item(engine, example, prompts[example.id]) for example in self.examples]
-        total, done = sum(frames[id] - prompts[id] for id in frames), 0
-
-        def heard(count: int) -> None:
-            nonlocal done
-            done += count
-            engine.told(f"{self.name}: talking", min(done, total), total)
-
+        heard = engine.counting(f"{self.name}: talking", sum(frames[id] - prompts[id] for id in frames))
         held = self.talker.converse(self.name, items, engine.ranks, heard)
         padding = engine.scorer.text_padding
         minutes = [

@@ -37,7 +37,7 @@ from ttt_moshi.evaluation.full_duplex import (
 )
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import mean_and_interval
+from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
 from ttt_moshi.files import read_text
 
 KINDS = ("pause_handling", "turn_taking", "user_interruption", "backchannel")
@@ -138,7 +138,7 @@ class FullDuplex:
             **mean_and_interval(right),
             "n": len(right),
             "unit_of_n": "situations",
-            "subsets": {subset: _summary(own) for subset, own in by_subset.items()},
+            "subsets": {subset: means_by_name(own, MEASURES) for subset, own in by_subset.items()},
         }
         facts = [[situation.id, situation.digest, situation.user_end] for situation in self.situations]
         return Outcome(entry, samples, data_digest=blake3.blake3(json.dumps(facts).encode()).hexdigest())
@@ -167,13 +167,3 @@ def _judge(situation: Situation) -> dict[str, Any]:
 
 
 MEASURES = ("take_over", "latency", "backchannels_per_second", "jsd")
-
-
-def _summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """{measure: {"value", "ci95", "n"}} of the measures that the subset has."""
-    found = {}
-    for name in MEASURES:
-        values = np.array([sample[name] for sample in samples if name in sample])
-        if len(values):
-            found[name] = {**mean_and_interval(values), "n": len(values)}
-    return found

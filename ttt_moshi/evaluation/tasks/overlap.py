@@ -33,7 +33,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
 from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import mean_and_interval
+from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
 from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
 from ttt_moshi.files import read_bytes, read_text
 from ttt_moshi.inference.driver import Conversation, Item
@@ -118,14 +118,7 @@ class Overlaps:
         if self.talker is None:
             raise EvaluationError(NO_TALKER)
         items = [_item(overlap, name) for overlap in self.overlaps for name in (INPUT, CLEAN)]
-        heard = 0
-
-        def progress(count: int) -> None:
-            nonlocal heard
-            heard += count
-            engine.told(f"{self.name}: frames", heard, heard)
-
-        held = self.talker.converse(self.name, items, engine.ranks, progress)
+        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = list(zip(held[::2], held[1::2], strict=True))
         samples = [_sample(overlap, *pair) for overlap, pair in zip(self.overlaps, pairs, strict=True)]
         if self.judge is not None:
@@ -145,7 +138,7 @@ class Overlaps:
             **mean_and_interval(np.array([one["score"] for one in samples])),
             "n": len(samples),
             "unit_of_n": "overlaps",
-            "overlaps": {kind: _summary(own) for kind, own in by_kind.items() if own},
+            "overlaps": {kind: means_by_name(own, MEASURES) for kind, own in by_kind.items() if own},
         }
         return Outcome(entry, samples, data_digest=_digest(self.overlaps))
 
@@ -184,16 +177,6 @@ def _sample(overlap: Overlap, noisy: Conversation, undisturbed: Conversation) ->
         **adaptation(said, clean, overlap.span),
         "conversations": [f"conversations/overlap/{c.folder.name}" for c in (noisy, undisturbed)],
     }
-
-
-def _summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """{measure: {"value", "ci95", "n"}} as far as there are any."""
-    found = {}
-    for name in MEASURES:
-        values = np.array([one[name] for one in samples if name in one])
-        if len(values):
-            found[name] = {**mean_and_interval(values), "n": len(values)}
-    return found
 
 
 def _digest(overlaps: Sequence[Overlap]) -> str:

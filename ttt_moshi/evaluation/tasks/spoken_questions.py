@@ -177,14 +177,7 @@ class SpokenQuestions:
         if self.talker is None:
             raise EvaluationError(NO_TALKER)
         items = [self._item(question, draw) for question in self.questions for draw in range(self.asking.draws)]
-        heard = 0
-
-        def progress(count: int) -> None:
-            nonlocal heard
-            heard += count
-            engine.told(f"{self.name}: frames", heard, heard)
-
-        held = self.talker.converse(self.name, items, engine.ranks, progress)
+        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         said = [_answer(conversation, self.asking.seconds) for conversation in held]
         if self.name == "judged_answers":
             cases = [

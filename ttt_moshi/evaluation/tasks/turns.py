@@ -44,15 +44,8 @@ class Turns:
     def run(self, engine: Engine) -> Outcome:
         if self.talker is None:
             raise EvaluationError(NO_TALKER)
-        heard = 0
-
-        def progress(count: int) -> None:
-            nonlocal heard
-            heard += count
-            engine.told(f"{self.name}: frames", heard, heard)
-
         items = [_item(dialogue) for dialogue in self.dialogues]
-        held = self.talker.converse(self.name, items, engine.ranks, progress)
+        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = []
         for dialogue, conversation in zip(self.dialogues, held, strict=True):
             agent, user = dialogue.read()
