@@ -26,6 +26,7 @@ class Found:
     Attributes:
         delays: seconds between sending a frame, as soon as its 80 ms are over, and Moshi's frame of the same time.
         ticks: seconds of a tick, as the server tells once a second.
+        lags: seconds that the server was behind a conversation, as it tells with them.
         sessions: frames of every conversation that is kept, when it was saved last.
         ends: how many conversations ended how.
         refused: what should not have happened.
@@ -33,6 +34,7 @@ class Found:
 
     delays: list[float] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
     sessions: dict[str, int] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
@@ -132,5 +134,6 @@ class _Talk:
                 self._found.sessions[event["session"]] = event["frames"]
             elif event["type"] == "lag":
                 self._found.ticks.append(event["tick"])
+                self._found.lags.append(event["seconds"])
             elif event["type"] == "error":
                 self._found.refused.append(event["text"])

@@ -2,8 +2,9 @@
 
     python -m benchmarks.inference.soak --minutes 60 --clients 8
 
-Says how long a tick takes and how long people wait for an answer, alone and together, and whether the server's memory
-stayed flat, no place was lost and every conversation can go on. Exit code 1 if one of that is not so.
+Says how long a tick takes, how far behind the server is and how long people wait for an answer, alone and together, and
+whether the server's memory stayed flat, no place was lost and every conversation can go on. Exit code 1 if one of that
+is not so.
 
 Without --checkpoint_dir a tiny model is made and trained for two steps. What is said is noise, a frame every 80 ms, in
 PCM, and nothing is dropped (`--max_lag inf`), so that every delay is seen.
@@ -83,6 +84,8 @@ async def soak(pid: int, port: int, clients: int, seconds: float) -> dict[str, A
         "ends": together.ends,
         "refused": alone.refused + together.refused,
         "memory_mb": {
+            "first": round(memory[0]),
+            "last": round(memory[-1]),
             "second third": round(before),
             "last third": round(after),
             "growth": round(after / before - 1, 4),
@@ -185,6 +188,7 @@ def _times(found: Found) -> dict[str, Any]:
     return {
         "frames answered": len(found.delays),
         "tick_ms": _percentiles(found.ticks),
+        "lag_ms": _percentiles(found.lags),
         "mouth_to_ear_ms": _percentiles(found.delays),
     }
 

@@ -18,12 +18,11 @@ from moshi.utils.compile import no_compile
 from safetensors.torch import load_file, save_file
 
 from ttt_moshi.cli.main import main
-from ttt_moshi.config import DataArgs, LoraArgs, ModelPaths, TrainArgs, TTTArgs
+from ttt_moshi.config import ModelPaths
 from ttt_moshi.inference import Conversation, Sampling, Slots
 from ttt_moshi.inference.prompt import begin_beside, begin_with, make_prompt
 from ttt_moshi.inference.speaker import open_base
 from ttt_moshi.moshi.supported import REPOSITORY_KEYS
-from ttt_moshi.training import run
 
 LUT = {"type": "lut", "lut": {"n_bins": 5, "dim": 8, "tokenizer": "noop", "possible_values": ["very_good", "very_bad"]}}
 LOUD = Sampling(temp=2.0, temp_text=2.0)
@@ -179,14 +178,19 @@ def test_speech_to_text_reads_one_voice_and_its_words_later(listener, material, 
 
 def test_speech_to_text_is_trained_evaluated_and_writes(listener, material, recording, tmp_path, capsys):
     folder, _ = listener
-    args = TrainArgs(
-        run_dir=str(tmp_path / "run"),
-        data=DataArgs(train_data=str(material.train_data)),
-        moshi_paths=ModelPaths(hf_repo_id=str(folder)),
-        duration_sec=4.0, max_steps=2, param_dtype="float32", lora=LoraArgs(enable=False),
-        ttt=TTTArgs(enable=True, layers="all", mini_batch_size=4),
-    )  # fmt: skip
-    run(args)
+    train = ["train", "--run_dir", str(tmp_path / "run"), "--moshi_paths.hf_repo_id", str(folder), "--do_eval", "true",
+             "--data.train_data", str(material.train_data), "--data.eval_data", str(material.eval_data),
+             "--duration_sec", "4", "--max_steps", "2", "--log_freq", "1", "--param_dtype", "float32",
+             "--lora.enable", "false", "--ttt.enable", "true", "--ttt.layers", "all",
+             "--checkpoint.keep_best", "1"]  # fmt: skip
+    assert main([*train, "--checkpoint.keep_metric", "eval.audio"]) == 2, "it has none"
+    assert "does not measure 'eval.audio'" in capsys.readouterr().err
+    assert main([*train, "--checkpoint.keep_metric", "eval.text"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    assert len(lines) == 3 and not any("audio" in line or "semantic" in line for line in lines)
+    for line in (tmp_path / "run" / "metrics.train.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["loss"] == record["text_loss"] > 0 and "audio_loss" not in record
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint_*")
     where = ["--checkpoint_dir", str(checkpoint), "--device", "cpu"]
     evaluate = ["eval", *where, "--out", str(tmp_path / "evaluation"), "--tasks", "perplexity,dialogue"]

@@ -51,4 +51,5 @@ def test_people_come_and_go(trained, tmp_path):
     assert main([*arguments, "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["sessions"]["kept"] >= 2 and found["2 clients"]["frames answered"] > 50
+    assert found["2 clients"]["lag_ms"].keys() == {"p50", "p95", "p99"} and found["memory_mb"]["first"] > 100
     assert found["alone"]["mouth_to_ear_ms"]["p50"] <= found["alone"]["mouth_to_ear_ms"]["p99"]

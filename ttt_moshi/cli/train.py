@@ -30,6 +30,9 @@ _BEGINNINGS = (
 
 ESTIMATE = "--estimate"
 
+# What a step's line shows, and its name in the metrics: a model that only writes has no loss of audio.
+LOSSES = {"loss": "loss", "text": "text_loss", "audio": "audio_loss"}
+
 
 def main(argv: list[str]) -> int:
     """`ttt-moshi train --config X.yaml [--key value ...]`.
@@ -156,9 +159,9 @@ def _show(record: dict[str, Any], args: TrainArgs, bar: Progress, task: Any, con
     bar.update(task, completed=step)
     if step % args.log_freq == 0 or step == args.max_steps:
         timing = record["timing"]
+        losses = {name: record[key] for name, key in LOSSES.items() if key in record}
         console.print(
-            f"step {step:>6}/{args.max_steps} · loss {record['loss']:.4f} · text {record['text_loss']:.4f} "
-            f"· audio {record['audio_loss']:.4f} · lr {max(record['lr'].values()):.2e} "
+            f"step {step:>6}/{args.max_steps} · {_pairs(losses)} · lr {max(record['lr'].values()):.2e} "
             f"· {timing['step_seconds']:.2f} s · {timing['audio_frames_per_second'] / FRAME_RATE:.1f}x real time",
             highlight=False,
             soft_wrap=True,

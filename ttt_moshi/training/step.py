@@ -29,7 +29,7 @@ class StepResult:
     """What one step measured, equal on all ranks.
 
     Args:
-        metrics: loss, losses per component (nats), gradient norms.
+        metrics: loss, losses per component (nats) of which there was something to predict, gradient norms.
         finite: whether the loss and every gradient norm were finite; if not, nothing was updated and nothing kept.
         votes: what some rank voted for.
         tokens: predicted codes of the step over all ranks.
@@ -87,8 +87,9 @@ def train_step(
         teacher.begin(model, restart)
     targets = [feed.targets(model, micro, clips, device) for micro, clips in enumerate(work)]
     totals, counts = _totals(targets, weights, model.dep_q, device)
-    # A step may hold no text at all; its text loss is then exactly 0 rather than 0 / 0.
-    text_total, audio_total = world.sum(totals).clamp(min=1e-30).float()
+    totals = world.sum(totals)
+    # A step may hold no text at all, and models that only write predict no audio: 0 of the objective, not 0 / 0.
+    text_total, audio_total = totals.clamp(min=1e-30).float()
 
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(len(counts) + 2, dtype=torch.float64, device=device)
@@ -116,13 +117,12 @@ def train_step(
 
     norms = clip_gradients(optimizer, max_norm)
     measured = torch.cat([sums, torch.stack([n.double() for n in norms.values()])]).tolist()
-    losses = {
-        "text_loss": measured[len(counts)] / text_total.item(),
-        "audio_loss": measured[len(counts) + 1] / audio_total.item(),
-        **({} if teacher is None else {"distill_loss": taught.item()}),
-    }
+    shares = zip(("text_loss", "audio_loss"), measured[len(counts) : len(sums)], totals.tolist(), strict=True)
+    losses = {name: part / total for name, part, total in shares if total > 0}
+    lesson_loss = {} if teacher is None else {"distill_loss": taught.item()}
     grad_norms = dict(zip(norms, measured[len(sums) :], strict=True))
-    finite = all(math.isfinite(value) for value in (*losses.values(), *grad_norms.values()))
+    measures = (*losses.values(), *lesson_loss.values(), *grad_norms.values())
+    finite = all(math.isfinite(value) for value in measures)
     if finite:
         optimizer.step()
         feed.keep()
@@ -133,8 +133,9 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
         metrics={
-            "loss": losses["text_loss"] + losses["audio_loss"],
+            "loss": sum(losses.values()),
             **losses,
+            **lesson_loss,
             "nll": _mean_nll(model, measured[: len(counts)], counts.tolist()),
             "grad_norm": grad_norms,
         },

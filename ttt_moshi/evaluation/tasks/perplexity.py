@@ -72,9 +72,9 @@ class Perplexity:
 
 
 def component_names(dep_q: int) -> list[str]:
-    """Every component, in the order of the tables."""
-    acoustic = [f"acoustic_{k}" for k in range(2, dep_q + 1)]
-    return ["text_words", "text_pad", "text_epad", "semantic", *acoustic, "text", "acoustic", "audio"]
+    """Every component, in the order of the tables; a model that only writes has those of the text."""
+    audio = ["semantic", *(f"acoustic_{k}" for k in range(2, dep_q + 1))] if dep_q else []
+    return ["text_words", "text_pad", "text_epad", *audio, "text", *(["acoustic", "audio"] if dep_q else [])]
 
 
 def main_component(dep_q: int) -> str:
@@ -103,10 +103,12 @@ def component_masks(codes: np.ndarray, present: np.ndarray, padding: tuple[int, 
         "text_pad": text & pad,
         "text_epad": text & epad,
         "semantic": channels(1, 2),
+        **{f"acoustic_{k}": channels(k, k + 1) for k in range(2, scored)},
+        "text": text,
+        "acoustic": channels(2, scored),
+        "audio": channels(1, scored),
     }
-    for k in range(2, scored):
-        masks[f"acoustic_{k}"] = channels(k, k + 1)
-    return masks | {"text": text, "acoustic": channels(2, scored), "audio": channels(1, scored)}
+    return {name: masks[name] for name in component_names(scored - 1)}
 
 
 def clip_sums(codes: np.ndarray, nll: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
