@@ -47,10 +47,10 @@ test-browser: $(READY)
 	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
 
-# What needs packages that the other tests do without: data sets in Parquet. A minute.
+# What needs packages that the other tests do without: data sets in Parquet, and DNSMOS. A minute.
 test-extras: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet]'
-	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py -m slow
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet,dnsmos]'
+	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py tests/evaluation/test_speech_quality.py -m slow
 
 # Recognisers of speech: real ones, with the English model of pocketsphinx, a random one of Whisper's form and Silero's. Three minutes.
 test-annotate: $(READY)

@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxruntime": "separate",
     "pyarrow": "parquet",
     "silero_vad": "separate",
+    "speechmos": "dnsmos",
     "tensorboard": "tensorboard",
     "torchao": "int8",
     "wandb": "wandb",

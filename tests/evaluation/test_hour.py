@@ -22,6 +22,7 @@ from ttt_moshi.evaluation.scoring.score import Scores
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer, ScoringOptions
 from ttt_moshi.evaluation.tasks.hour import Hour
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
+from ttt_moshi.extras import installed
 from ttt_moshi.inference.driver import Conversation
 from ttt_moshi.inference.transcript import Word
 
@@ -238,6 +239,7 @@ def test_the_command_reads_and_talks_and_goes_on_where_it_was(tiny_material, tmp
     talk = task["free_running"]
     assert talk["status"] == "ok" and talk["conversations"] == 3 and task["n"] == 3 and task["minutes"] == 0.05
     assert set(talk["minutes"][0]) >= {"nll_under_base", "silence", "words_per_minute", "entropy", "overlap"}
+    assert installed("speechmos") or "ttt-moshi[dnsmos]" in talk["dnsmos"]["reason"]
     folder = tmp_path / "a" / "conversations" / "hour" / "user0"
     sound, rate = soundfile.read(folder / "output.wav")
     assert rate == 24_000 and len(sound) == 3 * 24_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from ttt_moshi.evaluation.conversations import Talker
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.hour.planted import Held
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.speech_quality import RATINGS, Listener
 from ttt_moshi.evaluation.tasks.curves import by_minute, group_sums
 from ttt_moshi.evaluation.tasks.free_running import MINUTE, STATISTICS, collapse_minute, minutes_of
 from ttt_moshi.evaluation.turn_events import share_of_time, speech_spans_of, turn_events, within
+from ttt_moshi.extras import MissingPackageError
 from ttt_moshi.inference.driver import Conversation, Item
 
 MINUTE_SEC = 60.0
@@ -31,25 +33,27 @@ def free_running(
     """The curves over minutes and what each conversation did."""
     heard = engine.counting(f"{what}: talking", frames * len(items))
     conversations = talker.converse(what, items, engine.ranks, heard)
-    likelihood, reason = _under_base(engine, conversations, codec, what)
-    minutes = [
-        minute_statistics(one, spans_of(one, "output"), spans_of(one, "input"), engine.scorer.text_padding, nll)
-        for one, nll in zip(conversations, likelihood, strict=True)
-    ]
+    likelihood, unlikely = _under_base(engine, conversations, codec, what)
+    listener, deaf = _listener()
+    minutes = []
+    for one, nll in zip(conversations, likelihood, strict=True):
+        agent, user = spans_of(one, "output"), spans_of(one, "input")
+        rated = listener.rate_minutes(one.blocks("output"), agent) if listener else []
+        minutes.append(minute_statistics(one, agent, user, engine.scorer.text_padding, nll, rated))
     collapsed = [
         collapse_minute(minutes_of(conversation.tokens[:2], engine.scorer.text_padding))
         for conversation in conversations
     ]
-    names = tuple(name for name in (*STATISTICS, *OWN) if reason is None or name != "nll_under_base")
     entry: dict[str, Any] = {
         "conversations": len(conversations),
         "frames": frames,
         "collapsed": sum(minute is not None for minute in collapsed),
         "collapse_minutes": [minute for minute in collapsed if minute is not None],
-        "minutes": by_minute(minutes, names),
+        "minutes": by_minute(minutes, (*STATISTICS, *OWN, *RATINGS)),
     }
-    if reason is not None:
-        entry["nll_under_base"] = {"status": "skipped", "reason": reason}
+    for name, reason in (("nll_under_base", unlikely), ("dnsmos", deaf)):
+        if reason is not None:
+            entry[name] = {"status": "skipped", "reason": reason}
     samples = [
         {"id": conversation.folder.name, "collapse_minute": minute, "minutes": own}
         for conversation, minute, own in zip(conversations, collapsed, minutes, strict=True)
@@ -68,12 +72,14 @@ def minute_statistics(
     user: Sequence[Span],
     padding: tuple[int, int],
     nll: np.ndarray | None,
+    rated: Sequence[Mapping[str, float]] = (),
 ) -> list[dict[str, Any]]:
     """Everything about each minute of a conversation.
 
     Args:
         agent, user: where either speaks.
         nll: [1 + dep_q, frames] of what the agent said, None where it is not known.
+        rated: how good each minute sounds, as far as it is known.
     """
     events = turn_events(agent, user)
     found = []
@@ -93,8 +99,16 @@ def minute_statistics(
             sums = [group_sums(nll, group, first, first + MINUTE) for group in ("text", "semantic")]
             tokens = sum(count for _, count in sums)
             statistics["nll_under_base"] = sum(total for total, _ in sums) / tokens if tokens else None
-        found.append(statistics)
+        found.append(statistics | (rated[number] if number < len(rated) else {}))
     return found
+
+
+def _listener() -> tuple[Listener | None, str | None]:
+    """What rates the speech, or the reason why nothing does."""
+    try:
+        return Listener(), None
+    except MissingPackageError as reason:
+        return None, str(reason)
 
 
 def _under_base(

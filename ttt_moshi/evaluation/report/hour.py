@@ -15,6 +15,9 @@ CURVES = {
     "entropy": "entropy (bits)",
     "overlap": "overlap (s)",
     "gap": "gap (s)",
+    "dnsmos_overall": "DNSMOS",
+    "dnsmos_signal": "DNSMOS, speech",
+    "dnsmos_background": "DNSMOS, background",
 }
 
 
@@ -64,6 +67,9 @@ def hour_details(task: dict[str, Any]) -> list[str]:
         for p in talk["minutes"]
     ]
     parts.append(table(["minute", *(CURVES[name] for name in names), "degenerate"], rows))
+    for name, label in (("nll_under_base", CURVES["nll_under_base"]), ("dnsmos", "DNSMOS")):
+        if name in talk:
+            parts.append(f"{label} was not measured: {talk[name]['reason']}.\n")
     return parts
 
 
