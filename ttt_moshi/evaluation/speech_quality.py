@@ -1,6 +1,6 @@
 """How good speech sounds, as DNSMOS P.835 (arXiv 2110.01763) hears it: a model that rates without any reference.
 
-The weights are those of the package `speechmos`; ONNX, so that reading them runs nothing. Of the package nothing else is used.
+The weights are those of the package `speechmos`: ONNX, so that reading them runs nothing. Nothing else of it is used.
 """
 
 from __future__ import annotations
