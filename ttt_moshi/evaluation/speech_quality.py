@@ -79,8 +79,8 @@ class Listener:
 def _minutes(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """A channel at 16 kHz, minute by minute, the last one as far as it goes."""
     stream = soxr.ResampleStream(SAMPLE_RATE, RATE, 1, dtype="float32")
-    waiting = np.zeros(0, np.float32)
-    nothing = np.zeros(0, np.float32)
+    waiting: np.ndarray = np.zeros(0, np.float32)
+    nothing: np.ndarray = np.zeros(0, np.float32)
     for block, last in chain(((block, False) for block in blocks), [(nothing, True)]):
         waiting = np.concatenate([waiting, stream.resample_chunk(block, last=last)])
         while len(waiting) >= _MINUTE:

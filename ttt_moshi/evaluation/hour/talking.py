@@ -99,7 +99,7 @@ def minute_statistics(
             sums = [group_sums(nll, group, first, first + MINUTE) for group in ("text", "semantic")]
             tokens = sum(count for _, count in sums)
             statistics["nll_under_base"] = sum(total for total, _ in sums) / tokens if tokens else None
-        found.append(statistics | (rated[number] if number < len(rated) else {}))
+        found.append({**statistics, **(rated[number] if number < len(rated) else {})})
     return found
 
 
