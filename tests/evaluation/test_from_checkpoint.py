@@ -66,7 +66,7 @@ def test_a_configuration_of_another_model_changes_nothing_but_data(trained, tiny
     assert (folders[0] / "results.json").read_bytes() == (folders[1] / "results.json").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_not_evaluated(trained, tmp_path, capsys):
+def test_a_corrupt_checkpoint_is_not_evaluated(trained, tmp_path, capsys):
     copy = tmp_path / "checkpoint_000002"
     shutil.copytree(checkpoint(trained), copy)
     victim = copy / "consolidated" / "lora.safetensors"
@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_not_evaluated(trained, tmp_path, capsys):
     victim.write_bytes(content)
     arguments = ["eval", "--checkpoint_dir", str(copy), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
-    assert "damaged" in capsys.readouterr().err
+    assert "the checkpoint is corrupt and is not evaluated" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--no_ttt_verify"]) == 0
 

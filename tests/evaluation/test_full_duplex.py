@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 from ttt_moshi.cli.main import main
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.full_duplex import (
-    SpokenWord,
     backchannels,
     jensen_shannon,
     latency,
@@ -20,8 +20,8 @@ from ttt_moshi.evaluation.full_duplex import (
 from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, find_situations
 
 
-def said(*times: tuple[float, float]) -> list[SpokenWord]:
-    return [SpokenWord("w", start, end) for start, end in times]
+def said(*times: tuple[float, float]) -> list[TimedWord]:
+    return [TimedWord("w", start, end) for start, end in times]
 
 
 def test_a_turn_is_taken_by_more_than_a_backchannel():

@@ -11,6 +11,7 @@ import torch
 
 from ttt_moshi.cli.main import main
 from ttt_moshi.data.voiced import Span
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.hour.planted import Told, exact_window, join, reach
 from ttt_moshi.evaluation.hour.reading import Material, distant_context, planted_facts, remembrance
@@ -24,7 +25,6 @@ from ttt_moshi.evaluation.tasks.hour import Hour
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.extras import installed
 from ttt_moshi.inference.driver import Conversation
-from ttt_moshi.inference.transcript import Word
 
 LN2 = math.log(2)
 
@@ -214,7 +214,7 @@ def test_a_collapse_put_in_at_minute_seven_shows_at_minute_seven():
     tokens[0, 7 * minute :] = 3
     agent = bursts([(60 * m + 10, 60 * m + 40) for m in range(7)], 60 * minutes)
     user = bursts([(60 * m + 35, 60 * m + 50) for m in range(10)], 60 * minutes)
-    words = [Word("w", 60 * m + i, 60 * m + i + 0.5) for m in range(7) for i in range(12)]
+    words = [TimedWord("w", 60 * m + i, 60 * m + i + 0.5) for m in range(7) for i in range(12)]
     nll = np.full((9, minutes * minute), np.nan, np.float32)
     nll[:2] = np.repeat(np.arange(minutes), minute)
     found = minute_statistics(

@@ -9,8 +9,8 @@ import soundfile
 
 from ttt_moshi.cli.main import main
 from ttt_moshi.data.voiced import Span
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation import EvaluationError
-from ttt_moshi.evaluation.full_duplex import SpokenWord
 from ttt_moshi.evaluation.overlaps import Heard, adaptation, manner, response_latency, right, stop_latency
 from ttt_moshi.evaluation.tasks.overlap import find_overlaps
 
@@ -30,7 +30,7 @@ def bursts(*spans: tuple[float, float], seconds: float = 20, loudness: float = 0
 def said(*spans: tuple[float, float], words: int = 8) -> Heard:
     """One who speaks within the spans, so many words in each."""
     spoken = [
-        SpokenWord("w", start + i * (end - start) / words, start + (i + 1) * (end - start) / words)
+        TimedWord("w", start + i * (end - start) / words, start + (i + 1) * (end - start) / words)
         for start, end in spans
         for i in range(words)
     ]
@@ -75,7 +75,7 @@ def test_who_would_have_stopped_anyway_was_not_disturbed():
 def test_the_manner_of_speaking_is_that_of_speech():
     heard = Heard.of(
         bursts((0, 4)) + bursts((10, 12), loudness=0.2),
-        [SpokenWord("w", t, t + 0.1) for t in (0.0, 1.0, 2.0, 3.0, 10.0, 11.0)],
+        [TimedWord("w", t, t + 0.1) for t in (0.0, 1.0, 2.0, 3.0, 10.0, 11.0)],
     )
     assert manner(heard, 0, 9) == {"words_per_minute": pytest.approx(60.0), "loudness": pytest.approx(-20, abs=0.01)}
     assert manner(heard, 10.5, 99)["words_per_minute"] == pytest.approx(40.0, rel=0.02)  # one word in 1.5 s

@@ -13,9 +13,10 @@ import numpy as np
 
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below, read_blocks, read_info
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.recognisers import HeardWord, Recogniser
+from ttt_moshi.data.recognisers import Recogniser
 from ttt_moshi.data.transcripts import find_transcript, require_short_name, transcript_path
 from ttt_moshi.data.voiced import HOP, EnergyMeter, voiced_spans
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 
@@ -152,9 +153,9 @@ def _channels(there: int, channels: tuple[int, ...] | None) -> tuple[int, ...]:
 
 def _hear(
     file: Path, channel: int, recogniser: Recogniser, language: str | None, on_seconds: Callable[[float], None]
-) -> tuple[list[HeardWord], str | None]:
+) -> tuple[list[TimedWord], str | None]:
     """The words of one channel and its language: that of its first piece with words."""
-    words: list[HeardWord] = []
+    words: list[TimedWord] = []
     for start, samples in pieces(block[channel] for block in read_blocks(file)):
         on_seconds(start)
         if not _is_voiced(samples):
@@ -162,7 +163,7 @@ def _hear(
         heard = recogniser.hear(samples, language)
         language = heard.language if heard.words else language
         words += [
-            HeardWord(word.text, round(start + word.start, 3), round(start + word.end, 3)) for word in heard.words
+            TimedWord(word.text, round(start + word.start, 3), round(start + word.end, 3)) for word in heard.words
         ]
     return words, language if words else None
 
@@ -199,7 +200,7 @@ def _is_voiced(samples: np.ndarray) -> bool:
     return bool(voiced_spans(meter.decibels()[0]))
 
 
-def _transcript(outcome: Annotated, channels: Sequence[list[HeardWord]], facts: dict[str, str]) -> bytes:
+def _transcript(outcome: Annotated, channels: Sequence[list[TimedWord]], facts: dict[str, str]) -> bytes:
     """In Whisper's layout, a segment a channel; speakers have names where there are two."""
     segments: list[dict[str, object]] = []
     for speaker, words in zip(_SPEAKERS, channels, strict=False):

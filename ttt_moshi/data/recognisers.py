@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 
 from ttt_moshi.data.voiced import EnergyMeter, Span, voiced_spans
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import need
 from ttt_moshi.frames import SAMPLE_RATE
@@ -28,19 +29,10 @@ _AROUND = 0.2
 
 
 @dataclass(frozen=True)
-class HeardWord:
-    """A word that was recognised; seconds from the start of what was heard."""
-
-    text: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
 class Heard:
-    """Everything in a stretch of one channel."""
+    """Everything in a stretch of one channel; words in seconds from its start."""
 
-    words: list[HeardWord]
+    words: list[TimedWord]
     language: str | None
 
 
@@ -104,7 +96,7 @@ class Whisper:
             condition_on_previous_text=False,  # one mistake must not go on to the end of the call
         )
         words = [
-            HeardWord(word.word.strip(), float(word.start), float(word.end))
+            TimedWord(word.word.strip(), float(word.start), float(word.end))
             for segment in segments
             for word in segment.words or []
             if word.word.strip()
@@ -121,14 +113,14 @@ class Sphinx:
 
     def hear(self, samples: np.ndarray, language: str | None) -> Heard:
         """See `Recogniser`."""
-        words: list[HeardWord] = []
+        words: list[TimedWord] = []
         decoder = self._library.Decoder(loglevel="FATAL")  # one that was used hears by what it heard before
         for span in utterances(samples):
             part = samples[round(span.start * SAMPLE_RATE) : round(span.end * SAMPLE_RATE)]
             decoder.start_utt()
             decoder.process_raw(as_pcm(part), full_utt=True)
             decoder.end_utt()
-            words += [HeardWord(text, span.start + start, span.start + end) for text, start, end in spoken(decoder)]
+            words += [TimedWord(text, span.start + start, span.start + end) for text, start, end in spoken(decoder)]
         return Heard(words, "en")
 
 

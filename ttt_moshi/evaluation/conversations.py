@@ -11,6 +11,13 @@ from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.inference.driver import Conversation, Driver, Item, read_conversation
 
 
+def needed(talker: Talker | None) -> Talker:
+    """The model that talks. Raises `EvaluationError` where there is none."""
+    if talker is None:
+        raise EvaluationError("a model that talks is needed: `ttt-moshi eval` has one")
+    return talker
+
+
 @dataclass(frozen=True)
 class Talker:
     """The evaluated model as one that talks.

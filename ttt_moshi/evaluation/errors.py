@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import read_text
 
 
 class EvaluationError(UserError):
@@ -34,6 +36,35 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}. What was written before is kept: with room for more, the same command "
             "goes on from there"
         ) from error
+
+
+@contextmanager
+def line_of(path: Path, number: int) -> Iterator[None]:
+    """Turns what happens while a line of a file is used into an `EvaluationError` that names both."""
+    try:
+        yield
+    except KeyError as error:
+        raise EvaluationError(f"{path}, line {number}: lacks {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EvaluationError(f"{path}, line {number}: {error}") from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file, one a line, with their lines' numbers; empty lines are left out.
+
+    Raises:
+        EvaluationError: a line that is no JSON object, a file that cannot be read.
+    """
+    with well_formed(path):
+        lines = read_text(path, encoding="utf-8-sig").split("\n")  # texts may hold other ends of lines
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        with line_of(path, number):
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError("is no JSON object")
+        yield number, values
 
 
 @contextmanager

@@ -7,37 +7,29 @@ second. All times are seconds from the start of the user's recording.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from ttt_moshi.data.words import TimedWord
 
 BACKCHANNEL_WORDS, BACKCHANNEL_SEC = 3, 1.0
 PAUSE_SEC = 1.0  # of silence, between two utterances
 BIN_SEC = 0.2  # of the distribution of backchannels over time
 
 
-@dataclass(frozen=True)
-class SpokenWord:
-    """A word of the model."""
-
-    text: str
-    start: float
-    end: float
-
-
-def takes_over(words: Sequence[SpokenWord]) -> bool:
+def takes_over(words: Sequence[TimedWord]) -> bool:
     """Whether these words, all of them together, are more than silence or one backchannel."""
     return bool(words) and not _is_backchannel(words)
 
 
-def latency(words: Sequence[SpokenWord], user_end: float) -> float:
+def latency(words: Sequence[TimedWord], user_end: float) -> float:
     """Seconds from the end of the user's turn to the first of these words; 0 where it came before."""
     return max(0.0, min(word.start for word in words) - user_end)
 
 
-def utterances(words: Sequence[SpokenWord]) -> list[list[SpokenWord]]:
+def utterances(words: Sequence[TimedWord]) -> list[list[TimedWord]]:
     """Words in the order of their starts, cut where nothing is said for `PAUSE_SEC`."""
-    found: list[list[SpokenWord]] = []
+    found: list[list[TimedWord]] = []
     for word in sorted(words, key=lambda word: word.start):
         if found and word.start - max(w.end for w in found[-1]) < PAUSE_SEC:
             found[-1].append(word)
@@ -46,7 +38,7 @@ def utterances(words: Sequence[SpokenWord]) -> list[list[SpokenWord]]:
     return found
 
 
-def backchannels(words: Sequence[SpokenWord]) -> list[list[SpokenWord]]:
+def backchannels(words: Sequence[TimedWord]) -> list[list[TimedWord]]:
     """The utterances that are backchannels."""
     return [utterance for utterance in utterances(words) if _is_backchannel(utterance)]
 
@@ -74,6 +66,6 @@ def _entropy(p: np.ndarray) -> np.floating:
     return -(present * np.log2(present)).sum()
 
 
-def _is_backchannel(words: Sequence[SpokenWord]) -> bool:
+def _is_backchannel(words: Sequence[TimedWord]) -> bool:
     span = max(word.end for word in words) - min(word.start for word in words)
     return len(words) <= BACKCHANNEL_WORDS and span < BACKCHANNEL_SEC

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttt_moshi.data.voiced import HOP, Span
-from ttt_moshi.evaluation.full_duplex import PAUSE_SEC, SpokenWord, takes_over, utterances
+from ttt_moshi.data.words import TimedWord
+from ttt_moshi.evaluation.full_duplex import PAUSE_SEC, takes_over, utterances
 from ttt_moshi.evaluation.turn_events import energies, speech_spans
 from ttt_moshi.frames import SAMPLE_RATE
 
@@ -33,10 +34,10 @@ class Heard:
 
     spans: tuple[Span, ...]
     decibels: np.ndarray
-    words: tuple[SpokenWord, ...]
+    words: tuple[TimedWord, ...]
 
     @classmethod
-    def of(cls, samples: np.ndarray, words: Sequence[SpokenWord]) -> Heard:
+    def of(cls, samples: np.ndarray, words: Sequence[TimedWord]) -> Heard:
         """Of the model's audio, float32 [samples] at 24 kHz, and its words."""
         joined: list[Span] = []
         for span in speech_spans(samples):

@@ -7,9 +7,9 @@ from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.session import SessionInfo, load_session, save_session, session_info
 from ttt_moshi.inference.slots import Reply, Slots, Snapshot
 from ttt_moshi.inference.speaker import Speaker, open_checkpoint
-from ttt_moshi.inference.transcript import Word, words
+from ttt_moshi.inference.transcript import words
 
 __all__ = [
     "Answer", "Conversation", "InferenceError", "Question", "Reply", "Sampling", "SessionInfo", "Slots", "Snapshot",
-    "Speaker", "Word", "answer", "load_session", "open_checkpoint", "save_session", "session_info", "words",
+    "Speaker", "answer", "load_session", "open_checkpoint", "save_session", "session_info", "words",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import delete_partial, naming, partial_beside, read_bytes, read_text, replacing, write_atomically
 from ttt_moshi.frames import FRAME_RATE
@@ -35,7 +36,7 @@ from ttt_moshi.inference.prompt import go_on_beside
 from ttt_moshi.inference.sampling import Sampling
 from ttt_moshi.inference.slots import Slots, Snapshot
 from ttt_moshi.inference.speaker import Speaker
-from ttt_moshi.inference.transcript import Word, words
+from ttt_moshi.inference.transcript import words
 
 MADE_BY, WORDS, TOKENS = "made_by.json", "output.json", "tokens.safetensors"
 
@@ -247,7 +248,7 @@ class Conversation:
     folder: Path
     tokens: np.ndarray
     seconds: float
-    words: list[Word]
+    words: list[TimedWord]
 
     @property
     def agent(self) -> np.ndarray:
@@ -275,7 +276,7 @@ def read_conversation(folder: Path) -> Conversation:
         tokens = load(read_bytes(folder / TOKENS))["tokens"].long().numpy()
         seconds = min(soundfile.info(folder / f"{side}.wav").duration for side in ("output", "input"))
         alignments = json.loads(read_text(folder / WORDS))["alignments"]
-        said = [Word(text, *times) for text, times, _ in alignments]
+        said = [TimedWord(text, *times) for text, times, _ in alignments]
     except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None
     return Conversation(folder, tokens, seconds, said)
@@ -297,7 +298,7 @@ def write_audio(path: Path, samples: Tensor, sample_rate: int) -> None:
             raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
 
 
-def write_words(path: Path, said: Iterable[Word]) -> None:
+def write_words(path: Path, said: Iterable[TimedWord]) -> None:
     """Words with their times, as transcripts of training data have them."""
     alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
     text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"

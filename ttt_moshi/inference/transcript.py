@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ttt_moshi.data.unspaced import WORD_START, byte_of, is_unspaced
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word that Moshi said, and when, in seconds."""
-
-    text: str
-    start: float
-    end: float
+from ttt_moshi.data.words import TimedWord
 
 
 class PieceReader:
@@ -37,7 +28,7 @@ class PieceReader:
         return self._bytes.decode(b"", final=True)
 
 
-def words(pieces: Sequence[str], frame_rate: float, delay: int = 0) -> list[Word]:
+def words(pieces: Sequence[str], frame_rate: float, delay: int = 0) -> list[TimedWord]:
     """Joins the pieces of frames ("" where there is none). A word lasts from its first piece to its last.
 
     In scripts without spaces every piece is a word: nothing tells more.
@@ -45,7 +36,7 @@ def words(pieces: Sequence[str], frame_rate: float, delay: int = 0) -> list[Word
     Args:
         delay: frames after which words are written that are heard; their times are those of hearing them.
     """
-    found: list[Word] = []
+    found: list[TimedWord] = []
     reader = PieceReader()
     began: float | None = None  # of a letter that comes in bytes
     for frame, piece in enumerate(pieces):
@@ -64,14 +55,14 @@ def words(pieces: Sequence[str], frame_rate: float, delay: int = 0) -> list[Word
     if began is not None:
         _add(found, reader.rest(), began, len(pieces) / frame_rate)
     early = delay / frame_rate
-    moved = (Word(word.text, max(0.0, word.start - early), word.end - early) for word in found)
+    moved = (TimedWord(word.text, max(0.0, word.start - early), word.end - early) for word in found)
     # What is there earlier than anything was heard is a greeting of nobody.
     return [word for word in moved if word.text and word.end > 0.0]
 
 
-def _add(found: list[Word], text: str, start: float, end: float) -> None:
+def _add(found: list[TimedWord], text: str, start: float, end: float) -> None:
     bare = text.lstrip(WORD_START)
     if not found or text.startswith(WORD_START) or (bare and is_unspaced(bare[0])):
-        found.append(Word(bare, start, end))
+        found.append(TimedWord(bare, start, end))
     else:
-        found[-1] = Word(found[-1].text + text, found[-1].start, end)
+        found[-1] = TimedWord(found[-1].text + text, found[-1].start, end)

@@ -1,4 +1,4 @@
-"""Which data sets can be fetched: those whose licences let anybody have them, and where they are."""
+"""Which data sets can be fetched: those that anybody may load from where their publishers put them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DataSet:
 
     Args:
         tasks: of `ttt-moshi eval` that read it.
-        licence: as far as it could be read; "its card" where it could not.
+        licence: as its publisher names it.
         folder: below --out, where its files belong; "" for --out itself.
         repository: on the Hugging Face hub, else None.
         patterns: of the repository's files; all of them where it is empty.
@@ -34,7 +34,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "big_bench_audio": DataSet(
         "judged_answers",
-        "its card",
+        "MIT",
         "some 100 MB",
         "big_bench_audio",
         "ArtificialAnalysis/big_bench_audio",
@@ -43,7 +43,7 @@ DATA_SETS: dict[str, DataSet] = {
     "uro_bench": DataSet("judged_answers", "MIT", "some GB", "", "Honggao/URO-Bench", ("URO-Bench-data.zip",)),
     "open_audio_bench": DataSet(
         "llama_questions, web_questions, trivia_qa",
-        "its card",
+        "none named on its page",
         "some GB",
         "",
         "baichuan-inc/OpenAudioBench",

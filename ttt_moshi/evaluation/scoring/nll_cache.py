@@ -66,8 +66,8 @@ class NLLCache:
     def _index(self, path: Path) -> None:
         try:
             self._files |= dict.fromkeys(self._load(path), path)
-        except CorruptFileError as damage:
-            _log.warning("%s is %s: its sequences are scored again", path, damage)
+        except CorruptFileError as problem:
+            _log.warning("%s is %s: its sequences are scored again", path, problem)
 
     def _load(self, path: Path) -> dict[str, np.ndarray]:
         tensors = load_whole(path, load)
@@ -111,7 +111,7 @@ class NLLCache:
         for path, wanted in by_file.items():
             try:
                 tensors = self._load(path)
-            except CorruptFileError as damage:
-                raise EvaluationError(f"{path} is {damage}; start again, and its sequences are scored again") from None
+            except CorruptFileError as problem:
+                raise EvaluationError(f"{path} is {problem}; start again, and its sequences are scored again") from None
             found |= {key: tensors[key] for key in wanted}
         return found

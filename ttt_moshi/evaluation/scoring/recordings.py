@@ -155,8 +155,8 @@ class Recordings:
         if path.exists():
             try:
                 return _read_joined(path, name)
-            except CorruptFileError as damage:
-                _log.warning("rebuilding %s: %s", path, damage)
+            except CorruptFileError as problem:
+                _log.warning("rebuilding %s: %s", path, problem)
         codes = self.codec.encode(_joined_blocks(source, mono), 1 if mono else 2).contiguous()
         with writing(path):
             self._cache_dir.mkdir(parents=True, exist_ok=True)

@@ -25,14 +25,14 @@ import soundfile
 
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.controls import Controls
-from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, writing
 from ttt_moshi.evaluation.examples import Example, Piece, Source
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import GROUPS, group_sums, mean_difference
-from ttt_moshi.files import read_bytes, read_text
+from ttt_moshi.files import read_bytes
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 AGENT, USER = 0, 1
@@ -76,11 +76,8 @@ def find_recalls(data_root: Path) -> list[Recall]:
 
 def _read(path: Path) -> list[Recall]:
     found = []
-    for number, line in enumerate(read_text(path, encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
+    for number, values in json_lines(path):
+        with line_of(path, number):
             turns = tuple(path.parent / str(turn) for turn in values["turns"])
             recalls = values.get("recalls")
             if not turns or (recalls is not None and not (isinstance(recalls, int) and 0 <= recalls < len(turns))):
@@ -93,9 +90,6 @@ def _read(path: Path) -> list[Recall]:
                 path.parent / str(values["answer"]),
                 recalls,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise EvaluationError(f"{path}, line {number}: {what}") from None
         if lost := next((file for file in (*turns, own.question, own.answer) if not file.is_file()), None):
             raise EvaluationError(f"{path}, line {number}: there is no {lost}")
         found.append(own)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ttt_moshi.data.audio import read_audio, read_info
-from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.hour.talking import minute_statistics, spans_of
@@ -26,7 +26,6 @@ from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import by_minute, group_sums, mean_nll, point
 from ttt_moshi.evaluation.tasks.free_running import STATISTICS, collapse_minute, minutes_of
-from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
 from ttt_moshi.evaluation.turn_events import share_of_time, speech_spans
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, seconds_to_frames
 from ttt_moshi.inference.driver import Given, Item
@@ -56,14 +55,13 @@ class Continuation:
     name: str = "continuation"
 
     def run(self, engine: Engine) -> Outcome:
-        if self.talker is None:
-            raise EvaluationError(NO_TALKER)
+        talker = needed(self.talker)
         nll = engine.nll(self.examples, self.name)
         frames = {id: values.shape[1] for id, values in nll.items()}
         prompts = {id: prompt_frames(T, engine.scorer.window) for id, T in frames.items()}
         items = [self._item(engine, example, prompts[example.id]) for example in self.examples]
         heard = engine.counting(f"{self.name}: talking", sum(frames[id] - prompts[id] for id in frames))
-        held = self.talker.converse(self.name, items, engine.ranks, heard)
+        held = talker.converse(self.name, items, engine.ranks, heard)
         padding = engine.scorer.text_padding
         minutes = [
             minute_statistics(one, spans_of(one, "output"), spans_of(one, "input"), padding, None) for one in held

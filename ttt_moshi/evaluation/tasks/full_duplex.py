@@ -25,9 +25,9 @@ import numpy as np
 
 from ttt_moshi.data.audio import read_info
 from ttt_moshi.data.transcripts import MAIN_SPEAKER
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.full_duplex import (
-    SpokenWord,
     backchannels,
     jensen_shannon,
     latency,
@@ -58,7 +58,7 @@ class Situation:
     id: str
     subset: str
     kind: str
-    words: tuple[SpokenWord, ...]
+    words: tuple[TimedWord, ...]
     seconds: float
     user_end: float | None
     humans: np.ndarray | None
@@ -101,14 +101,14 @@ def _situation(subset: str, kind: str, folder: Path, humans: Any) -> Situation:
     )
 
 
-def _words(path: Path) -> tuple[SpokenWord, ...]:
+def _words(path: Path) -> tuple[TimedWord, ...]:
     found = _json(path)
     with well_formed(path):
         if "alignments" in found:
             rows = [(text, *times) for text, times, speaker in found["alignments"] if speaker == MAIN_SPEAKER]
         else:
             rows = [(chunk["text"], *chunk["timestamp"]) for chunk in found["chunks"]]
-        return tuple(SpokenWord(str(text), float(start), float(end)) for text, start, end in rows)
+        return tuple(TimedWord(str(text), float(start), float(end)) for text, start, end in rows)
 
 
 def _json(path: Path) -> Any:
@@ -145,7 +145,7 @@ class FullDuplex:
 
 
 def _judge(situation: Situation) -> dict[str, Any]:
-    words: Sequence[SpokenWord] = situation.words
+    words: Sequence[TimedWord] = situation.words
     if situation.kind == "user_interruption":
         assert situation.user_end is not None
         words = [word for word in words if word.end > situation.user_end]

@@ -25,16 +25,14 @@ import torch
 
 from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.data.voiced import Span
-from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
-from ttt_moshi.evaluation.full_duplex import SpokenWord
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
 from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
-from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
 from ttt_moshi.files import read_bytes, read_text
 from ttt_moshi.inference.driver import Conversation, Item
 
@@ -115,10 +113,8 @@ class Overlaps:
     name: str = "overlap"
 
     def run(self, engine: Engine) -> Outcome:
-        if self.talker is None:
-            raise EvaluationError(NO_TALKER)
         items = [_item(overlap, name) for overlap in self.overlaps for name in (INPUT, CLEAN)]
-        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
+        held = needed(self.talker).converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = list(zip(held[::2], held[1::2], strict=True))
         samples = [_sample(overlap, *pair) for overlap, pair in zip(self.overlaps, pairs, strict=True)]
         if self.judge is not None:
@@ -152,8 +148,7 @@ def _item(overlap: Overlap, name: str) -> Item:
 
 
 def _heard(conversation: Conversation) -> Heard:
-    words = [SpokenWord(word.text, word.start, word.end) for word in conversation.words]
-    return Heard.of(conversation.agent, words)
+    return Heard.of(conversation.agent, conversation.words)
 
 
 def _text(conversation: Conversation, start: float) -> str:

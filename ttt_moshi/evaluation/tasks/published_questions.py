@@ -10,14 +10,11 @@ rated by a judge. What asks in several rounds is left out.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ttt_moshi.evaluation import parquet
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of
 from ttt_moshi.evaluation.tasks.spoken_questions import (
     Lists,
     SpokenQuestion,
@@ -25,7 +22,6 @@ from ttt_moshi.evaluation.tasks.spoken_questions import (
     judged_questions,
     usable,
 )
-from ttt_moshi.files import read_text
 
 LETTERED = ("openbookqa", "mmsu")
 LETTERS = "ABCD"
@@ -106,44 +102,27 @@ def _options(prompt: str) -> dict[str, str]:
 
 def _big_bench(path: Path) -> list[SpokenQuestion]:
     found = []
-    for number, line in _lines(path):
-        try:
+    for number, line in json_lines(path):
+        with line_of(path, number):
             audio = _within(path.parent, str(line["file_name"]))
             id, group = str(line.get("id", number)), f"big_bench_audio-{line['category']}"
             text = str(line.get("transcript", ""))
             found.append(SpokenQuestion(id, audio, text, (str(line["official_answer"]),), group))
-        except KeyError as error:
-            raise EvaluationError(f"{path}, line {number}: lacks {error}") from None
     return usable(found, path)
 
 
 def _uro(path: Path) -> list[SpokenQuestion] | None:
     """None for a set of dialogues."""
     found = []
-    for number, line in _lines(path):
+    for number, line in json_lines(path):
         if "dialogue" in line:
             return None
-        try:
+        with line_of(path, number):
             audio, asked = _within(path.parent, str(line["source_wav"])), str(line["source_text"])
-        except KeyError as error:
-            raise EvaluationError(f"{path}, line {number}: lacks {error}") from None
         # Without a target, as in Repeat, what is said is what should be answered.
         answers = (str(line.get("target_text") or asked),)
         found.append(SpokenQuestion(str(line.get("id", number)), audio, asked, answers, path.parent.name))
     return usable(found, path)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path, encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}, line {number}: {error}") from None
-        if not isinstance(values, dict):
-            raise EvaluationError(f"{path}, line {number}: is no JSON object")
-        yield number, values
 
 
 def _within(folder: Path, name: str) -> Path:

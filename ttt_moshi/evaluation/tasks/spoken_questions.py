@@ -26,8 +26,8 @@ import torch
 
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.controls import Controls
-from ttt_moshi.evaluation.conversations import Talker
-from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
+from ttt_moshi.evaluation.conversations import Talker, needed
+from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, well_formed, writing
 from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import sample
@@ -35,7 +35,7 @@ from ttt_moshi.evaluation.parquet import Embedded
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
 from ttt_moshi.evaluation.statistics import mean_and_interval
-from ttt_moshi.files import read_bytes, read_text, write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.driver import Conversation, Item
 
@@ -46,7 +46,6 @@ LAYOUTS: dict[str, tuple[str, str, str | None, str]] = {
 }
 """OpenAudioBench's columns: the question, its answer, other answers, and what stands between several"""
 _NAME = re.compile(r"\w[\w.\- ]*")
-NO_TALKER = "a model that talks is needed: `ttt-moshi eval` has one"
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,12 @@ def from_lines(
         EvaluationError: a line that is not so, a recording that is not there, and a file without any.
     """
     found = []
-    for number, line in enumerate(read_text(path, encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
+    group = path.parent.name if path.stem == "questions" else path.stem
+    for number, values in json_lines(path):
+        with line_of(path, number):
             answers, choices = read(values)
             audio = path.parent / values["audio"]
-            group = path.parent.name if path.stem == "questions" else path.stem
             found.append(SpokenQuestion(str(number), audio, str(values.get("question", "")), answers, group, choices))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise EvaluationError(f"{path}, line {number}: {what}") from None
     return usable(found, path)
 
 
@@ -174,10 +167,8 @@ class SpokenQuestions:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, engine: Engine) -> Outcome:
-        if self.talker is None:
-            raise EvaluationError(NO_TALKER)
         items = [self._item(question, draw) for question in self.questions for draw in range(self.asking.draws)]
-        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
+        held = needed(self.talker).converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         said = [_answer(conversation, self.asking.seconds) for conversation in held]
         if self.name == "judged_answers":
             cases = [
@@ -192,8 +183,7 @@ class SpokenQuestions:
     def _rated(self, cases: Sequence[Judged]) -> list[float]:
         if self.asking.judge is not None:
             return judge_answers(self.asking.judge, cases)
-        assert self.talker is not None
-        path = self.talker.folder / self.name / "to_judge.jsonl"
+        path = needed(self.talker).folder / self.name / "to_judge.jsonl"
         with writing(path):
             write_atomically(path, as_lines(cases).encode())
         raise EvaluationError(

@@ -15,13 +15,11 @@ import blake3
 import numpy as np
 import torch
 
-from ttt_moshi.evaluation.conversations import Talker
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.recorded import TwoSides
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import correlation, mean_and_interval
-from ttt_moshi.evaluation.tasks.spoken_questions import NO_TALKER
 from ttt_moshi.evaluation.turn_events import KINDS, speech_spans, totals, turn_events
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.driver import Item
@@ -42,10 +40,8 @@ class Turns:
     name: str = "turns"
 
     def run(self, engine: Engine) -> Outcome:
-        if self.talker is None:
-            raise EvaluationError(NO_TALKER)
         items = [_item(dialogue) for dialogue in self.dialogues]
-        held = self.talker.converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
+        held = needed(self.talker).converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = []
         for dialogue, conversation in zip(self.dialogues, held, strict=True):
             agent, user = dialogue.read()
