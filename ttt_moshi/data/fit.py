@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word
-from ttt_moshi.data.voiced import HOP, voiced_spans
+from ttt_moshi.data.voiced import HOP, runs, voiced_spans
 from ttt_moshi.frames import SAMPLE_RATE
 
 _SECONDS = HOP / SAMPLE_RATE
 _FARTHEST = 12.0
 """seconds by which a shift is looked for"""
+_PIECE = 1 << 15
+"""hops that are compared at once: 11 minutes"""
 
 ENOUGH_WORDS = 12
 """fewer say nothing about a recording"""
@@ -89,8 +91,10 @@ def loud_masks(decibels: np.ndarray) -> np.ndarray:
         for span in voiced_spans(own):
             loud[channel, round(span.start / _SECONDS) : round(span.end / _SECONDS)] = True
     if len(decibels) == 2 and loud.any(axis=1).all():
-        relative = decibels - np.percentile(decibels, 95, axis=1, keepdims=True)
-        loud &= relative > relative[::-1] - 10
+        loudest = [float(np.percentile(own, 95)) for own in decibels]
+        louder = decibels[0] - decibels[1] - (loudest[0] - loudest[1])  # dB by which the first channel stands out
+        loud[0] &= louder > -10
+        loud[1] &= louder < 10
     return loud
 
 
@@ -108,7 +112,10 @@ def _hops(word: Word, hops: int) -> tuple[int, int]:
 
 
 def _widen(mask: np.ndarray, by: int) -> np.ndarray:
-    return np.convolve(mask, np.ones(2 * by + 1))[by : by + len(mask)] > 0.5
+    wide = np.zeros_like(mask)
+    for start, end in runs(mask):
+        wide[max(0, start - by) : end + by] = True
+    return wide
 
 
 def _correlations(said: np.ndarray, loud: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,12 +124,27 @@ def _correlations(said: np.ndarray, loud: np.ndarray) -> tuple[np.ndarray, np.nd
     farthest = min(round(_FARTHEST / _SECONDS), hops // 3)
     lags = np.arange(-farthest, farthest + 1)
     products = np.zeros(len(lags))
-    size = 2 * hops
-    # Channel by channel and in single precision, since this is what a long recording takes most memory for.
     squares = []
     for own, other in zip(said, loud, strict=True):
-        x, y = (mask.astype(np.float32) - np.float32(mask.mean()) for mask in (own, other))
-        products += np.fft.irfft(np.fft.rfft(x, size) * np.conj(np.fft.rfft(y, size)), size)[lags]
-        squares.append([np.square(x).sum(dtype=np.float64), np.square(y).sum(dtype=np.float64)])
+        products += _products(own, other, farthest)
+        # Of masks less their means.
+        squares.append([mask.sum() - mask.sum() ** 2 / hops for mask in (own, other)])
     scale = np.sqrt(np.prod(np.sum(squares, axis=0)))
     return (products / scale if scale else products), lags
+
+
+def _products(x: np.ndarray, y: np.ndarray, farthest: int) -> np.ndarray:
+    """Sums over t of `x[t + lag] * y[t]` for lags up to `farthest` either way, of masks `[hops]` less their means.
+
+    Piece by piece of y, so that a long recording takes no more memory than a short one.
+    """
+    means = x.mean(), y.mean()
+    products = np.zeros(2 * farthest + 1)
+    for start in range(0, len(y), _PIECE):
+        piece = y[start : start + _PIECE] - means[1]
+        first, last = max(0, start - farthest), min(len(x), start + len(piece) + farthest)
+        around = np.zeros(len(piece) + 2 * farthest)  # of x; nothing beyond either end of the recording
+        around[first - (start - farthest) :][: last - first] = x[first:last] - means[0]
+        size = len(around)
+        products += np.fft.irfft(np.fft.rfft(around) * np.conj(np.fft.rfft(piece, size)), size)[: len(products)]
+    return products

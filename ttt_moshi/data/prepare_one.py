@@ -457,4 +457,6 @@ def _write_transcript(path: Path, transcript: Transcript) -> None:
         document["language"] = transcript.language
     if transcript.approximate:
         document["word_times"] = "approximate"
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(document, file, ensure_ascii=False, indent=0)  # bit by bit: the text of hours is large
+        file.write("\n")

@@ -15,7 +15,7 @@ from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, Word, told_repairs
 from ttt_moshi.frames import FRAME_RATE
 
-VERSION = 4
+VERSION = 5
 """raised whenever the same files would be judged otherwise"""
 
 MAX_REPAIRED = 0.1

@@ -39,7 +39,7 @@ _LONGEST_NAME = 255
 """bytes, on the file systems that people have"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Word:
     """One spoken word; times in seconds from the start of the recording."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from ttt_moshi.data.errors import DataError
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """A word, or several that share their time, as the file has it."""
 
