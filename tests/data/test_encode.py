@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,60 @@ def test_shards_make_all_codes_between_them(tiny_material, tmp_path, capsys):
     assert main([*argv, "--cache_dir", str(tmp_path / "whole")]) == 0
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.safetensors")}
     assert whole == {path.name: path.read_bytes() for path in (tmp_path / "codes").glob("*.safetensors")}
+
+
+class _Opened:
+    """Names of the files below a folder that anything in this process opens. Audit hooks stay, so there is one."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.names: set[str] = set()
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and self.folder is not None and str(arguments[0]).startswith(f"{self.folder}{os.sep}"):
+            self.names.add(str(Path(str(arguments[0])).relative_to(self.folder)))
+
+    def during(self, folder: Path, work: Callable[[], int]) -> set[str]:
+        self.folder, self.names = folder, set()
+        try:
+            assert work() == 0
+        finally:
+            self.folder = None
+        return self.names
+
+
+@pytest.fixture(scope="module")
+def opened() -> _Opened:
+    return _Opened()
+
+
+def test_a_shard_reads_its_own_recordings_alone(codes_alone, opened, tmp_path):
+    folder, argv = codes_alone
+    first, second, *_ = (folder / "data.jsonl").read_text().splitlines()
+    with (folder / "data.jsonl").open("a") as file:  # one twice, and the same once more under another name
+        again = json.loads(second)
+        again["path"] = again["path"].replace(".wav", "_again.wav")
+        file.write(f"\n{first}\n{json.dumps(again)}\n")
+    for suffix in (".wav", ".json"):
+        shutil.copy(
+            (folder / json.loads(second)["path"]).with_suffix(suffix), (folder / again["path"]).with_suffix(suffix)
+        )
+    by_path = {json.loads(line)["path"] for line in (folder / "data.jsonl").read_text().splitlines()}
+    heard: set[str] = set()
+    for number in range(1, 5):
+        out = ["--out", str(tmp_path / "shards"), "--shard", f"{number}/4"]
+        found = opened.during(folder, lambda out=out: main([*argv, *out]))
+        listed = tmp_path / "shards" / f"data-{number:05}-of-00004.jsonl"
+        audio = {name for name in found if name.endswith(".wav")}
+        assert found == {"data.jsonl", *audio, *(name.replace(".wav", ".json") for name in audio)}
+        assert 1 <= len(audio) <= len(listed.read_text().splitlines()) <= 2
+        heard |= audio
+    assert heard == by_path
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    whole, shards = (Corpus(str(tmp_path / name), None, None, 1.0) for name in ("whole", "shards"))
+    assert everything(shards) == everything(whole) and len(whole.recordings) == 6
+    assert {r.audio.name for r in shards.recordings} == {r.audio.name for r in whole.recordings}
 
 
 @pytest.fixture

@@ -217,21 +217,30 @@ def run_encode(argv: list[str]) -> int:
         raise UserError(f"`--out {args.out}` is a file; name a folder")
     from ttt_moshi.data.pretokenize import pretokenize
 
-    corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
+    corpus = _corpus(
+        args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word, (number - 1, shards)
+    )
     with encoding() as (on_recording, summary):
         if args.out is None:
-            corpus.encode_all(number - 1, shards, on_recording)
+            corpus.encode_all(on_recording=on_recording)
             written = None
         else:
-            written = pretokenize(corpus, args.out, number - 1, shards, on_recording, tar=args.tar)
+            written = pretokenize(corpus, args.out, on_recording, tar=args.tar)
     print(f"shard {number} of {shards}: {summary()}")
     if written is not None:
-        print(f"{written}: {counted(len(corpus.part(number - 1, shards)), 'recording')}, codes alone")
+        print(f"{written}: {counted(len(corpus.recordings), 'recording')}, codes alone")
     return 0
 
 
-def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, unspaced: bool = False) -> Corpus:
-    """A data set, to be read as by a base model."""
+def _corpus(
+    path: str,
+    hf_repo_id: str,
+    cache_dir: Path | None,
+    device: str,
+    unspaced: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Corpus:
+    """A data set, or a shard of it, to be read as by a base model."""
     from ttt_moshi.config import ModelPaths
     from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
     from ttt_moshi.data.interleaver import TextStyle
@@ -241,14 +250,14 @@ def _corpus(path: str, hf_repo_id: str, cache_dir: Path | None, device: str, uns
     from ttt_moshi.moshi.paths import audio_codec, text_tokenizer
 
     chosen = choose_device(device)
-    audio = names_audio(path)  # first: the model may be a download
+    audio = names_audio(path, shard)  # first: the model may be a download
     info = resolve_model(ModelPaths(hf_repo_id=hf_repo_id))
     shape = geometry(info.lm_config)
     alphabet = Alphabet.of_model(shape)
     codec = Codec(audio_codec(info, chosen), info.mimi_config) if audio else None
     tokenizer = text_tokenizer(info) if audio else None
     style = TextStyle.of_model(shape, unspaced, writing_delay(info.raw_config))
-    return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style)
+    return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style, shard=shard)
 
 
 def run_plant(argv: list[str]) -> int:

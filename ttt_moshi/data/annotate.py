@@ -13,6 +13,7 @@ import numpy as np
 
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below, read_blocks, read_info
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.parts import part_of
 from ttt_moshi.data.recognisers import Recogniser
 from ttt_moshi.data.transcripts import find_transcript, require_short_name, transcript_path
 from ttt_moshi.data.voiced import HOP, EnergyMeter, voiced_spans
@@ -73,7 +74,8 @@ def annotate(
         DataError: no recordings.
         OSError: a transcript cannot be written.
     """
-    mine = _part(recordings_below(folder), *shard)
+    files = recordings_below(folder)
+    mine = [files[i] for i in part_of([file.stat().st_size for file in files], shard[0] - 1, shard[1])]
     for done, file in enumerate(mine):
         outcome = Annotated(file.relative_to(folder).as_posix())
 
@@ -101,16 +103,6 @@ def recordings_below(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"{folder} holds no recordings ({', '.join(AUDIO_SUFFIXES)})")
     return files
-
-
-def _part(files: Sequence[Path], number: int, shards: int) -> list[Path]:
-    """Part `number` of `shards`. Large files go first to whoever has least, and every process finds the same parts."""
-    loads, parts = [0] * shards, [[] for _ in range(shards)]  # type: tuple[list[int], list[list[Path]]]
-    for size, file in sorted(((file.stat().st_size, file) for file in files), key=lambda entry: (-entry[0], entry[1])):
-        least = loads.index(min(loads))
-        loads[least] += size
-        parts[least].append(file)
-    return sorted(parts[number - 1])
 
 
 def _annotate_one(

@@ -21,6 +21,7 @@ from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE, TextStyle, absent_row, text_row
 from ttt_moshi.data.judge import CERTAIN, judge_recording
+from ttt_moshi.data.parts import part_of
 from ttt_moshi.data.rules import Finding
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.tokenizer import Tokenizer, check_tokenizer, coverage
@@ -63,6 +64,7 @@ class Corpus:
         cache_dir: folder for cached codes; None takes `.mimi_codes` beside each jsonl file.
         alphabet: what the language model reads, checked in pre-tokenized recordings; None checks nothing.
         style: how its text stream is written.
+        shard: which of how many parts of the recordings, from 0, is opened; nothing else is read. See `open_sources`.
 
     Raises:
         DataError: see `open_sources`; recordings of different streams, or audio without a codec.
@@ -78,13 +80,16 @@ class Corpus:
         *,
         alphabet: Alphabet | None = None,
         style: TextStyle = MOSHI_STYLE,
+        shard: tuple[int, int] = (0, 1),
     ):
         self.clip_frames = seconds_to_frames(duration_sec)
         if self.clip_frames < 1:
             raise DataError(f"clips of {duration_sec} s are shorter than one frame (0.08 s)")
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._digests: dict[Path, Digests] = {}
-        self.sources = open_sources(spec, self._digests_for)
+        self.shard = shard
+        """which of how many parts of the recordings these are, from 0"""
+        self.sources = open_sources(spec, self._digests_for, shard)
         self._codec = codec
         self._tokenizer = tokenizer
         self._alphabet = alphabet
@@ -133,10 +138,11 @@ class Corpus:
 
     def part(self, rank: int, world_size: int) -> list[Recording]:
         """One rank's part of the recordings; parts are about equally long, with about as much to encode."""
-        parts = [
-            _share([r for r in self.recordings if r.encoded == encoded], rank, world_size) for encoded in (False, True)
-        ]
-        return [*parts[0], *parts[1]]
+        mine = []
+        for encoded in (False, True):
+            recordings = [recording for recording in self.recordings if recording.encoded == encoded]
+            mine += [recordings[i] for i in part_of([r.info.frames for r in recordings], rank, world_size)]
+        return mine
 
     def content_of(self, recording: Recording) -> str:
         """64 hex digits: equal where `whole` gives the same codes."""
@@ -341,15 +347,3 @@ def _content(recording: Recording) -> list[object]:
 
 def _digest_of(facts: object) -> str:
     return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _share(recordings: Sequence[Recording], rank: int, world_size: int) -> list[Recording]:
-    """The part of one rank in the order given: the longest first, each to the rank that has least to do so far."""
-    frames = [0] * world_size
-    mine = []
-    for index in sorted(range(len(recordings)), key=lambda i: -recordings[i].info.frames):
-        least = frames.index(min(frames))
-        frames[least] += recordings[index].info.frames
-        if least == rank:
-            mine.append(index)
-    return [recordings[index] for index in sorted(mine)]

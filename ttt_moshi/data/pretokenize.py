@@ -15,36 +15,29 @@ from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
 
-def pretokenize(
-    corpus: Corpus,
-    out: Path,
-    rank: int = 0,
-    world_size: int = 1,
-    on_recording: OnRecording | None = None,
-    *,
-    tar: bool = False,
-) -> Path:
-    """Encodes one rank's part of a data set, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
+def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = None, *, tar: bool = False) -> Path:
+    """Encodes a data set, or a shard of it, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
 
-    `out` then holds `codes/*.safetensors`, named by content, and a list for each rank; training reads the folder as a
+    `out` then holds `codes/*.safetensors`, named by content, and a list for each shard; training reads the folder as a
     whole. A recording whose file is there is not written again. Weights of the data set are left out.
 
     Args:
-        tar: whether there is one tar file for each rank instead, in which every recording is followed by its line of
+        tar: whether there is one tar file for each shard instead, in which every recording is followed by its line of
             the list (`.json`), as webdataset reads them.
 
     Returns:
-        The list of this part.
+        The list of this shard.
 
     Raises:
         DataError: a recording or transcript that cannot be used.
         OSError: `out` cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    corpus.encode_all(rank, world_size, on_recording)
-    part = "" if world_size == 1 else f"-{rank + 1:05}-of-{world_size:05}"
+    corpus.encode_all(on_recording=on_recording)
+    rank, shards = corpus.shard
+    part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
     folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"data{part}.jsonl"
-    named = [(_name(corpus, recording), recording) for recording in corpus.part(rank, world_size)]
+    named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
     if not lines:

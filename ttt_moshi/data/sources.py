@@ -9,7 +9,7 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.parts import part_of
 from ttt_moshi.data.shards import container, is_stored
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, MoshiSpeaker, read_transcript, transcript_path
 from ttt_moshi.files import read_text
@@ -106,29 +107,36 @@ def spoken_text(recording: Recording, start: float, end: float) -> str | None:
     return " ".join(word.text for word in words if word.speaker == MAIN_SPEAKER and start <= word.start < end)
 
 
-def open_sources(spec: str, digests: DigestsFor = _beside) -> list[Source]:
+def open_sources(spec: str, digests: DigestsFor = _beside, shard: tuple[int, int] = (0, 1)) -> list[Source]:
     """The recordings of a comma-separated list of jsonl files or folders, each with an optional `:weight`.
 
     Args:
         digests: where digests of the files named in a jsonl file are remembered, by that file's folder.
+        shard: which of how many parts, from 0: by the lists alone, so that no file of another part is read. Parts are
+            about equally long, with about as much audio to encode. A source may have none of one.
 
     Raises:
         DataError: an empty or malformed list, a missing file, a corrupt line, a missing or unusable recording, a
             recording shorter than a frame or shorter than its line says.
     """
     digests = functools.cache(digests)  # each reads its whole file when it is first asked
-    return [_open_source(i, path, weight, digests) for i, (path, weight) in enumerate(split_spec(spec))]
+    return [
+        Source(tuple(_open_recordings(index, entry.lines, digests)), entry.weight)
+        for index, entry in enumerate(_read_lists(spec, shard))
+    ]
 
 
-def names_audio(spec: str) -> bool:
+def names_audio(spec: str, shard: tuple[int, int] = (0, 1)) -> bool:
     """Whether some recording of the list is an audio file, so that a codec is needed. Reads the lists alone, and looks
     whether what they name is there: the first thing to ask of data, before a model is fetched for them.
+
+    Args:
+        shard: see `open_sources`.
 
     Raises:
         DataError: an empty or malformed list, a missing jsonl file, a corrupt line or a missing recording.
     """
-    lists = [jsonl for path, _ in split_spec(spec) for jsonl in jsonl_files(path)]
-    lines = [read_line(jsonl, number, text) for jsonl in lists for number, text in numbered_lines(jsonl)]
+    lines = [line for entry in _read_lists(spec, shard) for line in entry.lines]
     for line in lines:
         _require_audio(line)
     return any(not is_encoded(line.path) for line in lines)
@@ -223,18 +231,39 @@ def _split_weight(entry: str) -> tuple[Path, Fraction]:
     return Path(path), value
 
 
-def _open_source(index: int, path: Path, weight: Fraction, digests: DigestsFor) -> Source:
-    recordings = []
+@dataclass(frozen=True)
+class _Entry:
+    """The lines of one entry of `train_data`."""
+
+    lines: list[Line]
+    weight: Fraction
+
+
+def _read_lists(spec: str, shard: tuple[int, int]) -> list[_Entry]:
+    """What the lists say, of one part. Raises as `open_sources`."""
+    entries = []
+    for path, weight in split_spec(spec):
+        files = jsonl_files(path)
+        lines = [read_line(jsonl, number, text) for jsonl in files for number, text in numbered_lines(jsonl)]
+        if not lines:
+            raise DataError(f"{path} lists no recordings")
+        entries.append(_Entry(lines, weight))
+    listed = [line for entry in entries for line in entry.lines]
+    mine: set[int] = set()
+    for encoded in (False, True):
+        places = [place for place, line in enumerate(listed) if is_encoded(line.path) == encoded]
+        mine.update(places[i] for i in part_of([listed[place].duration for place in places], *shard))
+    place = iter(range(len(listed)))
+    return [replace(entry, lines=[line for line in entry.lines if next(place) in mine]) for entry in entries]
+
+
+def _open_recordings(index: int, lines: Sequence[Line], digests: DigestsFor) -> Iterator[Recording]:
     times: Counter[str] = Counter()
-    for jsonl in jsonl_files(path):
-        for number, text in numbered_lines(jsonl):
-            recording = _open_recording(read_line(jsonl, number, text), digests(jsonl.parent))
-            times[recording.digest] += 1
-            again = f"+{times[recording.digest]}" if times[recording.digest] > 1 else ""
-            recordings.append(replace(recording, id=f"{index}/{recording.digest[:16]}{again}"))
-    if not recordings:
-        raise DataError(f"{path} lists no recordings")
-    return Source(tuple(recordings), weight)
+    for line in lines:
+        recording = _open_recording(line, digests(line.jsonl.parent))
+        times[recording.digest] += 1
+        again = f"+{times[recording.digest]}" if times[recording.digest] > 1 else ""
+        yield replace(recording, id=f"{index}/{recording.digest[:16]}{again}")
 
 
 def _require_audio(line: Line) -> None:
