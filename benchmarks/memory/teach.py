@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ class Way:
     """whether single clips come first; if not, every step is carried"""
     writes: bool = True
     """whether its TTT layers write while they are trained"""
+    target: Literal["own", "both"] = "own"
+    """what the keys of half of the heads learn to predict: as all others their own frame, or the next (`ttt.target`)"""
     batch: int = 2 * BATCH
     """clips in a step; pre-training has `BATCH`"""
 
@@ -100,6 +102,7 @@ WAYS = {
     "plant": Way(planted=True),
     "attention": Way(attention=True),
     "both": BOTH,
+    "both-next": replace(BOTH, target="both"),
     "both-small": replace(BOTH, batch=BATCH),
     "both-no-writes": replace(BOTH, writes=False),
     "both-lora": replace(BOTH, lora=True),
@@ -257,7 +260,7 @@ def teaching(way: Way, schedule: arms.Schedule, model: Path, train_data: Path, r
         args,
         full_finetuning=False,
         save_adapters=True,
-        ttt=replace(args.ttt, **start, **({} if way.writes else {"base_lr": NO_WRITES})),
+        ttt=replace(args.ttt, **start, target=way.target, **({} if way.writes else {"base_lr": NO_WRITES})),
         lora=LoraArgs(enable=way.lora, rank=LORA_RANK),
         train=replace(args.train, distill=distill, inherit_memory=way.inherit),
     )
