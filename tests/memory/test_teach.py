@@ -56,6 +56,7 @@ def test_ways_differ_in_their_aid_alone_and_train_nothing_of_the_base(base):
         "plant": [{}, {}],  # the recordings are others
         "attention": [start, start],
         "both": [both, both],
+        "both-next": [both | {"ttt.target": "both"}] * 2,
         "both-small": [both | {"batch_size": plain[0]["batch_size"] // 2}] * 2,
         "both-no-writes": [both | {"ttt.base_lr": teach.NO_WRITES}] * 2,
         "both-lora": [both | {"lora.enable": True}] * 2,
