@@ -66,10 +66,10 @@ test-int8: $(READY)
 test-talking: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/inference --ignore tests/inference/test_page.py -m slow
 
-# Every command with every kind of bad value, every read of a resume failed, signals in every phase of a run, several
-# processes on one folder; one tally at the end.
+# Every command with every kind of bad value, every key of a training with another value, every read of a resume failed,
+# signals in every phase of a run, several processes on one folder; one tally at the end.
 test-doors: $(READY)
-	$(TEST_ENV) $(BIN)/pytest tests/application --ignore tests/application/test_wheel.py --ignore tests/application/test_readme.py -s
+	$(TEST_ENV) $(BIN)/pytest tests/application tests/training/test_every_key.py --ignore tests/application/test_wheel.py --ignore tests/application/test_readme.py -s
 
 # Builds the wheel and uses it outside of the repository, the whole demo included: about ten minutes.
 test-wheel: $(READY)
