@@ -276,6 +276,7 @@ def _evaluation() -> list[Case]:
         "--answers": ("0", "1.5"),
         "--answer_seconds": ("0", "-1", "nan", "inf"),
         "--judge": ("''",),
+        "--server": ("localhost:8998", "''"),
     }
     return [
         *(
@@ -297,6 +298,7 @@ def _evaluation() -> list[Case]:
                 "--answers 3",
                 "--answer_seconds 5",
                 "--judge cat",
+                "--server http://localhost:8998",
                 "--split dev",
                 "--sampled_texts 3",
                 "--judge cat --tasks spoken_choices --data_root {empty}",
@@ -307,6 +309,8 @@ def _evaluation() -> list[Case]:
         Case(last + "--tasks judged_answers --data_root {empty} --judge 'a \"'", "--judge"),
         Case(last + "--tasks overlap --data_root {empty} --judge {nowhere}.jsonl", "{nowhere}.jsonl"),
         Case(last + "--tasks overlap --data_root {empty}", "v1_5"),
+        Case(last + "--tasks examiner --data_root {empty}", "task.json"),
+        Case(last + "--tasks examiner --data_root {empty} --sink 4 --server http://localhost:8998", "--sink"),
         Case("eval fetch", "name one data set"),
         Case("eval fetch nowhere --out {new}", "nowhere"),
         Case("eval fetch voicebench", "--out"),

@@ -43,9 +43,25 @@ def test_every_drawn_point_is_a_measured_one(tmp_path, toy, oracle):
 
 def test_a_step_without_a_measurement_is_a_gap_in_the_curve():
     values = [{"status": "ok", "value": v, "ci95": [v, v]} for v in (0.5, 0.7)]
-    figure = over_steps([10, 20, 30], [values[0], {"status": "skipped", "value": None, "ci95": None}, values[1]], 0.5)
+    lacking = {"status": "skipped", "value": None, "ci95": None}
+    figure = over_steps([at(10), at(20), at(30)], [values[0], lacking, values[1]], 0.5)
     line = figure.axes[0].lines[0]
     assert line.get_xdata().tolist() == [10, 30] and line.get_ydata().tolist() == [0.5, 0.7]
+
+
+def at(step: int, way: str = "", kind: str = "full") -> dict:
+    return {"step": step, "way": way, "kind": kind}
+
+
+def test_a_memory_that_is_off_is_a_line_of_its_own_beside_the_base():
+    values = [{"status": "ok", "value": v, "ci95": [v - 1, v + 1]} for v in (9.0, 7.0, 5.0, 8.0, 6.0)]
+    checkpoints = [at(0, kind="base"), at(10), at(20), at(20, "--ttt off"), at(10, "--ttt off")]
+    (axes,) = over_steps(checkpoints, values, None).axes
+    drawn = {c.get_label(): c[0] for c in axes.containers}
+    assert drawn["as it is"].get_xdata().tolist() == [0, 10, 20]
+    assert drawn["as it is"].get_ydata().tolist() == [9.0, 7.0, 5.0]
+    assert drawn["--ttt off"].get_xdata().tolist() == [10, 20] and drawn["--ttt off"].get_ydata().tolist() == [6.0, 8.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["base", "as it is", "--ttt off"]
 
 
 def test_a_skipped_task_has_its_reason_and_no_picture(tmp_path, toy, oracle):
@@ -160,7 +176,7 @@ def entry(value, low, high, **more) -> dict:
     (entry(7, 6, 8, means="so many nats"), "So many nats."),
     (entry(7, 6, 8), "Accuracy."),
     (entry(0.7, 0.6, 0.8, reference={"name": "moshiko", "value": 0.63, "deviation": 0.07}),
-     "Accuracy. moshiko has 0.63 (+7.0 points)."),
+     "Accuracy. moshiko is quoted with 0.63 (+7.0 points)."),
 ])  # fmt: skip
 def test_a_headline_says_what_its_interval_allows(task, sentence):
     (headline,) = headlines({"t": task})

@@ -175,6 +175,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
         minutes=options.minutes,
         asking=Asking(options.answer_seconds, options.answers, options.judge),
         talker=talker,
+        server=options.server,
     )
 
 

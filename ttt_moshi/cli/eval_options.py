@@ -106,6 +106,11 @@ def parser() -> Parser:
     )
     add("--answer_seconds", type=float, default=20.0, help="silence after a spoken question (default: 20)")
     add("--judge", help="command that rates answers, or a .jsonl of ratings; see docs/evaluation.md")
+    add(
+        "--server",
+        help="http://HOST:PORT of a `ttt-moshi serve` of the same checkpoint, with which `examiner` talks; default: "
+        "one of its own, in this process",
+    )
     add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
@@ -171,6 +176,8 @@ class Request:
             raise UserError(f"--answer_seconds must be {limit}, not {options.answer_seconds:g}")
         if options.judge is not None:
             _check_judge(options.judge)
+        if options.server is not None:
+            _check_server(options)
         _refuse_idle(options, names)
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
@@ -215,6 +222,7 @@ class Request:
             "answers": options.answers if options.answers > 1 else None,
             "answer_seconds": options.answer_seconds if options.answer_seconds != 20.0 else None,
             "judge": options.judge,
+            "server": True if options.server else None,
             "dtype": options.dtype or args.param_dtype,
             "duration_sec": args.duration_sec,
         }
@@ -249,6 +257,14 @@ def _merged(args: TrainArgs, overrides: dict[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     return values
+
+
+def _check_server(options: Any) -> None:
+    from ttt_moshi.inference.client import check_address
+
+    check_address(options.server)
+    if options.sink:
+        raise UserError("--sink: a server has its own (`ttt-moshi serve --sink N`), leave it out beside --server")
 
 
 def _check_judge(command: str) -> None:

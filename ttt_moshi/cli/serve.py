@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ttt_moshi.cli import serve_bench
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker, use_device
+from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
         from ttt_moshi.inference.app import make_app
         from ttt_moshi.inference.server import Server
         from ttt_moshi.inference.sessions import Sessions
+        from ttt_moshi.moshi.device import use_device
 
         sessions = None if options.sessions == "none" else Sessions(Path(options.sessions))
         slots = Slots(speaker, options.slots, sampling, watched=True)

@@ -138,6 +138,8 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
     from ttt_moshi.moshi.sink import check_sink
 
     device = choose_device(options.device, mps=True)
+    from ttt_moshi.moshi.device import use_device
+
     use_device(device)
     if options.int8:
         need_torchao()
@@ -179,14 +181,6 @@ def open_prompt(options: Any, speaker: Speaker, sampling: Sampling) -> Snapshot 
     # The frame after a prompt is drawn with it, so that it too must not be a greeting.
     first = sampling.wordless() if options.no_greeting else sampling
     return begin_with(speaker, *make_prompt(speaker, voice, options.prompt_text), first)
-
-
-def use_device(device: str) -> None:
-    """Makes a GPU this thread's own: what CUDA graphs record belongs to the current one. Ask in every thread."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(device))
 
 
 def _open(options: Any, device: str, console: Console) -> Speaker:

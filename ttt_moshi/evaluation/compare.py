@@ -29,8 +29,15 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """Short name for tables: the folder's, and the step."""
-        return f"{self.folder.name} (step {self.results.checkpoint['step']})"
+        """Short name for tables: the folder's, the step, and how the model was read."""
+        way = f", {self.way}" if self.way else ""
+        return f"{self.folder.name} (step {self.results.checkpoint['step']}{way})"
+
+    @property
+    def way(self) -> str:
+        """How the model was read, in options; empty as usual. Steps of different ways are no course of a training."""
+        named = {name: self.results.config.get(name) for name in ("ttt", "sink", "text", "user")}
+        return " ".join(f"--{name} {value}" for name, value in named.items() if value not in (None, 0, "on"))
 
 
 def load(folder: Path) -> Evaluation:
@@ -127,7 +134,7 @@ def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
     first = evaluations[0]
     return {
         "schema": 1,
-        "checkpoints": [{"label": e.label, **e.results.checkpoint} for e in evaluations],
+        "checkpoints": [{"label": e.label, "way": e.way, **e.results.checkpoint} for e in evaluations],
         "tasks": {
             name: {
                 "values": [_value(e, name) for e in evaluations],

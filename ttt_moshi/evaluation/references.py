@@ -1,8 +1,8 @@
-"""Published values to hold a result against.
+"""Published values to hold a result against, as others quote them: the table of the report itself was not read here.
 
 The released Moshiko and Moshika are the models after multi-stream training; earlier stages of training score higher on
-sWUGGY and sBLIMP (74.8 and 59.9 audio-only) and are other models. Values: Moshi's technical report (arXiv 2410.00037),
-accuracies over the full sets with the semantic tokens weighted 100 to 1, user silent, text absent.
+sWUGGY and sBLIMP (74.8 and 59.9 audio-only) and are other models. Values: of Moshi's technical report (arXiv
+2410.00037), accuracies over the full sets with the semantic tokens weighted 100 to 1, user silent, text absent.
 """
 
 from __future__ import annotations

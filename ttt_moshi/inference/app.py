@@ -96,6 +96,7 @@ async def _hello(request: web.Request) -> web.StreamResponse:
         "takes_prompts": server.takes_prompts,
         "greets": server.settings.greeting,
         "speaks": server.speaks,
+        "state_id": server.state_id,
     }
     return web.json_response(facts)
 

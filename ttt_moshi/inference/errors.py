@@ -1,4 +1,4 @@
-"""Errors of this room."""
+"""Errors of this package."""
 
 from ttt_moshi.errors import UserError
 

@@ -48,6 +48,7 @@ class Server:
         prepare: called first in the thread of the model.
 
     Attributes:
+        state_id: of the model.
         speaks: whether the model says anything.
         takes_prompts: whether visitors may say who Moshi should be.
         live: visits by the session that is going on in them.
@@ -71,7 +72,7 @@ class Server:
         self.live: dict[str, Visitor] = {}
         self.tick_seconds = 0.0
         self.failure: BaseException | None = None
-        self._state_id = slots.speaker.state_id
+        self.state_id = slots.speaker.state_id
         self.speaks = slots.speaker.speaks
         self.takes_prompts = start is None and self.speaks
         self._visits: set[Visitor] = set()
@@ -132,12 +133,12 @@ class Server:
         """A kept conversation. Raises InferenceError, OSError."""
         if self.sessions is None:
             raise InferenceError("this server keeps no conversations")
-        return await self._on_disk(self.sessions.load, name, self._state_id)
+        return await self._on_disk(self.sessions.load, name, self.state_id)
 
     async def keep(self, name: str, snapshot: Snapshot) -> None:
         """Saves a conversation. Raises OSError."""
         assert self.sessions is not None
-        await self._on_disk(self.sessions.save, name, snapshot, self._state_id)
+        await self._on_disk(self.sessions.save, name, snapshot, self.state_id)
 
     async def forget(self, name: str) -> None:
         """Deletes a conversation. Raises OSError."""

@@ -55,3 +55,9 @@ def choose_dtype(name: str | None, trained: str) -> torch.dtype:
     if chosen not in DTYPES:
         raise MoshiError(f"`{chosen}` is no type to compute in here: it is {' or '.join(DTYPES)}")
     return getattr(torch, chosen)
+
+
+def use_device(device: str) -> None:
+    """Makes a GPU this thread's own: what CUDA graphs record belongs to the current one. Ask in every thread."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))

@@ -58,4 +58,4 @@ def _published(task: dict[str, Any]) -> str:
     published = task.get("reference")
     if published is None:
         return ""
-    return f" {published['name']} has {published['value']} ({100 * published['deviation']:+.1f} points)."
+    return f" {published['name']} is quoted with {published['value']} ({100 * published['deviation']:+.1f} points)."

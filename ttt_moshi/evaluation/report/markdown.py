@@ -71,6 +71,8 @@ def _details(task: dict[str, Any]) -> list[str]:
     if "overlaps" in task:
         rows = [[kind, *_by_manner(measures)] for kind, measures in task["overlaps"].items()]
         parts.append(table(["overlap", *OVERLAP_COLUMNS.values()], rows))
+    if "examined" in task:
+        parts += _examined(task)
     if "kinds" in task:
         parts += _turns(task["kinds"])
     if "true" in task:
@@ -122,6 +124,29 @@ OVERLAP_COLUMNS = {
 
 def _by_manner(measures: dict[str, Any]) -> list[str]:
     return [interval(measures[name], 3) if name in measures else "" for name in OVERLAP_COLUMNS]
+
+
+EXAM_COLUMNS = {
+    "answered": "answered",
+    "taken": "turn taken",
+    "interrupted": "interrupted",
+    "latency": "answers after (s)",
+    "stop_latency": "stops after (s)",
+    "known": "says what is expected",
+    "overlap": "overlap (s a minute)",
+    "rating": "rating",
+}
+
+
+def _examined(task: dict[str, Any]) -> list[str]:
+    """Conversations by pace and family, and the examiner's turns by their number."""
+    parts = []
+    by_turn = {str(number): own for number, own in enumerate(task["stages"], start=1)}
+    for label, groups in (("conversations", task["examined"]), ("examiner's turn", by_turn)):
+        names = [name for name in EXAM_COLUMNS if any(name in own for own in groups.values())]
+        rows = [[group, *(interval(own[n], 3) if n in own else "" for n in names)] for group, own in groups.items()]
+        parts.append(table([label, *(EXAM_COLUMNS[name] for name in names)], rows))
+    return parts
 
 
 def _turns(kinds: dict[str, Any]) -> list[str]:

@@ -219,17 +219,30 @@ def trade_off(
     return figure
 
 
-def over_steps(steps: Sequence[int], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
-    """One task's value at several training steps; evaluations that lack it leave a gap."""
+def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
+    """One task's value at several training steps, a line for every way in which the model was read; evaluations that
+    lack it leave a gap. The base, where it is among them, goes on as a thin line.
+
+    Args:
+        checkpoints: "step", "way" and "kind" of each evaluation.
+    """
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _axes(3.0)
-        known = [(s, v) for s, v in sorted(zip(steps, values, strict=True), key=lambda p: p[0]) if v["status"] == "ok"]
-        x = [s for s, _ in known]
-        y = [v["value"] for _, v in known]
-        low = [v["value"] - v["ci95"][0] for _, v in known]
-        high = [v["ci95"][1] - v["value"] for _, v in known]
-        axes.errorbar(x, y, [low, high], marker="o", capsize=3, color=ORANGE)
+        ways = list(dict.fromkeys(c["way"] for c in checkpoints))
+        found = sorted(zip(checkpoints, values, strict=True), key=lambda pair: pair[0]["step"])
+        for way, colour in zip(ways, (ORANGE, BLUE, GREEN, VIOLET) * len(ways), strict=False):
+            known = [(c["step"], v) for c, v in found if c["way"] == way and v["status"] == "ok"]
+            y = [v["value"] for _, v in known]
+            low = [v["value"] - v["ci95"][0] for _, v in known]
+            high = [v["ci95"][1] - v["value"] for _, v in known]
+            label = way or "as it is"
+            axes.errorbar([s for s, _ in known], y, [low, high], marker="o", capsize=3, color=colour, label=label)
+        for c, v in found:
+            if c["kind"] == "base" and v["status"] == "ok" and not c["way"]:
+                axes.axhline(v["value"], color=GREY, linewidth=1.0, label="base")
         if chance is not None:
-            axes.axhline(chance, color=VIOLET, linestyle="--", linewidth=1.2)
+            axes.axhline(chance, color=GREY, linestyle="--", linewidth=1.2, label="chance")
         axes.set_xlabel("training step")
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend(frameon=False, fontsize=8)
     return figure

@@ -62,11 +62,11 @@ def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     from ttt_moshi.evaluation.report.plots import over_steps
 
     figures = {}
-    steps = [c["step"] for c in comparison["checkpoints"]]
+    checkpoints = comparison["checkpoints"]
     for name, task in comparison["tasks"].items():
         if sum(v["status"] == OK for v in task["values"]) > 1:
             chance = next((e.results.tasks[name].get("chance") for e in evaluations if name in e.results.tasks), None)
-            figures[f"{name} over steps"] = over_steps(steps, task["values"], chance)
+            figures[f"{name} over steps"] = over_steps(checkpoints, task["values"], chance)
             text += f"\n## {name} over steps\n\n{task_caption(evaluations, name)}\n"
     if (figure := _trade_off(comparison)) is not None:
         figures["trade-off"] = figure
@@ -83,8 +83,8 @@ def _trade_off(comparison: dict[str, Any]) -> Figure | None:
     from ttt_moshi.evaluation.report.plots import trade_off
 
     shown = dict(list(panels.items())[:4])
-    steps = [str(c["step"]) for c in comparison["checkpoints"]]
-    return trade_off(steps, [v["value"] for v in complete["perplexity"]], shown, comparison["pareto"])
+    labels = [f"{c['step']} {c['way']}".strip() for c in comparison["checkpoints"]]
+    return trade_off(labels, [v["value"] for v in complete["perplexity"]], shown, comparison["pareto"])
 
 
 def task_caption(evaluations: list[Evaluation], name: str) -> str:

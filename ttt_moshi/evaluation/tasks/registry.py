@@ -24,7 +24,7 @@ from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
-from ttt_moshi.evaluation.tasks import context_dialog, hour, overlap, published_questions, spoken_questions
+from ttt_moshi.evaluation.tasks import context_dialog, examiner, hour, overlap, published_questions, spoken_questions
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
@@ -64,6 +64,7 @@ class Benchmarks:
         minutes: length of what `hour` measures.
         asking: how spoken questions are asked.
         talker: the model as one that talks; None before there is one.
+        server: address of a server of the same checkpoint, for the task that talks over one.
     """
 
     data_root: Path | None
@@ -75,6 +76,7 @@ class Benchmarks:
     minutes: float = 60.0
     asking: spoken_questions.Asking = field(default_factory=spoken_questions.Asking)
     talker: Talker | None = None
+    server: str | None = None
 
     @property
     def root(self) -> Path:
@@ -211,6 +213,11 @@ def _full_duplex(b: Benchmarks) -> Task:
 def _overlap(b: Benchmarks) -> Task:
     overlaps = overlap.some(overlap.find_overlaps(b.root), b.max_items, b.seed)
     return overlap.Overlaps(overlaps, b.talker, b.asking.judge)
+
+
+def _examiner(b: Benchmarks) -> Task:
+    tasks = examiner.some(examiner.find_tasks(b.root), b.max_items, b.seed)
+    return examiner.Examination(tasks, b.talker, b.server, b.asking.judge)
 
 
 def _context_dialog(b: Benchmarks) -> Task:
@@ -384,6 +391,14 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots", "judge"}),
+    ),
+    "examiner": TaskSpec(
+        _examiner,
+        "examiner/<family>/<id>/task.json with recorded turns; --judge, if conversations are to be rated",
+        "this share of an examiner's turns is answered after its end and not interrupted",
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
+        options=frozenset({"slots", "judge", "server"}),
     ),
     **{name: _questions(name) for name in spoken_questions.LAYOUTS},
     "spoken_choices": TaskSpec(
