@@ -413,6 +413,14 @@ def _talking() -> list[Case]:
                 "--origin": ("''",),
                 "--host": ("''", "0.0.0.0"),
                 "--seed": ("x", "-1"),
+                "--cfg": ("nan", "2"),
+                "--condition": ("description", "description=good"),
+                "--temp": ("0",),
+                "--pad_bias": ("x",),
+                "--sink": ("-1",),
+                "--prompt_text": ("''",),
+                "--prompt_voice": ("{nowhere}",),
+                "--dtype": ("int8",),
             }.items()
             for value in some
         ),
@@ -421,7 +429,13 @@ def _talking() -> list[Case]:
         Case("serve --checkpoint_dir {nowhere} --static none", "{nowhere}"),
         *(
             Case(f"serve bench --checkpoint_dir {{last}} {option} {value}", option)
-            for option, some in {"--seconds": ("0", "nan", "-1"), "--max_slots": ("0", "x")}.items()
+            for option, some in {
+                "--seconds": ("0", "nan", "-1"),
+                "--max_slots": ("0", "x"),
+                "--device": ("gpu",),
+                "--cfg": ("0", "2"),
+                "--dtype": ("int8",),
+            }.items()
             for value in some
         ),
         *(Case(f"sessions {command}", "{text}") for command in ("ls --sessions {text}", "rm x --sessions {text}")),

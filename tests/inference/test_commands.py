@@ -280,6 +280,8 @@ def test_other_models_than_checkpoints_talk(trained, material, short, tmp_path, 
     assert "cannot be verified" in capsys.readouterr().out
     assert generate(trained, short, tmp_path / "trained.wav") == 0
     assert (tmp_path / "exported.wav").read_bytes() == (tmp_path / "trained.wav").read_bytes()
+    assert generate(trained, short, tmp_path / "half.wav", "--dtype", "bfloat16") == 0
+    assert (tmp_path / "half.wav").read_bytes() != (tmp_path / "trained.wav").read_bytes()
 
 
 def test_a_prompt_acts(trained, short, tmp_path, capsys):
@@ -307,14 +309,16 @@ def test_another_tokenizer_than_the_model_s_is_refused(trained, material, short,
     assert "has 110 pieces and the model 160 text tokens" in capsys.readouterr().err
 
 
-def test_a_corrupt_checkpoint_does_not_talk(trained, recording, tmp_path, capsys):
+def test_a_corrupt_checkpoint_does_not_talk(trained, short, tmp_path, capsys):
+    """Unless it is told not to look."""
     copy = tmp_path / "checkpoint_000002"
     shutil.copytree(trained / "checkpoints" / "checkpoint_000002", copy)
     shard = next((copy / "consolidated").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert generate(copy, recording, tmp_path / "talk.wav") == 2
+    assert generate(copy, short, tmp_path / "talk.wav") == 2
     assert (
         "the checkpoint is corrupt and is not used" in capsys.readouterr().err and not (tmp_path / "talk.wav").exists()
     )
+    assert generate(copy, short, tmp_path / "talk.wav", "--no_ttt_verify") == 0

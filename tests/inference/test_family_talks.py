@@ -6,14 +6,15 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from moshi.models import LMGen
-from moshi.models.loaders import get_conditioner_provider, get_moshi_lm
-from moshi.run_inference import get_condition_tensors
+from moshi.models.loaders import CheckpointInfo, get_conditioner_provider, get_moshi_lm
+from moshi.run_inference import InferenceState, get_condition_tensors
 from moshi.utils.compile import no_compile
 from safetensors.torch import load_file, save_file
 
@@ -85,11 +86,16 @@ def test_hibiki_speaks_under_its_condition(material, translator, capsys):
     generate = ["generate", "--checkpoint_dir", "base", "--hf_repo_id", str(folder), "--dtype", "float32"]
     soundfile.write(folder / "user.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 20 * 1920), 24_000)
     generate += ["--input", str(folder / "user.wav"), "--temp", "2"]
-    for name, condition in (("usual", []), ("same", ["description=very_good"]), ("bad", ["description=very_bad"])):
-        options = [option for one in condition for option in ("--condition", one)]
+    generate += ["--extra_seconds", "0"]
+    said = {}
+    for name, options in (
+        ("usual", []), ("same", ["--condition", "description=very_good"]), ("guided", ["--cfg", "3"]),
+        ("bad", ["--condition", "description=very_bad"]), ("unguided", ["--cfg", "1"]),
+    ):  # fmt: skip
         assert main([*generate, *options, "--out", str(folder / f"{name}.wav")]) == 0
-    usual, same, bad = (soundfile.read(folder / f"{name}.wav")[0][:, 0] for name in ("usual", "same", "bad"))
-    assert (usual == same).all() and not (usual == bad).all()
+        said[name] = soundfile.read(folder / f"{name}.wav")[0][:, 0].tolist()
+    assert said["usual"] == said["same"] == said["unguided"]
+    assert said["usual"] != said["bad"] and said["usual"] != said["guided"] != said["bad"]
     for condition, reason in (("mood=good", "no condition 'mood': it has description"), ("description=?", "not know")):
         assert main([*generate, "--out", str(folder / "new.wav"), "--condition", condition]) == 2
         assert reason in capsys.readouterr().err
@@ -126,6 +132,58 @@ def test_guidance_is_the_official_one_and_stays_with_its_conversation(translator
         slots.tick({0: heard[0]})
     first = [begin_with(replace(speaker, cfg=c), *prompt, greedy).tensors for c in (1.0, 3.0)]
     assert any(not torch.equal(first[0][name], first[1][name]) for name in first[0])
+
+
+@pytest.fixture
+def finisher(translator):
+    """One that says that it has finished when the user's streams say that the input has ended."""
+    tensors = load_file(translator / "model.safetensors")
+    config = json.loads((translator / "config.json").read_text())
+    mark = torch.randn(config["dim"], generator=torch.Generator().manual_seed(1))
+    for stream in range(config["dep_q"], config["n_q"]):
+        tensors[f"emb.{stream}.weight"][config["card"]] = 100 * mark
+    tensors["text_linear.weight"][2] = 0.25 * mark
+    for name in tensors:  # neither the condition nor what was read long ago, as the first frame's marks, may say so
+        if name.startswith("condition_provider.") or (name.startswith("transformer.") and "out_proj" in name):
+            tensors[name] *= 0.01
+    write(translator, config, tensors)
+    return translator, config
+
+
+def test_hibiki_is_told_that_the_input_has_ended_as_by_the_official_command(finisher, capsys):
+    """The same words, sounds and length, greedily; a conversation that is kept is told nothing."""
+    folder, config = finisher
+    user = np.random.default_rng(0).uniform(-0.1, 0.1, 8 * 1920).astype(np.float32)
+    (folder / "in").mkdir()
+    soundfile.write(folder / "in" / "one.wav", user, 24_000, subtype="FLOAT")
+    generate = ["generate", "--checkpoint_dir", "base", "--hf_repo_id", str(folder), "--dtype", "float32", "--greedy"]
+    assert main([*generate, "--extra_seconds", "2", "--input", str(folder / "in"), "--out", str(folder / "out")]) == 0
+    assert "did not come to its end" not in capsys.readouterr().out
+    tokens = load_file(folder / "out" / "one" / "tokens.safetensors")["tokens"]
+    sound, _ = soundfile.read(folder / "out" / "one" / "output.wav", dtype="float32")
+
+    official = get_moshi_lm(
+        folder / "model.safetensors",
+        {key: value for key, value in config.items() if key not in REPOSITORY_KEYS}, dtype=torch.float32,
+    )  # fmt: skip
+    official.text_emb.weight.data[2] = official.text_emb.weight.data[3]  # as its loader does
+    speaker = open_base(ModelPaths(hf_repo_id=str(folder)), "cpu", torch.float32)
+    info = CheckpointInfo(Path(), Path(), Path(), None, model_type="hibiki")
+    with torch.no_grad(), no_compile():
+        state = InferenceState(info, speaker.mimi, speaker.tokenizer, official, 1, 1.0, "cpu", use_sampling=False)
+        ((text, pcm),) = state.run(torch.from_numpy(user)[None, None])
+    assert tokens[0].tolist() == text.tolist() and 2 in text[:2] and 2 not in text[2:-1] and int(text[-1]) == 2
+    assert len(sound) == tokens.shape[1] * 1920 > len(user), "until it has finished, and no longer"
+    np.testing.assert_allclose(sound, pcm[0].numpy().clip(-1, 1), atol=1e-4)
+
+    told, one = [*generate, "--input", str(folder / "in" / "one.wav")], folder / "one.wav"
+    assert main([*told, "--out", str(one)]) == 0
+    both, _ = soundfile.read(one, dtype="float32")
+    assert (both[:, 0] == sound).all() and not both[len(user) :, 1].any()
+    assert main([*told, "--out", str(one), "--overwrite", "--extra_seconds", "0"]) == 0
+    assert "one.wav: the translation did not come to its end" in capsys.readouterr().out
+    assert main([*told, "--out", str(one), "--overwrite", "--save_session", str(folder / "session")]) == 0
+    assert len(soundfile.read(one)[0]) == len(user)
 
 
 @pytest.fixture

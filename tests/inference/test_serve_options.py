@@ -156,8 +156,42 @@ def test_it_lets_in_who_knows_the_token_and_is_in_time(served, tmp_path):
 def test_it_hears_all_where_no_lag_is_too_much(served):
     async def ask(http: aiohttp.ClientSession) -> None:
         assert await talk(http, frames=20) == (0, 1008)
+        assert await words_before_saving(http) == (0, False)
 
-    served(ask, "--max_lag", "inf", "--idle_seconds", "1.5")
+    served(ask, "--max_lag", "inf", "--idle_seconds", "1.5", "--no_greeting", "--pad_bias", "-1000")
+
+
+async def words_before_saving(http: aiohttp.ClientSession) -> tuple[int, bool]:
+    """What comes to somebody who says nothing aloud before the conversation is saved: how many pieces of text, and
+    whether it goes on afterwards.
+    """
+    silence = b"\x01" + bytes(2 * 1920)
+    async with http.ws_connect("/api/chat?events=1&format=pcm") as connection:
+        while (await connection.receive()).data[:1] != b"\x00":
+            pass
+        for _ in range(20):
+            await connection.send_bytes(silence)
+        words, saved = 0, False
+        async for message in connection:
+            if saved and message.data[:1] == b"\x01":
+                return words, True
+            words += message.data[:1] == b"\x02"
+            if message.data[:1] == b"\x04" and json.loads(message.data[1:])["type"] == "saved":
+                saved = True
+                with suppress(ConnectionError):
+                    await connection.send_bytes(silence)
+        assert saved
+        return words, False
+
+
+def test_it_greets_and_saves_in_between(served):
+    """Where the options of the test before held its words back, and nothing was saved before the end."""
+
+    async def ask(http: aiohttp.ClientSession) -> None:
+        words, goes_on = await words_before_saving(http)
+        assert words > 0 and goes_on
+
+    served(ask, "--max_lag", "inf", "--save_seconds", "0.2", "--pad_bias", "-1000", "--temp_text", "9")
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_generate_and_serve_read_each_other_s_sessions(serve, trained, tmp_path,
 def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys):
     sessions = tmp_path / "kept"
     sessions.mkdir()
-    soundfile.write(tmp_path / "user.wav", np.zeros(4800), 24_000)
+    soundfile.write(tmp_path / "user.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 12 * 1920), 24_000)
     command = ["generate", "--checkpoint_dir", str(trained), "--input", str(tmp_path / "user.wav"), "--out"]
     assert main([*command, str(tmp_path / "out.wav"), "--save_session", str(sessions / "mine.session")]) == 0
     capsys.readouterr()
@@ -158,9 +158,14 @@ def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys
         return status, out, error
 
     (one,) = json.loads(run("ls", "--json")[1])
-    assert (one["id"], one["frames"], one["seconds"]) == ("mine", 3, 0.24)
-    assert "mine" in run("ls")[1] and "0.2 s" in run("ls")[1]
-    assert run("fork", "mine", "yours")[0] == 0
+    assert (one["id"], one["frames"], one["seconds"]) == ("mine", 12, 0.96)
+    assert "mine" in run("ls")[1] and "1.0 s" in run("ls")[1]
+    assert one["memory"].keys() == {"0", "1"} and all(own["loss"] > 0 for own in one["memory"].values())
+    shown = run("show", "mine")[1]
+    assert (
+        f"layer 1    {one['memory']['1']['written']:.1%} written, inner loss {one['memory']['1']['loss']:.4g}" in shown
+    )
+    assert json.loads(run("fork", "mine", "yours", "--json")[1]) == {"id": "mine", "new_id": "yours"}
     assert (sessions / "yours.session").read_bytes() == (sessions / "mine.session").read_bytes()
     assert (sessions / "yours.session").stat().st_mode & 0o777 == 0o600
     assert json.loads(run("show", "yours", "--json")[1])["intact"] is True
@@ -182,7 +187,8 @@ def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys
         status = main(["sessions", *arguments, *(["--sessions", str(sessions)] if arguments[0] != "forget" else [])])
         error = capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and complaint in error, error
-    assert run("rm", "mine", "yours")[0] == 0 and list(sessions.iterdir()) == []
+    assert json.loads(run("rm", "mine", "yours", "--json")[1]) == {"deleted": ["mine", "yours"]}
+    assert list(sessions.iterdir()) == []
     assert "no conversations" in run("ls")[1]
     assert main(["sessions", "ls", "--sessions", str(tmp_path / "nowhere")]) == 2
 

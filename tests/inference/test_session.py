@@ -1,5 +1,6 @@
 """A saved conversation goes on bit for bit, in a fresh process too, or is refused."""
 
+import dataclasses
 import os
 import resource
 import signal
@@ -151,6 +152,26 @@ def test_generate_goes_on_in_a_fresh_process(trained, recording, tmp_path, warm)
     assert (whole[: len(parts[0]), 0] == parts[0][:, 0]).all()
     assert (whole[len(parts[0]) :, 0] == parts[1][:, 0]).all()
     assert abs(whole[:, 0]).max() > 0.001
+
+
+def test_a_session_says_what_its_memory_had(speaker, tmp_path):
+    """What was measured before it was saved, vouched for by the digest; headers that make no sense are corrupt."""
+    path = tmp_path / "x.session"
+    with Slots(speaker, 1, watched=True) as slots:
+        slots.join(0, seed=0)
+        for frame in noise(20):
+            slots.tick({0: frame})
+        memory = slots.memory(0)
+        save_session(dataclasses.replace(slots.snapshot(0), memory=memory), speaker.state_id, path)
+    assert memory.keys() == {0, 1} and all(own.written > 0 and own.loss > 0 for own in memory.values())
+    assert session_info(path).memory == load_session(path, speaker.state_id).memory == memory
+    data = path.read_bytes()
+    for old, new in ((b'\\"written\\"', b'\\"forgot!\\"'), (b'"frames":"20"', b'"frames":"2x"')):
+        assert old in data
+        path.write_bytes(data.replace(old, new))
+        (listed,) = Sessions(tmp_path).listed()
+        assert listed.info is None
+        refused(speaker, path, "corrupt")
 
 
 def test_what_a_killed_process_left_is_tidied_up(tmp_path):

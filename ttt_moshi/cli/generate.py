@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 MAX_EXTRA_SECONDS = 3600.0
 SAY_EXTRA_SECONDS = 10.0
+TRANSLATION_SECONDS = 60.0
+"""for the rest of a translation; it normally takes a few"""
 WRITING_SECONDS = 1.0
 """after the last word, for a model that writes what it hears"""
 SAY_VOICE = "en-us"
+NOT_FINISHED = "{}: the translation did not come to its end; give it more time with --extra_seconds"
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +55,7 @@ def main(argv: list[str]) -> int:
         "--extra_seconds",
         type=float,
         help="silence after what the user says, for the answer; default: 0, with --say 10; for a model that only "
-        "writes, as long as that takes",
+        "writes, as long as that takes; one that translates stops when it says that it has finished, after 60 at most",
     )
     add("--slots", type=int, default=4, help="of many recordings, so many at once; default: %(default)s")
     add(
@@ -111,6 +115,7 @@ def _answer_one(options: Any, console: Console) -> int:
     samples = _said(options) if options.input is None else _user(options.input, options, console)
     # PyTorch is imported only now: a mistyped flag must not wait for it.
     speaker, sampling = open_speaker(options, console)
+    wait = _wait(options, speaker)
     samples = _with_silence(samples, options, speaker)
     from ttt_moshi.inference import Question, Slots, answer, load_session, save_session
 
@@ -123,30 +128,35 @@ def _answer_one(options: Any, console: Console) -> int:
             )
         options.seed = start.seed
     name = "say" if options.input is None else options.input.name
-    question = Question(name, samples, options.seed, start, not options.no_greeting)
+    question = Question(name, samples, options.seed, start, not options.no_greeting, wait=wait)
     begun = time.perf_counter()
-    with Slots(speaker, 1, sampling) as slots, progress_bar("talking", "elements") as advance:
+    watched = options.save_session is not None
+    with Slots(speaker, 1, sampling, watched) as slots, progress_bar("talking", "elements") as advance:
         frames, done = math.ceil(len(samples) / slots.frame_size), 0
 
         def tick(count: int) -> None:
             nonlocal done
             done += count
-            advance(done, frames)
+            advance(min(done, frames), frames)  # a translation takes as long as it takes
 
         (found,) = answer(slots, [question], keep_end=options.save_session is not None, on_tick=tick)
+        end = None if found.end is None else replace(found.end, memory=slots.memory(0))
         rate = slots.sample_rate
     if found.failure is not None:
         raise UserError(found.failure)
+    if found.unfinished:
+        console.print(NOT_FINISHED.format(name), markup=False)
     said = _words(found, speaker)
+    samples = _as_long(samples, len(found.samples))
     _write_conversation(options.out, found, said, samples, rate, speaker)
-    if found.end is not None:
-        save_session(found.end, speaker.state_id, options.save_session)
+    if end is not None:
+        save_session(end, speaker.state_id, options.save_session)
     seconds = time.perf_counter() - begun
     what = "Moshi left, the user right" if speaker.speaks else "what was heard"
     console.print(f"{options.out}: {len(samples) / rate:.1f} s in {seconds:.1f} s ({what})")
     text = " ".join(word.text for word in said) or f"({'Moshi said' if speaker.speaks else 'it wrote'} no word)"
     console.print(f"{options.out.with_suffix('.json')}: {text}", markup=False)
-    if found.end is not None:
+    if end is not None:
         console.print(f"conversation saved: go on with --resume_session {options.save_session}")
     return 0
 
@@ -159,9 +169,8 @@ def _answer_many(options: Any, console: Console) -> int:
     speaker, sampling = open_speaker(options, console)
     from ttt_moshi.inference.driver import Driver, Item
 
-    driver = Driver(
-        speaker, sampling, options.slots, options.seed, open_prompt(options, speaker, sampling), not options.no_greeting
-    )
+    start, wait = open_prompt(options, speaker, sampling), _wait(options, speaker)
+    driver = Driver(speaker, sampling, options.slots, options.seed, start, not options.no_greeting, wait)
 
     def read(path: Path) -> Any:
         return _with_silence(_user(path, options, console), options, speaker)
@@ -177,7 +186,10 @@ def _answer_many(options: Any, console: Console) -> int:
                 console.print(f"{name}: {failure}", markup=False)
             bar(len(outcomes), total)
 
-        driver.converse(items, options.out, options.overwrite, done)
+        def unfinished(name: str) -> None:
+            console.print(NOT_FINISHED.format(name), markup=False)
+
+        driver.converse(items, options.out, options.overwrite, done, on_unfinished=unfinished)
     failures = len(outcomes) - sum(outcomes)
     console.print(f"{options.out}: {sum(outcomes)} conversations written, {failures} failed", markup=False)
     return 1 if failures else 0
@@ -249,11 +261,30 @@ def _with_silence(samples: Any, options: Any, speaker: Speaker) -> Any:
     from ttt_moshi.frames import SAMPLE_RATE, frames_to_seconds
 
     extra = options.extra_seconds
-    if extra is None and not speaker.speaks:
+    if _wait(options, speaker) is not None:
+        extra = 0.0
+    elif extra is None and not speaker.speaks:
         extra = frames_to_seconds(speaker.delay) + WRITING_SECONDS
     elif extra is None:
         extra = 0.0 if options.say is None else SAY_EXTRA_SECONDS
     return torch.nn.functional.pad(samples, (0, round(extra * SAMPLE_RATE)))
+
+
+def _wait(options: Any, speaker: Speaker) -> int | None:
+    """Frames in which a translation may be finished, after the model is told that its input has ended; None where it is
+    not told: of other models, and where the conversation is to go on another day."""
+    from ttt_moshi.frames import seconds_to_frames
+
+    if not speaker.translates or options.save_session is not None:
+        return None
+    return seconds_to_frames(TRANSLATION_SECONDS if options.extra_seconds is None else options.extra_seconds)
+
+
+def _as_long(samples: Any, length: int) -> Any:
+    """The user's samples with silence after them, if what Moshi said is longer."""
+    import torch
+
+    return torch.nn.functional.pad(samples, (0, max(0, length - len(samples))))
 
 
 def _silent(samples: Any) -> bool:

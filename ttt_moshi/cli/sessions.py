@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +85,11 @@ def _show(argv: list[str], console: Console) -> int:
     if options.json:
         print(json.dumps(facts, indent=2))
     else:
+        layers = facts.pop("memory")
         for name, value in facts.items():
             console.print(f"{name:<10} {value}", markup=False)
+        for layer, own in layers.items():
+            console.print(f"{'layer ' + layer:<10} {_in_words(own)}", markup=False)
         if problem is not None:
             console.print(problem, markup=False)
     return 0 if problem is None else 1
@@ -115,6 +119,14 @@ def _tell(options: Any, console: Console, text: str, **facts: Any) -> None:
         console.print(text, markup=False)
 
 
+def _in_words(memory: dict[str, Any]) -> str:
+    """What a layer had written when the conversation was saved, and how wrong it was about what it had heard last."""
+    written = f"{memory['written']:.1%} written"
+    if memory["loss"] is None:
+        return written
+    return f"{written}, inner loss {memory['loss']:.4g} ({memory['untaught']:.4g} where nothing is written)"
+
+
 def _facts(one: Listed) -> dict[str, Any]:
     info = one.info
     return {
@@ -124,4 +136,5 @@ def _facts(one: Listed) -> dict[str, Any]:
         "seconds": None if info is None else frames_to_seconds(info.frames),
         "frames": None if info is None else info.frames,
         "state_id": None if info is None else info.state_id,
+        "memory": {} if info is None else {str(layer): asdict(own) for layer, own in info.memory.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -48,8 +49,10 @@ class Question:
         seed: of the conversation's draws.
         start: a conversation to go on with, or a prompt; None begins with nothing.
         greeting: whether Moshi may say a word before the user makes a sound.
-        said: given what Moshi says frame by frame, float32, as many samples in all as the question has; then the answer
-            does not hold them.
+        said: given what Moshi says frame by frame, float32, as many samples in all as the answer would have; then the
+            answer does not hold them.
+        wait: frames of silence after the recording at most, in which a model that is told that it has ended says the
+            rest, and that it has finished; None where nothing is told.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Question:
     start: Snapshot | None = None
     greeting: bool = True
     said: Callable[[Tensor], None] | None = None
+    wait: int | None = None
 
 
 @dataclass
@@ -66,11 +70,13 @@ class Answer:
 
     Args:
         question: the recording.
-        samples: float32, as many as the question has; none where `Question.said` had them.
+        samples: float32, as many as the question has; none where `Question.said` had them. Where the model is told that
+            the recording has ended, they are whole frames, of that moment and of the wait too.
         pieces: of each frame, "" where there is none.
         tokens: int64 [1 + dep_q, frames], text first, -1 where the model's delays hold a frame back.
         end: where the conversation could go on; None unless asked for.
         failure: why the conversation ended early, if it did.
+        unfinished: whether the model was told that the recording has ended, and had not finished after the wait.
     """
 
     question: Question
@@ -79,13 +85,16 @@ class Answer:
     tokens: Tensor
     end: Snapshot | None = None
     failure: str | None = None
+    unfinished: bool = False
 
 
 @dataclass
 class _Going:
     question: Question
-    frames: Iterator[Tensor]
+    frames: Iterator[Tensor | None]  # None where the recording has ended
     left: int  # samples that are still to be answered
+    ended: bool = False  # and the model knows it
+    finished: bool = False  # and said so
     sound: list[Tensor] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
@@ -101,7 +110,7 @@ class _Going:
     def finish(self, end: Snapshot | None, failure: str | None = None) -> Answer:
         samples = torch.cat([torch.zeros(0), *self.sound])
         tokens = torch.stack(self.tokens, dim=1) if self.tokens else torch.zeros(0, 0, dtype=torch.int64)
-        return Answer(self.question, samples, self.pieces, tokens, end, failure)
+        return Answer(self.question, samples, self.pieces, tokens, end, failure, self.ended and not self.finished)
 
 
 def answer(
@@ -120,6 +129,7 @@ def answer(
     free = list(range(slots.count))
     exhausted = False
     nothing = torch.full((1 + slots.speaker.model.dep_q,), -1)
+    end_of_text = slots.speaker.tokenizer.eos_id()
     while True:
         while free and not exhausted:
             question = next(waiting, None)
@@ -132,7 +142,10 @@ def answer(
                 yield _Going(question, iter(()), 0).finish(None, "the recording holds no audio")
         if not going:
             return
-        replies = slots.tick({slot: next(one.frames) for slot, one in going.items()})
+        heard = {slot: next(one.frames) for slot, one in going.items()}
+        ended = [slot for slot, frame in heard.items() if frame is None]
+        silence = torch.zeros(slots.frame_size)
+        replies = slots.tick({slot: silence if frame is None else frame for slot, frame in heard.items()}, ended)
         if on_tick:
             on_tick(len(going))
         for slot, one in list(going.items()):
@@ -140,8 +153,11 @@ def answer(
             one.say(torch.zeros(slots.frame_size) if reply is None else reply.samples)
             one.pieces.append("" if reply is None else reply.piece)
             one.tokens.append(nothing if reply is None else reply.tokens)
+            one.ended |= slot in ended
+            # Said too early it means nothing, as in moshi's own generator.
+            one.finished = one.ended and reply is not None and int(reply.tokens[0]) == end_of_text
             failed = slot in slots.broken
-            if failed or not one.left:
+            if failed or one.finished or not one.left:
                 del going[slot]
                 free.append(slot)
                 if failed:
@@ -155,7 +171,12 @@ def _begin(slots: Slots, slot: int, question: Question) -> _Going:
         slots.join(slot, question.seed, question.greeting)
     else:
         slots.restore(slot, replace(question.start, seed=question.seed), question.greeting)
-    return _Going(question, _frames(question.samples, slots.frame_size), length_of(question.samples))
+    frames: Iterator[Tensor | None] = _frames(question.samples, slots.frame_size)
+    length = length_of(question.samples)
+    if question.wait is not None:
+        frames = chain(frames, [None], repeat(torch.zeros(slots.frame_size), question.wait))
+        length = (-(-length // slots.frame_size) + 1 + question.wait) * slots.frame_size
+    return _Going(question, frames, length)
 
 
 def _frames(samples: Audio, size: int) -> Iterator[Tensor]:

@@ -77,6 +77,7 @@ class Driver:
         seed: from which every conversation has its own, by its name.
         start: a prompt, None without one.
         greeting: whether Moshi may say a word before the user makes a sound.
+        wait: see `Question.wait`.
     """
 
     speaker: Speaker
@@ -85,6 +86,7 @@ class Driver:
     seed: int = 0
     start: Snapshot | None = None
     greeting: bool = True
+    wait: int | None = None
 
     def converse(
         self,
@@ -93,6 +95,7 @@ class Driver:
         overwrite: bool = False,
         on_done: Callable[[str, str | None], None] = lambda name, failure: None,
         on_tick: Callable[[int], None] | None = None,
+        on_unfinished: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Makes the conversations that are not in `folder` yet.
 
@@ -100,6 +103,7 @@ class Driver:
             overwrite: make those too that are there.
             on_done: called for each that is made with its name, and why it failed; a failure leaves no files.
             on_tick: called with the number of frames heard, again and again.
+            on_unfinished: called with the name of each that had not finished when `wait` was over.
 
         Raises:
             InferenceError: a conversation in `folder` is of another model, other options or another recording.
@@ -132,6 +136,8 @@ class Driver:
                 if found.failure is None:
                     self._write(folder / name, found, said[name], slots.sample_rate, made_by[name])
                 said.pop(name).drop()
+                if found.unfinished and found.failure is None:
+                    on_unfinished(name)
                 on_done(name, found.failure)
 
     def _left(self, items: Iterable[Item], folder: Path) -> list[Item]:
@@ -146,7 +152,8 @@ class Driver:
         return left
 
     def _question(self, item: Item) -> Question:
-        return Question(item.name, item.read(), seed_of(self.seed, item.name), self.start, self.greeting)
+        seed = seed_of(self.seed, item.name)
+        return Question(item.name, item.read(), seed, self.start, self.greeting, wait=self.wait)
 
     def identity(self, question: Question, given: Given | None = None) -> dict[str, Any]:
         """Everything that decides what is said."""
@@ -160,6 +167,7 @@ class Driver:
             "seed": question.seed,
             "prompt": prompt,
             "greeting": self.greeting,
+            **({"wait": self.wait} if self.wait is not None else {}),
             "input": _audio_digest(question.samples),
         }
 

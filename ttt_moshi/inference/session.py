@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ttt_moshi.inference.errors import InferenceError
-from ttt_moshi.inference.slots import Snapshot
+from ttt_moshi.inference.slots import LayerMemory, Snapshot
 
 FORMAT = "ttt_moshi.session.2"
 
@@ -28,11 +29,13 @@ class SessionInfo:
         state_id: identity of the checkpoint that the conversation was held with.
         frames: heard so far, 12.5 a second.
         seed: of its draws.
+        memory: see `Snapshot.memory`.
     """
 
     state_id: str
     frames: int
     seed: int
+    memory: Mapping[int, LayerMemory] = field(default_factory=dict)
 
 
 def save_session(snapshot: Snapshot, state_id: str, path: Path) -> None:
@@ -45,6 +48,8 @@ def save_session(snapshot: Snapshot, state_id: str, path: Path) -> None:
         OSError: the file cannot be written; an older one there is untouched.
     """
     about = {"format": FORMAT, "state_id": state_id, "frames": str(snapshot.frames), "seed": str(snapshot.seed)}
+    if snapshot.memory:
+        about["memory"] = json.dumps({layer: asdict(own) for layer, own in snapshot.memory.items()})
     data = save(snapshot.tensors, {**about, "blake3": _digest(snapshot.tensors, about)})
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -75,7 +80,8 @@ def load_session(path: Path, state_id: str) -> Snapshot:
             f"{path} was saved with the checkpoint of state {about['state_id'][:12]}..., and this one is "
             f"{state_id[:12]}...: a memory only means something to the weights that wrote it"
         )
-    return Snapshot(tensors, int(about["seed"]), int(about["frames"]))
+    info = _info(path, about)
+    return Snapshot(tensors, info.seed, info.frames, info.memory)
 
 
 def session_info(path: Path) -> SessionInfo:
@@ -85,8 +91,7 @@ def session_info(path: Path) -> SessionInfo:
         InferenceError: it is no session file of this version.
     """
     with _reading(path) as file:
-        about = _about(path, file.metadata())
-    return SessionInfo(about["state_id"], int(about["frames"]), int(about["seed"]))
+        return _info(path, _about(path, file.metadata()))
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -109,6 +114,15 @@ def _about(path: Path, metadata: dict[str, str] | None) -> dict[str, str]:
     if about.get("format") != FORMAT or not {"state_id", "frames", "seed", "blake3"} <= about.keys():
         raise InferenceError(f"{path} is not a saved conversation of this version ({FORMAT})")
     return about
+
+
+def _info(path: Path, about: dict[str, str]) -> SessionInfo:
+    try:
+        measured = json.loads(about.get("memory", "{}")).items()
+        memory = {int(layer): LayerMemory(**own) for layer, own in measured}
+        return SessionInfo(about["state_id"], int(about["frames"]), int(about["seed"]), memory)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InferenceError(f"{path} is corrupt: its header makes no sense ({error})") from None
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:

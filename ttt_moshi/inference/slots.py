@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
@@ -45,21 +45,6 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Everything that the next frame of a conversation depends on.
-
-    Args:
-        tensors: a row of the streaming states, on the CPU.
-        seed: of its draws.
-        frames: heard so far.
-    """
-
-    tensors: dict[str, Tensor]
-    seed: int
-    frames: int
-
-
-@dataclass(frozen=True)
 class LayerMemory:
     """What one TTT layer has in its memory of a conversation.
 
@@ -73,6 +58,24 @@ class LayerMemory:
     written: float
     loss: float | None
     untaught: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that the next frame of a conversation depends on, and what is known of its memory.
+
+    Args:
+        tensors: a row of the streaming states, on the CPU.
+        seed: of its draws.
+        frames: heard so far.
+        memory: what TTT layers had in their memories, by temporal layer, when that was measured last; empty where it
+            never was. Nothing depends on it.
+    """
+
+    tensors: dict[str, Tensor]
+    seed: int
+    frames: int
+    memory: Mapping[int, LayerMemory] = field(default_factory=dict)
 
 
 class Slots:
@@ -197,11 +200,13 @@ class Slots:
                     mimi.decode(codes[:, 1 : 1 + self.speaker.model.dep_q, frame : frame + 1])
         self.frames[0] = codes.shape[2]
 
-    def tick(self, frames: Mapping[int, Tensor]) -> dict[int, Reply]:
+    def tick(self, frames: Mapping[int, Tensor], ended: Collection[int] = ()) -> dict[int, Reply]:
         """The next frame of the users in some of the slots, and Moshi's frames of the same time.
 
         Args:
             frames: slot to float32 [frame_size], on the CPU.
+            ended: slots of `frames` whose frame is not heard: the model is told that the user's recording has ended, as
+                Hibiki's generators tell it, by a code that is otherwise read at the beginning only.
 
         Returns:
             Replies by slot, without those that the model's delays hold back and those that are broken.
@@ -216,9 +221,12 @@ class Slots:
             mask = self._mask(going)
             for slot in self._awaiting & {slot for slot in going if frames[slot].abs().max() >= SILENCE}:
                 self._may_speak(slot, True)
-            mimi.set_exec_mask(mask)
+            mimi.set_exec_mask(self._mask([slot for slot in going if slot not in ended]))
             self._generator.set_exec_mask(mask)
-            tokens, hidden = self._generator.advance(mimi.encode(heard.to(model.device)))
+            codes = mimi.encode(heard.to(model.device))
+            if ended:
+                codes = codes.index_fill(0, torch.tensor(sorted(ended), device=codes.device), model.initial_token_id)
+            tokens, hidden = self._generator.advance(codes)
             for slot in going:
                 self.frames[slot] += 1
             speaking = [slot for slot in going if self.frames[slot] >= self._generator.max_delay]

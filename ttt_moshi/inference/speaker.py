@@ -60,6 +60,11 @@ class Speaker:
     sink: int = 0
 
     @property
+    def translates(self) -> bool:
+        """Whether the model is told when a recording ends, and says when it has finished (Hibiki)."""
+        return self.model_type == "hibiki"
+
+    @property
     def speaks(self) -> bool:
         """Whether the model says anything; if not, it writes what it hears (speech to text)."""
         return self.model.dep_q > 0

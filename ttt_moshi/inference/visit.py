@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -103,6 +104,7 @@ class Visit:
         self._last_audio = time.monotonic()
         self._dropped = self._frames = self._first_frames = 0
         self._kept_frames: int | None = None
+        self._memory: Mapping[int, LayerMemory] = {}
         self._waited = 0.0
         self._keeping = asyncio.Lock()  # nothing is saved that has just been forgotten
         self.over = asyncio.Event()
@@ -214,6 +216,7 @@ class Visit:
         self._frames = 0 if start is None else start.frames
         self._first_frames = self._frames
         self._kept_frames = None if snapshot is None else snapshot.frames
+        self._memory = {} if snapshot is None else snapshot.memory
         self._last_audio = time.monotonic()
         server.engine.attend(slot)
         self._slot = slot
@@ -232,8 +235,10 @@ class Visit:
                 self._last_audio = time.monotonic()
             behind = frames_to_seconds(waiting) + self._waited
             self._waited = 0.0
-            if self._wish.events and seconds % MEMORY_SECONDS == 0:
+            if seconds % MEMORY_SECONDS == 0:
                 memory = await server.call(partial(Slots.memory, slot=slot))
+                if any(own.loss is not None for own in memory.values()):
+                    self._memory = memory
                 shares = {field.name: {i: getattr(own, field.name) for i, own in memory.items()} for field in MEMORY}
                 self._tell("memory", frames=self._frames, **shares)
             self._tell("lag", seconds=round(behind, 3), dropped=self._dropped, tick=round(server.tick_seconds, 4))
@@ -326,7 +331,7 @@ class Visit:
             snapshot = await server.call(lambda slots: slots.snapshot(slot))
             new = snapshot.frames > (self._first_frames if self._kept_frames is None else self._kept_frames)
             if new or (asked and self._kept_frames is None):
-                await server.keep(self._session, snapshot)
+                await server.keep(self._session, replace(snapshot, memory=self._memory))
                 self._kept_frames = snapshot.frames
                 server.metrics.saved.inc()
         except (UserError, OSError) as error:

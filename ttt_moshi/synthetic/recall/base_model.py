@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,30 @@ def write_base_model(folder: Path, seed: int) -> Path:
     return _write(folder, seed, mimi, MimiSize(), CODEBOOKS, CARD)
 
 
-def write_speech_model(folder: Path, seed: int) -> Path:
-    """Random weights that depend on `seed` alone, and a Mimi fitted on speech that is the same for all seeds."""
+def write_speech_model(folder: Path, seed: int, codebooks: int = SPEECH_CODEBOOKS, words: Sequence[str] = ()) -> Path:
+    """Random weights that depend on `seed` alone, and a Mimi fitted on speech that is the same for all seeds.
+
+    Args:
+        codebooks: of each side that the model reads, the first ones of Mimi's.
+        words: that the model reads and writes, a token each.
+    """
     mimi = fit_mimi(fitting_speech(0, FITTING_SENTENCES), SPEECH_MIMI)
-    return _write(folder, seed, mimi, SPEECH_MIMI, SPEECH_CODEBOOKS, SPEECH_MIMI.bins)
+    return _write(folder, seed, mimi, SPEECH_MIMI, codebooks, SPEECH_MIMI.bins, words)
 
 
-def _write(folder: Path, seed: int, mimi: MimiModel, size: MimiSize, codebooks: int, card: int) -> Path:
+def _write(
+    folder: Path, seed: int, mimi: MimiModel, size: MimiSize, codebooks: int, card: int, words: Sequence[str] = ()
+) -> Path:
     folder.mkdir(parents=True)
-    # No text is ever heard; a tokenizer belongs to the layout.
-    tokenizer = train_tokenizer(["nothing", "is", "said"], folder / FILE_NAMES["tokenizer_name"], vocabulary=128)
+    # Where no text is ever heard, a tokenizer belongs to the layout all the same.
+    corpus, vocabulary = (words, 192) if words else (["nothing", "is", "said"], 128)
+    tokenizer = train_tokenizer(corpus, folder / FILE_NAMES["tokenizer_name"], vocabulary)
     save_mimi(mimi, size, folder / FILE_NAMES["mimi_name"], folder / FILE_NAMES["mimi_config_name"])
     config = _lm_config(tokenizer.vocab_size(), codebooks, card)
     model = new_lm(config, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith("emb."):
+            if name.startswith(("emb.", "text_emb.") if words else "emb."):
                 parameter.mul_(EMBEDDING_SCALE)
             if name.startswith("transformer.") and ("out_projs" in name or "linear_out" in name):
                 parameter.mul_(BRANCH_SCALE)
