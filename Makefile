@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-int8 test-talking test-extras test-annotate test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-int8 test-talking test-extras test-annotate test-ray test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -56,6 +56,12 @@ test-extras: $(READY)
 test-annotate: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align,separate]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py tests/data/test_separate.py
+
+# The commands on data over a Ray cluster of this machine, workers killed while they work, against the same commands without. Six
+# minutes on idle cores.
+test-ray: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[ray,align]'
+	$(TEST_ENV) $(BIN)/pytest tests/data/test_cluster.py
 
 # Weights in int8; installs torchao, the release for the PyTorch of constraints.txt. Under a minute.
 test-int8: $(READY)

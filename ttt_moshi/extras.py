@@ -15,6 +15,7 @@ EXTRAS = {
     "pocketsphinx": "align",
     "onnxruntime": "separate",
     "pyarrow": "parquet",
+    "ray": "ray",
     "silero_vad": "separate",
     "speechmos": "dnsmos",
     "tensorboard": "tensorboard",

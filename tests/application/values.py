@@ -502,6 +502,7 @@ def _data() -> list[Case]:
                 "--device": ("cuda", "mps"),
                 "--language": ("de",),
                 "--engine": ("siri",),
+                "--ray": ("127.0.0.1:1", "--shard 1/2"),
             }.items()
             for value in some
         ),
@@ -526,6 +527,7 @@ def _data() -> list[Case]:
                 "--normalise": ("nan", "5", "loud", "-200"),
                 "--align": ("sphinx",),
                 "--jobs": ("0", "-1", "x"),
+                "--ray": ("calls", "127.0.0.1:1", "--jobs 2"),
             }.items()
             for value in some
         ),
@@ -548,6 +550,7 @@ def _data() -> list[Case]:
             Case(f"data encode {{data}} --hf_repo_id {{base}} --shard {value}", "--shard")
             for value in ("0/2", "3/2", "x", "1/0")
         ),
+        *(Case(f"data encode {{data}} --hf_repo_id {{base}} --ray {value}", "--ray") for value in ("x", "--shard 1/2")),
         Case("data encode {data} --hf_repo_id {nowhere}", "{nowhere}"),
         *(Case(f"data where {{run}} --step {value}", "step") for value in ("-1", "x", "99999")),
         *(Case(f"data where {path} --step 1", path) for path in ("{nowhere}", "{text}", "{empty}")),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.cli.data_annotate import run_annotate
-from ttt_moshi.cli.data_choices import channels_chosen, shard_chosen
+from ttt_moshi.cli.data_choices import add_ray, channels_chosen, cluster_chosen, shard_chosen
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
 from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import need
 
 if TYPE_CHECKING:
-    from ttt_moshi.data import Corpus
+    from ttt_moshi.data import Codec, Corpus
     from ttt_moshi.data.check import Finding, Report
+    from ttt_moshi.data.cluster import Cluster
     from ttt_moshi.data.prepare import Outcome
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
@@ -116,6 +119,7 @@ def run_prepare(argv: list[str]) -> int:
         "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
     )
     parser.add_argument("--jobs", type=int, default=1, help="recordings prepared at once (default: %(default)s)")
+    add_ray(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that this command made before")
     args = parser.parse_args(argv)
     if not 0 <= args.eval_fraction < 1:
@@ -129,6 +133,7 @@ def run_prepare(argv: list[str]) -> int:
     channels = None if args.channels is None else channels_chosen(args.channels)
     if channels is not None and (args.moshi_speaker == "B" or args.pair is not None):
         raise UserError("`--channels` says who is Moshi: leave `--moshi_speaker` and `--pair` out")
+    from ttt_moshi.data.on_cluster import prepare_over
     from ttt_moshi.data.prepare import prepare
     from ttt_moshi.data.prepare_one import Choices
     from ttt_moshi.data.separate import require_model
@@ -152,7 +157,7 @@ def run_prepare(argv: list[str]) -> int:
         separate=args.separate,
         align=args.align,
     )
-    with progress("preparing") as on_file:
+    with cluster_chosen(args, "jobs") as cluster, progress("preparing") as on_file:
         result = prepare(
             args.source,
             args.out,
@@ -161,6 +166,7 @@ def run_prepare(argv: list[str]) -> int:
             eval_fraction=args.eval_fraction,
             overwrite=args.overwrite,
             jobs=args.jobs,
+            run=None if cluster is None else partial(prepare_over, cluster),
             on_file=on_file,
         )
     for outcome in result.outcomes:
@@ -209,6 +215,7 @@ def run_encode(argv: list[str]) -> int:
         action="store_true",
         help="in OUT one tar file for each shard, as webdataset reads, not a file a recording",
     )
+    add_ray(parser)
     args = parser.parse_args(argv)
     number, shards = shard_chosen(args.shard)
     if args.tar and args.out is None:
@@ -217,6 +224,8 @@ def run_encode(argv: list[str]) -> int:
         raise UserError(f"`--out {args.out}` is a file; name a folder")
     from ttt_moshi.data.pretokenize import pretokenize
 
+    with cluster_chosen(args, "shard") as cluster:
+        told = None if cluster is None else _encode_over(cluster, args)
     corpus = _corpus(
         args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word, (number - 1, shards)
     )
@@ -226,10 +235,35 @@ def run_encode(argv: list[str]) -> int:
             written = None
         else:
             written = pretokenize(corpus, args.out, on_recording, tar=args.tar)
-    print(f"shard {number} of {shards}: {summary()}")
+    print(f"shard {number} of {shards}: {told or summary()}")
     if written is not None:
         print(f"{written}: {counted(len(corpus.recordings), 'recording')}, codes alone")
     return 0
+
+
+def _encode_over(cluster: Cluster, args: argparse.Namespace) -> str | None:
+    """By every machine of a cluster, so that this one finds it done; what came of it, for people."""
+    from ttt_moshi.data import names_audio
+    from ttt_moshi.data.on_cluster import encode_over
+
+    if not names_audio(args.path):
+        return None
+    device = cluster.device(args.device)
+    opened = partial(_open_codec, args.hf_repo_id, device)
+    with encoding() as (on_recording, summary):
+        encode_over(cluster, args.path, opened, args.cache_dir, device=device, on_recording=on_recording)
+        return summary()
+
+
+def _open_codec(hf_repo_id: str, device: str) -> Codec:
+    """That of a base model."""
+    from ttt_moshi.config import ModelPaths
+    from ttt_moshi.data import Codec
+    from ttt_moshi.moshi import resolve_model
+    from ttt_moshi.moshi.paths import audio_codec
+
+    info = resolve_model(ModelPaths(hf_repo_id=hf_repo_id))
+    return Codec(audio_codec(info, device), info.mimi_config)
 
 
 def _corpus(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.data_choices import channels_chosen, shard_chosen
+from ttt_moshi.cli.data_choices import add_ray, channels_chosen, cluster_chosen, shard_chosen
 from ttt_moshi.cli.data_shown import clock, counted, progress, shown
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def run_annotate(argv: list[str]) -> int:
         "--engine", choices=("faster-whisper", "pocketsphinx"), default="faster-whisper",
         help="faster-whisper knows some hundred languages; pocketsphinx English alone, badly, but needs no download",
     )  # fmt: skip
-    parser.add_argument("--model", help="Whisper model of CTranslate2: a size, a repository or a folder (large-v3)")
+    parser.add_argument(
+        "--model", help="Whisper model of CTranslate2: a size, a repository or a folder (default: large-v3)"
+    )
     parser.add_argument(
         "--language", help="code of the language spoken, such as en; by default each channel's is found"
     )
@@ -33,26 +36,26 @@ def run_annotate(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8, for several processes or GPUs")
     parser.add_argument("--overwrite", action="store_true", help="make transcripts again that are there")
+    add_ray(parser)
     args = parser.parse_args(argv)
     shard = shard_chosen(args.shard)
     channels = None if args.channels is None else channels_chosen(args.channels)
     from ttt_moshi.data.annotate import annotate, recordings_below
+    from ttt_moshi.data.on_cluster import annotate_over
     from ttt_moshi.data.recognisers import open_recogniser
 
     recordings_below(args.source)  # first: the model may be a download
-    recogniser = open_recogniser(args.engine, args.model, args.device, args.language)
-    began = time.monotonic()
     outcomes: list[Annotated] = []
-    with progress("hearing") as on_file:
-        for outcome in annotate(
-            args.source,
-            recogniser,
-            language=args.language,
-            channels=channels,
-            shard=shard,
-            overwrite=args.overwrite,
-            on_file=on_file,
-        ):
+    with cluster_chosen(args, "shard") as cluster, progress("hearing") as on_file:
+        if cluster is None:
+            recogniser = open_recogniser(args.engine, args.model, args.device, args.language)
+            hear = partial(annotate, args.source, recogniser, shard=shard)
+        else:
+            device = cluster.device(args.device)
+            opened = partial(open_recogniser, args.engine, args.model, device, args.language)
+            hear = partial(annotate_over, cluster, args.source, opened, device=device)
+        began = time.monotonic()
+        for outcome in hear(language=args.language, channels=channels, overwrite=args.overwrite, on_file=on_file):
             outcomes.append(outcome)
             print(shown(_line(outcome)), flush=True)
     made = [outcome for outcome in outcomes if outcome.left_out is None and outcome.there is None]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
 from ttt_moshi.errors import UserError
+
+if TYPE_CHECKING:
+    from ttt_moshi.data.cluster import Cluster
 
 
 def channels_chosen(text: str) -> tuple[int, ...]:
@@ -19,3 +26,28 @@ def shard_chosen(text: str) -> tuple[int, int]:
     if not (slash and number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
         raise UserError(f"`--shard` is a part of how many, from 1/1, such as 2/8; got {text!r}")
     return int(number), int(shards)
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """`--ray [ADDRESS]`, for `cluster_chosen`."""
+    parser.add_argument(
+        "--ray", nargs="?", const="", metavar="HOST:PORT",
+        help="share the work out over a Ray cluster: that at HOST:PORT, or the one that this machine belongs to, or "
+        "this machine alone; all machines need the same folders",
+    )  # fmt: skip
+
+
+def cluster_chosen(args: argparse.Namespace, *instead: str) -> AbstractContextManager[Cluster | None]:
+    """The cluster that `--ray` names, connected while the context lasts; None without `--ray`.
+
+    Args:
+        instead: options that share work out in other ways, which do not go with it; all have a default.
+    """
+    if args.ray is None:
+        return nullcontext()
+    for option in instead:
+        if getattr(args, option) not in ("1/1", 1):
+            raise UserError(f"`--ray` shares the work out itself: leave `--{option}` out")
+    from ttt_moshi.data.cluster import connected
+
+    return connected(args.ray or None)

@@ -77,18 +77,12 @@ def annotate(
     files = recordings_below(folder)
     mine = [files[i] for i in part_of([file.stat().st_size for file in files], shard[0] - 1, shard[1])]
     for done, file in enumerate(mine):
-        outcome = Annotated(file.relative_to(folder).as_posix())
 
-        def on_seconds(seconds: float, outcome: Annotated = outcome, done: int = done) -> None:
+        def on_seconds(seconds: float, name: str = file.relative_to(folder).as_posix(), done: int = done) -> None:
             if on_file:
-                on_file(f"{outcome.source} {seconds:.0f} s", done, len(mine))
+                on_file(f"{name} {seconds:.0f} s", done, len(mine))
 
-        there = find_transcript(file)
-        if there is not None and not overwrite:
-            outcome.there = there.name
-        else:
-            _annotate_one(file, recogniser, language, channels, outcome, on_seconds)
-        yield outcome
+        yield annotate_one(folder, file, recogniser, language, channels, overwrite, on_seconds)
 
 
 def recordings_below(folder: Path) -> list[Path]:
@@ -105,14 +99,25 @@ def recordings_below(folder: Path) -> list[Path]:
     return files
 
 
-def _annotate_one(
+def annotate_one(
+    folder: Path,
     file: Path,
     recogniser: Recogniser,
     language: str | None,
     channels: tuple[int, ...] | None,
-    outcome: Annotated,
+    overwrite: bool,
     on_seconds: Callable[[float], None],
-) -> None:
+) -> Annotated:
+    """`annotate` for one of the recordings below `folder`; `on_seconds` is called with how far it is.
+
+    Raises:
+        OSError: the transcript cannot be written.
+    """
+    outcome = Annotated(file.relative_to(folder).as_posix())
+    there = find_transcript(file)
+    if there is not None and not overwrite:
+        outcome.there = there.name
+        return outcome
     try:
         require_short_name(file)
         info = read_info(file)
@@ -121,15 +126,16 @@ def _annotate_one(
         segments = [_hear(file, channel, recogniser, language, on_seconds) for channel in chosen]
     except DataError as error:
         outcome.left_out = str(error).removeprefix(str(file)).lstrip(": ").replace(f"{file.parent}{os.sep}", "")
-        return
+        return outcome
     except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others
         outcome.left_out = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-        return
+        return outcome
     for speaker, (found, spoken) in zip(_SPEAKERS, segments, strict=False):
         outcome.words[speaker] = len(found)
         if spoken is not None:
             outcome.languages[speaker] = spoken
     write_atomically(transcript_path(file), _transcript(outcome, [found for found, _ in segments], recogniser.facts))
+    return outcome
 
 
 def _channels(there: int, channels: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 from ttt_moshi.data.batch import Batch, collate
 from ttt_moshi.data.cache import CodeCache
 from ttt_moshi.data.codec import Codec
-from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
+from ttt_moshi.data.digests import Digests, cache_folder
 from ttt_moshi.data.encoded import Alphabet, EncodedInfo, read_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE, TextStyle, absent_row, text_row
@@ -281,7 +281,7 @@ class Corpus:
         return self._digests.setdefault(cache, Digests(cache))
 
     def _cache_folder(self, folder: Path) -> Path:
-        return self._cache_dir or folder / DEFAULT_FOLDER
+        return cache_folder(folder, self._cache_dir)
 
     def _count_streams(self) -> int:
         """Streams of every recording.

@@ -33,6 +33,11 @@ _State = tuple[int, int, int, int]
 """size, modification and status change in ns, inode: equal where a file has not been touched"""
 
 
+def cache_folder(folder: Path, chosen: Path | None) -> Path:
+    """Where digests and codes of the files named in a jsonl file of `folder` are kept."""
+    return chosen or folder / DEFAULT_FOLDER
+
+
 def file_digest(path: Path) -> str:
     """64 hex digits of a file's content.
 

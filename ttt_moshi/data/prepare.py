@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,11 @@ from ttt_moshi.data.transcripts import find_transcript, transcript_path
 
 OnFile = Callable[[str, int, int], None]
 """called when a recording is done, with its name, how many are done and how many there are"""
+
+Work = Sequence[tuple[Item, Path, Choices]]
+"""recordings and the files that are made of them"""
+Run = Callable[[Work], Iterator[tuple[int, Outcome]]]
+"""does work, and gives the index and the outcome of each recording as it is finished"""
 
 REPORT_NAME = "prepare.json"
 
@@ -51,6 +56,7 @@ def prepare(
     eval_fraction: float = 0.0,
     overwrite: bool = False,
     jobs: int = 1,
+    run: Run | None = None,
     on_file: OnFile | None = None,
 ) -> Prepared:
     """Writes `out/data.jsonl`, or `out/train.jsonl` and `out/eval.jsonl`, with 24 kHz stereo wavs and transcripts.
@@ -63,6 +69,7 @@ def prepare(
         pair: names of recordings that come as a file a speaker, such as `call_*_{agent,customer}.wav`: Moshi's first.
         eval_fraction: share of the recordings that goes to evaluation, chosen by their content.
         overwrite: whether `out` may be replaced if an earlier call made it.
+        run: what does the work instead of `jobs` processes of this machine.
 
     Raises:
         DataError: no recordings, or an `out` that must not be replaced.
@@ -76,7 +83,7 @@ def prepare(
     partial = out.with_name(f".{out.name}.partial")
     settings = {"source": str(source.resolve()), "choices": asdict(choices), "pair": pair}
     with _under_way(partial, settings) as (earlier, record):
-        outcomes = _prepare_all(items, partial, choices, jobs, earlier, record, on_file)
+        outcomes = _prepare_all(items, partial, choices, run or _here(jobs), earlier, record, on_file)
         lists = _write_lists(partial, outcomes, eval_fraction)
         report = {**asdict(choices), "pair": pair, "recordings": [_public(outcome) for outcome in outcomes]}
         (partial / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -206,7 +213,7 @@ def _prepare_all(
     items: Sequence[Item],
     partial: Path,
     choices: Choices,
-    jobs: int,
+    run: Run,
     earlier: dict[str, Outcome],
     record: TextIO,
     on_file: OnFile | None,
@@ -219,8 +226,8 @@ def _prepare_all(
             outcomes[index] = known
         else:
             work.append(index)
-    results = _run([(items[index], _made(partial, items[index]), choices) for index in work], jobs)
-    for index, outcome in zip(work, results, strict=True):
+    for place, outcome in run([(items[index], _made(partial, items[index]), choices) for index in work]):
+        index = work[place]
         outcomes[index] = outcome
         record.write(json.dumps([_state(items[index]), asdict(outcome)]) + "\n")
         record.flush()
@@ -233,19 +240,26 @@ def _prepare_all(
     return ordered
 
 
-def _run(work: Sequence[tuple[Item, Path, Choices]], jobs: int) -> Iterator[Outcome]:
-    if jobs == 1:
-        for task in work:
-            yield prepare_one(*task)
-        return
+def _here(jobs: int) -> Run:
+    """By so many processes of this machine."""
+    return _one_by_one if jobs == 1 else lambda work: _at_once(work, jobs)
+
+
+def _one_by_one(work: Work) -> Iterator[tuple[int, Outcome]]:
+    for index, task in enumerate(work):
+        yield index, prepare_one(*task)
+
+
+def _at_once(work: Work, jobs: int) -> Iterator[tuple[int, Outcome]]:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [_submit(pool, task) for task in work]
+        futures = {_submit(pool, task): index for index, task in enumerate(work)}
         try:
-            for task, future in zip(work, futures, strict=True):
+            for future in as_completed(futures):
+                index = futures[future]
                 try:
-                    yield future.result()
+                    yield index, future.result()
                 except BrokenProcessPool:
-                    yield _alone(*task)
+                    yield index, _alone(*work[index])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

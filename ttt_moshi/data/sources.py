@@ -260,7 +260,7 @@ def _read_lists(spec: str, shard: tuple[int, int]) -> list[_Entry]:
 def _open_recordings(index: int, lines: Sequence[Line], digests: DigestsFor) -> Iterator[Recording]:
     times: Counter[str] = Counter()
     for line in lines:
-        recording = _open_recording(line, digests(line.jsonl.parent))
+        recording = open_recording(line, digests(line.jsonl.parent))
         times[recording.digest] += 1
         again = f"+{times[recording.digest]}" if times[recording.digest] > 1 else ""
         yield replace(recording, id=f"{index}/{recording.digest[:16]}{again}")
@@ -272,8 +272,12 @@ def _require_audio(line: Line) -> None:
         raise DataError(f"{line.where}: no {what} {line.path} beside the jsonl file or in the working folder")
 
 
-def _open_recording(line: Line, digests: Digests) -> Recording:
-    """The recording of a line, which has no name of its own yet."""
+def open_recording(line: Line, digests: Digests) -> Recording:
+    """The recording of a line, which has no name of its own yet.
+
+    Raises:
+        DataError: see `open_sources`.
+    """
     _require_audio(line)
     info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio, digests)
     if isinstance(info, AudioInfo) and info.channels > 2:
