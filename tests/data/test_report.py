@@ -178,7 +178,7 @@ def test_turns_and_scripts():
     masks[0, 0:100] = masks[1, 130:200] = masks[0, 150:170] = masks[0, 190:300] = True
     assert pauses(masks) == pytest.approx([0.6, -0.2])  # what begins and ends inside of a turn takes none
     assert [script(word) for word in ("naïve", "Привет", "おはよう", "早上", "42")] == [
-        "Latin", "Cyrillic", "Hiragana", "Cjk", "no letters",
+        "Latin", "Cyrillic", "Hiragana", "Cjk", "words without letters",
     ]  # fmt: skip
 
 

@@ -112,4 +112,4 @@ def pauses(masks: np.ndarray) -> list[float]:
 def script(text: str) -> str:
     """The script of most letters of a word, by their Unicode names: `Latin`, `Cyrillic`, `Hiragana`, ..."""
     names: Sequence[str] = [unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha()]
-    return "no letters" if not names else Counter(names).most_common(1)[0][0].capitalize()
+    return "words without letters" if not names else Counter(names).most_common(1)[0][0].capitalize()

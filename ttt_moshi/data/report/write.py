@@ -22,9 +22,11 @@ from ttt_moshi.data.report.clips import PIXELS_A_SECOND, choose, cut
 from ttt_moshi.data.report.measure import Measured, measure_recording
 from ttt_moshi.data.sources import jsonl_files, split_spec
 from ttt_moshi.data.tokenizer import Tokenizer
+from ttt_moshi.data.transcripts import MAIN_SPEAKER, OTHER_SPEAKER
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import FRAME_RATE
 
+_NAMED = {MAIN_SPEAKER: "Moshi", OTHER_SPEAKER: "the user"}
 _NUMBERS = re.compile(r"(?<![\w-])[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 _NAMES = re.compile(r"[^\s:;]+\.[A-Za-z]\w{1,8}(?=[\s:;,]|$)")
 
@@ -76,10 +78,9 @@ def write_report(
         name=spec,
         report=report,
         others=report.recordings - len(recordings),
-        hours=sum(recording.seconds for recording in recordings) / 3600,
         share=_shares(recordings),
         voices=_voices(recordings),
-        speakers=sorted(frozenset[str]().union(*(recording.speakers for recording in recordings))),
+        speakers=sorted({_NAMED.get(name, name) for recording in recordings for name in recording.speakers}),
         languages=Counter(recording.language for recording in recordings if recording.language).most_common(),
         scripts=sum((recording.scripts for recording in recordings), Counter[str]()).most_common(),
         histograms=list(_histograms(recordings)),
@@ -120,6 +121,8 @@ def _voices(recordings: Sequence[Measured]) -> list[dict[str, Any]]:
         speech, words = sum(voice.speech for voice in voices), sum(voice.words for voice in voices)
         told = sum(voice.speech for voice in voices if voice.words)
         levels = [voice.decibels for voice in voices if math.isfinite(voice.decibels)]
+        if not voices:
+            continue
         found.append(
             {
                 "name": name,
@@ -179,7 +182,7 @@ def _findings(report: Report) -> list[dict[str, Any]]:
 
 def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
     """What `data prepare` did and what it left out: the words, how often, an example; None if it says nothing."""
-    done, left_out = dict[str, list[str]](), dict[str, list[str]]()
+    done, left_out = dict[str, list[tuple[str, str]]](), dict[str, list[tuple[str, str]]]()
     reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in jsonl_files(path)}
     existing = sorted(path for path in reports if path.is_file())
     for path in existing:
@@ -188,15 +191,21 @@ def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
             for entry in entries:
                 for text in [entry["left_out"]] if entry["left_out"] else entry["done"]:
                     what = left_out if entry["left_out"] else done
-                    what.setdefault(_kind(text), []).append(f"{entry['source']}: {text}")
+                    what.setdefault(_kind(text), []).append((entry["source"], text))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a report of `data prepare` that can be read: {error}") from error
     if not existing:
         return None
     return {
-        name: sorted(((kind, len(texts), texts[0]) for kind, texts in found.items()), key=lambda row: -row[1])
+        name: sorted((_row(kind, entries) for kind, entries in found.items()), key=lambda row: -row[1])
         for name, found in (("done", done), ("left_out", left_out))
     }
+
+
+def _row(kind: str, entries: Sequence[tuple[str, str]]) -> tuple[str, int, str]:
+    """What is said of all files alike stands there as it is."""
+    (source, text), texts = entries[0], {text for _, text in entries}
+    return (text, len(entries), source) if len(texts) == 1 else (kind, len(entries), f"{source}: {text}")
 
 
 def _kind(text: str) -> str:
