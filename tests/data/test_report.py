@@ -77,8 +77,10 @@ def test_the_numbers_are_those_of_the_dialogue(data, tmp_path, capsys):
     }
     expected = {"Moshi": 9.5 / 30, "both at once": 0.5 / 30, "user": 5.5 / 30, "silence": 14.5 / 30}
     assert shares == pytest.approx({who: 100 * part for who, part in expected.items()}, abs=0.3)
-    assert "Moshi 0:10 20 120" in page.text or "Moshi 0:09 20 12" in page.text
-    level = float(re.search(r"Moshi 0:\d+ 20 \d+ (-[\d.]+) dB", page.text)[1])
+    assert re.search(r"speech (0:10|0:09) 0:0[56] words 20 12 words a minute of speech 12\d 1[23]\d", page.text), (
+        page.text
+    )
+    level = float(re.search(r"level of speech, median (-[\d.]+)\sdB", page.text)[1])
     assert level == pytest.approx(20 * np.log10(0.25 / np.sqrt(2)), abs=0.3)
     assert "Pauses between turns median 0.75 s" in page.text  # of 0.5, 1.0, -0.5 and 1.0 s
     assert "Nothing: no problem and no note" in page.text
@@ -126,15 +128,19 @@ def test_what_was_prepared_and_what_is_wrong_is_on_it(data, tmp_path):
     with (data / "data.jsonl").open("a") as file:
         file.write('{"path": "b.wav", "duration": 1.0}\n{"path": "<b>c.wav", "duration": 1.0}\n')
     done = {"source": "x.mp3", "left_out": None, "done": ["resampled from 8000 Hz", "3 words without times"]}
-    (data / "prepare.json").write_text(json.dumps({"recordings": [done, {"source": "y.mp3", "left_out": "too short"}]}))
+    also = {"source": "z.mp3", "left_out": None, "done": ["resampled from 8000 Hz", "5 words without times"]}
+    (data / "prepare.json").write_text(
+        json.dumps({"recordings": [done, also, {"source": "y.mp3", "left_out": "too short"}]})
+    )
     assert main(["data", "report", str(data), "--out", str(tmp_path / "page.html")]) == 1
     html = (tmp_path / "page.html").read_text()
     page = Page(html)
     for told in (
         "missing recording 1 <b>c.wav",
         "silent from beginning to end",
-        "N words without times 1 x.mp3: 3 words",
-        "too short 1 y.mp3: too short",
+        "resampled from 8000 Hz 2 x.mp3",
+        "N words without times 2 x.mp3: 3 words",
+        "too short 1 y.mp3",
         "1 of the recordings are pre-tokenized or cannot be read",
     ):
         assert told in page.text
