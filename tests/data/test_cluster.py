@@ -140,6 +140,29 @@ def killed_once(words: Sequence[object], root: int, folder: Path) -> tuple[int, 
 
 
 @pytest.mark.slow
+def test_without_a_cluster_this_machine_is_one_and_an_interruption_ends_it(calls, tmp_path):
+    """First, while there is none."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    words = [sys.executable, "-m", "ttt_moshi", "data", "prepare", str(calls), "--out", "set", "--ray"]
+    # A terminal sends its signal to all, Ray's processes among them; who stops a command sends it to that one.
+    for send, number, status in ((os.killpg, signal.SIGINT, 130), (os.kill, signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=RAY_ENV, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background lacks
+        )  # fmt: skip
+        began = time.monotonic()
+        while process.poll() is None and not at_work(process.pid):
+            assert time.monotonic() - began < WITHIN
+        assert process.returncode is None
+        send(process.pid, number)
+        assert process.stderr is not None and b"Traceback" not in process.stderr.read()
+        assert process.wait(WITHIN) == status
+    ended = subprocess.run(words, cwd=tmp_path, env=RAY_ENV, capture_output=True, text=True)
+    assert ended.returncode == 1 and "broken.wav" in ended.stdout and f"{SHORT + LONG} recordings" in ended.stdout
+    assert ended.stderr == "", "Ray keeps quiet"
+
+
+@pytest.mark.slow
 def test_three_commands_with_a_killed_worker_each_make_the_bytes_of_one_process(
     cluster, calls, tiny_material, tmp_path
 ):
@@ -214,24 +237,3 @@ def test_a_task_that_kills_its_process_costs_no_other_and_errors_come_as_they_ar
     assert ended.stdout == f"{expected} []\n", ended.stderr
     assert ended.stderr.count("a process of the Ray cluster died") == 2
     assert ended.stderr.endswith("OSError: [Errno 28] No space left on device\n") or "made.wav" in ended.stderr
-
-
-@pytest.mark.slow
-def test_without_a_cluster_this_machine_is_one_and_an_interruption_ends_it(calls, tmp_path):
-    pytest.importorskip("ray", reason="the ray extra is not installed")
-    words = [sys.executable, "-m", "ttt_moshi", "data", "prepare", str(calls), "--out", "set", "--ray"]
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = subprocess.Popen(
-            words, cwd=tmp_path, env=RAY_ENV, stderr=subprocess.PIPE, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background lacks
-        )  # fmt: skip
-        began = time.monotonic()
-        while process.poll() is None and not at_work(process.pid):
-            assert time.monotonic() - began < WITHIN
-        assert process.returncode is None
-        os.killpg(process.pid, number)  # as a terminal does
-        assert process.stderr is not None and b"Traceback" not in process.stderr.read()
-        assert process.wait(WITHIN) == status
-    ended = subprocess.run(words, cwd=tmp_path, env=RAY_ENV, capture_output=True, text=True)
-    assert ended.returncode == 1 and "broken.wav" in ended.stdout and f"{SHORT + LONG} recordings" in ended.stdout
-    assert ended.stderr == "", "Ray keeps quiet"
