@@ -101,6 +101,36 @@ def test_pareto_knows_which_direction_is_better(tmp_path):
         compare([a])
 
 
+def test_memory_off_is_held_against_the_same_checkpoint_with_it(tmp_path):
+    base = write(tmp_path / "base", 0, {"x": 0.0, "y": 0.0, "z": 0.0})
+    on = write(tmp_path / "on", 5, {"x": 1.0, "y": 1.0, "z": 0.0})
+    off = write(tmp_path / "off", 5, {"x": 1.0, "y": 0.0, "z": 0.0})
+    off.results.config["ttt"] = "off"
+    off.results.tasks["ssc"]["options"] = {"ttt": "off"}
+    assert off.label == "off (step 5, --ttt off)" and on.way == ""
+    found = compare([base, on, off])["tasks"]["ssc"]
+    assert found["against_own"][:2] == [None, None]
+    assert found["against_own"][2]["difference"] == pytest.approx(-1 / 3)
+    text = write_comparison(tmp_path / "out", [base, on, off]).read_text()
+    assert "Paired differences from the same checkpoint read as usual" in text
+    alone = write_comparison(tmp_path / "out", [base, on]).read_text()
+    assert "read as usual" not in alone
+
+
+def test_values_of_other_recordings_are_marked_and_not_drawn(tmp_path):
+    a = write(tmp_path / "a", 1, {"x": 1.0}, perplexity=4.0)
+    b = write(tmp_path / "b", 2, {"x": 1.0}, perplexity=3.0)
+    for one, seconds in ((a, 100.0), (b, 4.0)):
+        one.results.config["duration_sec"] = seconds
+        one.results.data["perplexity"]["digest"] = str(seconds)
+    found = compare([a, b])["tasks"]
+    assert found["perplexity"]["values"][1]["other_data"] and "other_data" not in found["ssc"]["values"][1]
+    assert "clips of 100.0 and 4.0 s: give both the same" in found["perplexity"]["against_first"][0]["reason"]
+    page = write_comparison(tmp_path / "out", [a, b]).read_text()
+    assert "3.0000 (1.0000 – 9.0000) (other recordings)" in page
+    assert "ssc over steps" in page and "perplexity over steps" not in page
+
+
 def test_the_report_of_many_checkpoints(tmp_path):
     folders = [
         write(tmp_path / f"checkpoint_{i}", 10 * i, {f"i{j}": float(j < 3 + i) for j in range(8)}, perplexity=5.0 - i)

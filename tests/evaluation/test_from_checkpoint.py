@@ -104,6 +104,9 @@ def test_inner_curves_and_controls_of_a_trained_memory(trained, bench, tmp_path,
     found = json.loads((tmp_path / "cmp" / "comparison.json").read_text())["tasks"]
     for name in ("position", "perplexity"):
         assert found[name]["against_first"][0]["difference"] != 0
+        assert found[name]["against_own"] == [None, found[name]["against_first"][0]]
+    page = (tmp_path / "cmp" / "report.html").read_text()
+    assert "off (step 2, --ttt off)" in page and "the same checkpoint read as usual" in page
     capsys.readouterr()
     assert main([*common, "--tasks", "ssc,inner", "--ttt", "off", "--out", str(tmp_path / "x")]) == 2
     assert "`inner`: `--ttt off`" in capsys.readouterr().err and not (tmp_path / "x").exists()
@@ -117,7 +120,7 @@ def test_several_checkpoints_of_a_run_are_compared_over_steps(trained, bench, tm
         arguments = ["eval", "--checkpoint_dir", str(checkpoint(trained, step)), "--out", folders[-1]]
         arguments += ["--eval_type", "both", "--tasks", "ssc", "--data_root", str(bench)]
         assert main([*arguments, "--cache_dir", str(tmp_path / "cache")]) == 0
-    assert main(["eval", "compare", *folders, "--out", str(tmp_path / "cmp")]) == 0
+    assert main(["eval", "report", *folders, "--out", str(tmp_path / "cmp")]) == 0
     comparison = json.loads((tmp_path / "cmp" / "comparison.json").read_text())
     assert [c["step"] for c in comparison["checkpoints"]] == [1, 2]
     assert comparison["tasks"]["perplexity"]["against_first"][0]["n"] > 1

@@ -21,7 +21,7 @@ def test_the_command_talks_through_a_server_of_its_own_and_goes_on(tiny_material
     judge.write_text(
         "".join(json.dumps({"id": f"daily-a-{p}", "score": s}) + "\n" for p, s in (("slow", 3), ("fast", 4)))
     )
-    assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--judge", str(judge)) == 0
+    assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--slots", "1", "--judge", str(judge)) == 0
     task = json.loads((tmp_path / "a/results.json").read_text())["tasks"]["examiner"]
     assert task["n"] == 2 and set(task["examined"]) == {"slow", "fast", "daily, slow", "daily, fast"}
     assert task["examined"]["fast"]["rating"]["value"] == 4 and len(task["stages"]) == 1
@@ -33,7 +33,7 @@ def test_the_command_talks_through_a_server_of_its_own_and_goes_on(tiny_material
         len(said) == len(heard) and turn["text"] == "who are you" and turn["end"] - turn["start"] == pytest.approx(0.8)
     )
     np.testing.assert_allclose(said[round(turn["start"] * RATE) :][: len(TURN)], TURN, atol=1e-4)
-    # One conversation at a time says the same, and what is there is not held again.
+    # The same is said again, to the bit where no other row rounds, and what is there is not held again.
     (folder / "exam.json").unlink()
     other, kept = folder.with_name("daily-a-fast"), heard.copy()
     made = (other / "output.wav").stat().st_mtime_ns
@@ -55,7 +55,7 @@ def test_a_server_of_another_process_says_the_same_and_another_state_is_refused(
     server = serve("--seed", "0")
     address = f"http://127.0.0.1:{server.port}"
     base = ["eval", "--tasks", "examiner", "--data_root", str(tmp_path)]
-    for out, options in (("own", []), ("served", ["--server", address])):
+    for out, options in (("own", ["--slots", "1"]), ("served", ["--server", address])):
         assert main([*base, "--checkpoint_dir", str(checkpoint), "--out", str(tmp_path / out), *options]) == 0
     for name in ("daily-a-slow", "daily-a-fast"):
         own, served = (tmp_path / out / "conversations/examiner" / name for out in ("own", "served"))

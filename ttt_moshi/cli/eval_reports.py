@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.eval_fetch import main as fetch
@@ -77,15 +76,14 @@ def _compare(argv: list[str], console: Console) -> int:
     _refuse_file("--out", options.out)
     page = write_comparison(options.out, [load(folder) for folder in options.folders])
     comparison = json.loads(read_text(options.out / "comparison.json"))
-    table = Table(title=f"against {comparison['checkpoints'][0]['label']}", title_justify="left")
-    for name in ("task", "checkpoint", "difference", "95 % interval", "items", "McNemar p"):
-        table.add_column(name)
+    first, *others = (checkpoint["label"] for checkpoint in comparison["checkpoints"])
+    console.print(f"differences from {first}, item by item; positive is better", soft_wrap=True, markup=False)
     complete = True
     for name, task in comparison["tasks"].items():
-        for checkpoint, found in zip(comparison["checkpoints"][1:], task["against_first"], strict=True):
+        console.print(f"[bold]{escape(name)}[/]")
+        for label, found in zip(others, task["against_first"], strict=True):
             complete &= found["status"] == "ok"
-            table.add_row(name, checkpoint["label"], *_cells(found))
-    console.print(table)
+            console.print(Padding(escape(f"{label}: {_difference(found)}"), (0, 0, 0, 2)))
     console.print(f"report: {page}", soft_wrap=True)
     return 0 if complete else 1
 
@@ -95,12 +93,12 @@ def _refuse_file(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path} is a file; name a folder")
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
+def _difference(found: dict[str, Any]) -> str:
     if found["status"] != "ok":
-        return ["not compared", found["reason"], "", ""]
+        return f"not compared, {found['reason']}"
     low, high = found["ci95"]
-    p = f"{found['mcnemar']:.3g}" if "mcnemar" in found else ""
-    return [f"{found['difference']:+.4f}", f"{low:+.4f} – {high:+.4f}", str(found["n"]), p]
+    p = f", McNemar's p {found['mcnemar']:.3g}" if "mcnemar" in found else ""
+    return f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f}), {found['n']} items{p}"
 
 
 def _report(argv: list[str], console: Console) -> int:

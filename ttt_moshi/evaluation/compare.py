@@ -76,8 +76,11 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
     versions = [e.results.tasks[name].get("version", 1) for e in (first, second)]
     if versions[0] != versions[1]:
         return {"status": "skipped", "reason": "the two are of versions {} and {} of the task".format(*versions)}
-    digests = [e.results.data.get(name, {}).get("digest") for e in (first, second)]
-    if digests[0] != digests[1]:
+    if not _same_data(name, first, second):
+        lengths = [e.results.config.get("duration_sec") for e in (first, second)]
+        if name == "perplexity" and lengths[0] != lengths[1]:
+            clips = "clips of {} and {} s: give both the same `duration_sec` (--config)".format(*lengths)
+            return {"status": "skipped", "reason": f"the two were evaluated on {clips}"}
         return {"status": "skipped", "reason": "the two were evaluated on different recordings"}
     if not (first.items[name].keys() & second.items[name].keys()):
         return {"status": "skipped", "reason": "the two have no item in common"}
@@ -103,6 +106,10 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
     return found
 
 
+def _same_data(name: str, first: Evaluation, second: Evaluation) -> bool:
+    return first.results.data.get(name, {}).get("digest") == second.results.data.get(name, {}).get("digest")
+
+
 def not_applied(name: str, results: Results) -> str | None:
     """Why the number of a task is not that of the options that were recorded beside it, None where it is.
 
@@ -124,7 +131,8 @@ def not_applied(name: str, results: Results) -> str | None:
 
 
 def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Every later evaluation against the first, and which of all are not beaten in everything (Pareto).
+    """Every later evaluation against the first, those that were read in another way also against the same checkpoint
+    read as usual (None where there is none), and which of all are not beaten in everything (Pareto).
 
     Raises `EvaluationError` for fewer than two.
     """
@@ -132,13 +140,16 @@ def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
         raise EvaluationError("a comparison needs at least two evaluations")
     names = list(dict.fromkeys(name for e in evaluations for name in e.results.tasks))
     first = evaluations[0]
+    usual = {e.results.checkpoint["state_id"]: e for e in evaluations if not e.way}
+    read_otherwise = [(usual.get(e.results.checkpoint["state_id"]) if e.way else None, e) for e in evaluations]
     return {
         "schema": 1,
         "checkpoints": [{"label": e.label, "way": e.way, **e.results.checkpoint} for e in evaluations],
         "tasks": {
             name: {
-                "values": [_value(e, name) for e in evaluations],
+                "values": [_value(e, name, first) for e in evaluations],
                 "against_first": [compare_task(name, first, e) for e in evaluations[1:]],
+                "against_own": [None if own is None else compare_task(name, own, e) for own, e in read_otherwise],
             }
             for name in names
         },
@@ -146,11 +157,14 @@ def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
     }
 
 
-def _value(evaluation: Evaluation, name: str) -> dict[str, Any]:
+def _value(evaluation: Evaluation, name: str, first: Evaluation) -> dict[str, Any]:
+    """`other_data`: whether it was measured on other recordings than the value of `first`."""
     task = evaluation.results.tasks.get(name)
     if task is None or task["status"] != OK:
         return {"status": "skipped", "value": None, "ci95": None}
-    return {"status": OK, "value": task["value"], "ci95": task["ci95"]}
+    found = {"status": OK, "value": task["value"], "ci95": task["ci95"]}
+    measured = first.results.tasks.get(name, {}).get("status") == OK
+    return found | ({"other_data": True} if measured and not _same_data(name, first, evaluation) else {})
 
 
 def pareto(evaluations: list[Evaluation], names: list[str]) -> list[bool]:

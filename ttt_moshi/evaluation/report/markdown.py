@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ttt_moshi.evaluation.report.headline import headlines
@@ -209,7 +210,7 @@ def comparison_report(comparison: dict[str, Any]) -> str:
     rows = []
     for i, label in enumerate(labels):
         values = [comparison["tasks"][n]["values"][i] for n in names]
-        cells = [interval(v) if v["status"] == OK else "not run" for v in values]
+        cells = [_compared(value) for value in values]
         rows.append([label + (" ★" if comparison["pareto"][i] else ""), *cells])
     parts = [
         "# Comparison\n",
@@ -218,19 +219,36 @@ def comparison_report(comparison: dict[str, Any]) -> str:
         f"## Paired differences from {labels[0]}\n",
         "Positive means better than the first; same items, so what they have in common cancels.\n",
     ]
-    rows = []
-    for name in names:
-        for label, found in zip(labels[1:], comparison["tasks"][name]["against_first"], strict=True):
-            if found["status"] != OK:
-                rows.append([name, label, "not compared", "", "", found["reason"]])
-                continue
-            low, high = found["ci95"]
-            p = f"{found['mcnemar']:.3g}" if "mcnemar" in found else ""
-            verdict = "yes" if found["significant"] else "no"
-            rows.append(
-                [name, label, f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f})", str(found["n"]), p, verdict]
-            )
-    parts.append(
-        table(["task", "checkpoint", "difference of score", "items", "McNemar p", "interval excludes 0"], rows)
-    )
+    tasks = comparison["tasks"]
+    parts.append(_differences([(n, d) for n in names for d in zip(labels[1:], tasks[n]["against_first"], strict=True)]))
+    own = [(n, (label, d)) for n in names for label, d in zip(labels, tasks[n]["against_own"], strict=True) if d]
+    if own:
+        parts += [
+            "## Paired differences from the same checkpoint read as usual\n",
+            "Positive means better than with the memory and the streams as they are.\n",
+            _differences(own),
+        ]
     return "\n".join(parts)
+
+
+def _compared(value: dict[str, Any]) -> str:
+    if value["status"] != OK:
+        return "not run"
+    return interval(value) + (" (other recordings)" if "other_data" in value else "")
+
+
+def _differences(found: Iterable[tuple[str, tuple[str, dict[str, Any]]]]) -> str:
+    """A table of (task, (checkpoint, what `compare_task` says))."""
+    rows = []
+    for name, (label, difference) in found:
+        if difference["status"] != OK:
+            rows.append([name, label, "not compared", "", "", difference["reason"]])
+            continue
+        low, high = difference["ci95"]
+        p = f"{difference['mcnemar']:.3g}" if "mcnemar" in difference else ""
+        value = f"{difference['difference']:+.4f} ({low:+.4f} – {high:+.4f})"
+        rows.append([name, label, value, str(difference["n"]), p, "yes" if difference["significant"] else "no"])
+    header = ["task", "checkpoint", "difference of score", "items", "McNemar p", "interval excludes 0"]
+    if not any(row[4] for row in rows):
+        header, rows = [*header[:4], header[5]], [[*row[:4], row[5]] for row in rows]
+    return table(header, rows)

@@ -221,7 +221,7 @@ def trade_off(
 
 def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
     """One task's value at several training steps, a line for every way in which the model was read; evaluations that
-    lack it leave a gap. The base, where it is among them, goes on as a thin line.
+    lack it, or have it of other recordings, leave a gap. The base, where it is among them, goes on as a thin line.
 
     Args:
         checkpoints: "step", "way" and "kind" of each evaluation.
@@ -229,7 +229,8 @@ def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str,
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _axes(3.0)
         ways = list(dict.fromkeys(c["way"] for c in checkpoints))
-        found = sorted(zip(checkpoints, values, strict=True), key=lambda pair: pair[0]["step"])
+        comparable = [(c, v) for c, v in zip(checkpoints, values, strict=True) if "other_data" not in v]
+        found = sorted(comparable, key=lambda pair: pair[0]["step"])
         for way, colour in zip(ways, (ORANGE, BLUE, GREEN, VIOLET) * len(ways), strict=False):
             known = [(c["step"], v) for c, v in found if c["way"] == way and v["status"] == "ok"]
             y = [v["value"] for _, v in known]

@@ -64,7 +64,7 @@ def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     figures = {}
     checkpoints = comparison["checkpoints"]
     for name, task in comparison["tasks"].items():
-        if sum(v["status"] == OK for v in task["values"]) > 1:
+        if sum(v["status"] == OK and "other_data" not in v for v in task["values"]) > 1:
             chance = next((e.results.tasks[name].get("chance") for e in evaluations if name in e.results.tasks), None)
             figures[f"{name} over steps"] = over_steps(checkpoints, task["values"], chance)
             text += f"\n## {name} over steps\n\n{task_caption(evaluations, name)}\n"
