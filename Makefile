@@ -68,7 +68,7 @@ test-int8: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[int8]'
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_int8.py
 
-# What needs a machine that does little else: the server ends within two seconds.
+# What needs a machine that does little else: the server ends within two seconds. And a prompt that is remembered beyond ten windows.
 test-talking: $(READY)
 	$(TEST_ENV) $(BIN)/pytest tests/inference --ignore tests/inference/test_page.py -m slow
 
@@ -104,14 +104,15 @@ bench-ckpt: $(READY)
 
 bench: bench-ttt bench-ckpt
 
-# Memory beyond the attention window, with controls: recall, likelihood by position on made-up codes and on speech, an hour, two
-# facts at once, a finished model that is taught, how many pairs each network holds, and what the recipe for 7B needs. Three to
+# Memory beyond the attention window, with controls: recall, likelihood by position on made-up codes and on speech, an hour, a name
+# that a prompt gives, two facts at once, a finished model that is taught, how many pairs each network holds, and what the recipe for 7B needs. Three to
 # four hours on one idle core; what is finished is not done again.
 bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.run
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language chain
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language speech
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.persona --json runs/bench-memory/persona.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.needles
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.teach
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.capacity

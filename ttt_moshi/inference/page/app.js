@@ -192,8 +192,8 @@ function obey(event) {
     state.forgetting = false;
     list();
   } else if (event.type === "lag") {
-    const total = Math.round(1000 * (event.seconds + state.buffered));
-    find("delay").textContent = `Delay: ${total} ms (${Math.round(1000 * event.seconds)} in the server)`;
+    const total = event.seconds + state.buffered;
+    find("delay").textContent = `Delay: ${inWords(total)} (${inWords(event.seconds)} in the server)`;
     find("late").hidden = event.dropped === 0;
     find("late").textContent = `${(event.dropped * 0.08).toFixed(1)} s came too late and were not heard.`;
   } else if (event.type === "memory") {
@@ -204,6 +204,11 @@ function obey(event) {
   } else if (event.type === "error") {
     say(event.text);
   }
+}
+
+/** A time of so many seconds. */
+function inWords(seconds) {
+  return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(1)} s`;
 }
 
 /** By layer, the inner loss of the last seconds as a share of that of a memory that has heard nothing. */
