@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 # One compute thread for each of the two test processes: more only makes them wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo shell test test-browser test-int8 test-talking test-extras test-annotate test-ray test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
+.PHONY: demo shell test test-browser test-int8 test-talking test-extras test-s3 test-annotate test-ray test-data test-doors test-faults test-kills test-wheel test-readme lint bench bench-ttt \
 	bench-ckpt bench-gpu bench-memory rehearse-7b clean
 
 $(READY): pyproject.toml constraints.txt
@@ -47,10 +47,15 @@ test-browser: $(READY)
 	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
 
-# What needs packages that the other tests do without: data sets in Parquet, and DNSMOS. A minute.
+# What needs packages that the other tests do without: data sets in Parquet, and DNSMOS. Two minutes.
 test-extras: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet,dnsmos]'
-	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py tests/evaluation/test_speech_quality.py -m slow
+	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py tests/evaluation/test_speech_quality.py tests/data/test_rows.py -m slow
+
+# Data at s3://, of a server on this machine. Its client is installed apart: it needs an older python-dateutil than constraints.txt. A minute.
+test-s3: $(READY)
+	$(BIN)/pip install --quiet --target $(VENV)/s3 s3fs 'moto[server]'
+	$(TEST_ENV) PYTHONPATH=$(VENV)/s3 $(BIN)/pytest tests/data/test_s3.py -m slow
 
 # Recognisers of speech: real ones, with the English model of pocketsphinx, a random one of Whisper's form and Silero's. Three minutes.
 test-annotate: $(READY)

@@ -24,13 +24,17 @@ class DataArgs:
 
     train_data: str = ""
     """jsonl file with one {"path", "duration"} object per line, or a folder of such files; several separated by commas,
-    each optionally followed by `:weight`"""
+    each optionally followed by `:weight`. Any of them, and any path in them, may be a URL that fsspec opens"""
     eval_data: str = ""
     """the same for evaluation"""
     shuffle: bool = False
     """whether the clips of each epoch are visited in a random order that depends on `seed` and the epoch alone"""
     code_cache_dir: Optional[str] = None
     """folder for cached Mimi codes; null puts it beside the jsonl file (`.mimi_codes`)"""
+    remote_cache_dir: Optional[str] = None
+    """folder for copies of recordings at URLs; null takes `~/.cache/ttt-moshi`"""
+    remote_cache_gb: float = 50.0
+    """how much these copies may take, in GB; what was not used for longest goes first"""
     no_whitespace_before_word: bool = False
     """whether words follow one another without spaces, as in Japanese and Chinese; each token is then written when it
     is said"""
@@ -327,6 +331,7 @@ RANGES: dict[str, Range] = {
     "ckpt_freq": Range(0, meaning=" (it counts steps; 0 saves only the last)"),
     "num_ckpt_keep": Range(1, meaning=" or null (keep all)"),
     "patience_minutes": _POSITIVE,
+    "data.remote_cache_gb": _POSITIVE,
     "lora.rank": _ONE,
     "lora.scaling": _POSITIVE,
     "ttt.base_lr": _POSITIVE,

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import fsspec
 import pytest
 import torch
 
@@ -58,11 +59,14 @@ SPEECH = {"data.train_data": "{speech}", "data.eval_data": "{speech}"}
 GATED = SPEECH | {"eval_freq": "2", "eval.gates": "1", "eval.gates_sec": "1.04"}
 JUDGED = {"paper_metrics.enable": "true", "paper_metrics.data_root": "{bench}", "paper_metrics.tasks": "swuggy"}
 JUDGED |= SPEECH | {"paper_metrics.freq": "2", "paper_metrics.max_items": "2"}
+REMOTE = {"data.train_data": "memory://made-up/data.jsonl", "data.shuffle": "true"}
 CASES = {
     "data.train_data": Case("{other}"),
     "data.eval_data": Case("{other}", RECORDED, EVALUATED),
     "data.shuffle": Case("true"),
     "data.code_cache_dir": Case("{folder}/codes", FILES, SPEECH),
+    "data.remote_cache_dir": Case("{folder}/copies", FILES, REMOTE),
+    "data.remote_cache_gb": Case("3e-6", FILES, REMOTE),
     "data.no_whitespace_before_word": Case("true", beside=SPEECH),
     "ttt.enable": Case("false", beside=LORA),
     "ttt.layers": Case("1"),
@@ -175,6 +179,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             lines.append(json.dumps({"path": f"{index}.safetensors", "duration": 3 * CLIP / 12.5, **given}))
         (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
         found[name] = folder / "data.jsonl"
+    store = fsspec.filesystem("memory")
+    for file in found["data"].parent.iterdir():
+        store.pipe_file(f"/made-up/{file.name}", file.read_bytes())
     return found
 
 
@@ -193,11 +200,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(tiny_material: Material, data: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Trained:
+def trained(
+    tiny_material: Material,
+    data: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Trained:
     """Trains with a base configuration and some other values; returns what a person finds afterwards."""
 
     def train(name: str, values: Mapping[str, str]) -> dict[str, Any]:
         folder = tmp_path / name
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
         usual = {
             "run_dir": str(folder / "run"),
             "data.train_data": str(data["data"]),

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser, seed
 from ttt_moshi.cli.data_annotate import run_annotate
-from ttt_moshi.cli.data_choices import add_ray, channels_chosen, cluster_chosen, shard_chosen
+from ttt_moshi.cli.data_choices import (
+    add_ray,
+    channels_chosen,
+    cluster_chosen,
+    disk_path,
+    remote_cache_options,
+    shard_chosen,
+    use_remote_cache,
+)
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
 from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
 from ttt_moshi.errors import UserError
@@ -60,13 +68,18 @@ def main(argv: list[str]) -> int:
 
 def run_check(argv: list[str]) -> int:
     parser = Parser(prog="ttt-moshi data check", description="Say what is wrong with a data set, file by file.")
-    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas are checked together")
+    parser.add_argument(
+        "path",
+        help="jsonl file or folder of them, on a disk or at a URL; several separated by commas are checked together",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model whose unknown words and bytes are counted")
     parser.add_argument(
         "--no_whitespace_before_word", action="store_true", help="as `data.no_whitespace_before_word` in training"
     )
+    remote_cache_options(parser)
     args = parser.parse_args(argv)
+    use_remote_cache(args)
     tokenizer = None if args.tokenizer is None else open_tokenizer(args.tokenizer)
     from ttt_moshi.data.check import check_data  # PyTorch is imported only now: --help must not wait for it
     from ttt_moshi.data.interleaver import TextStyle
@@ -88,8 +101,8 @@ def run_prepare(argv: list[str]) -> int:
         "transcripts beside them (json, TextGrid, eaf, ctm, rttm, vtt, srt, txt) into a data set. The folder itself is "
         "not changed. An interrupted call is continued by the same command.",
     )
-    parser.add_argument("source", type=Path, help="folder of recordings, searched with its subfolders")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("source", help="folder of recordings, or its URL, searched with its subfolders")
+    parser.add_argument("--out", required=True, help="folder to make, or its URL")
     parser.add_argument(
         "--moshi_speaker", choices=("A", "B"), default="A", help="who becomes Moshi: A the left channel, B the right"
     )
@@ -118,10 +131,18 @@ def run_prepare(argv: list[str]) -> int:
     parser.add_argument(
         "--eval_fraction", type=float, default=0.0, help="share of the recordings kept apart for evaluation, 0 to 1"
     )
+    parser.add_argument(
+        "--transcript_column",
+        help="SOURCE is a Hugging Face data set (Parquet files, or saved): its column of texts or words, `-` for none",
+    )
+    parser.add_argument("--audio_column", help="its column of recordings (default: the only one that holds audio)")
+    parser.add_argument("--hf_split", help="which part of it (default: the only one)")
     parser.add_argument("--jobs", type=int, default=1, help="recordings prepared at once (default: %(default)s)")
     add_ray(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that this command made before")
+    remote_cache_options(parser)
     args = parser.parse_args(argv)
+    use_remote_cache(args)
     if not 0 <= args.eval_fraction < 1:
         raise UserError(f"`--eval_fraction` must be at least 0 and below 1, got {args.eval_fraction}")
     if not 0 <= args.max_repaired <= 1:
@@ -133,9 +154,16 @@ def run_prepare(argv: list[str]) -> int:
     channels = None if args.channels is None else channels_chosen(args.channels)
     if channels is not None and (args.moshi_speaker == "B" or args.pair is not None):
         raise UserError("`--channels` says who is Moshi: leave `--moshi_speaker` and `--pair` out")
+    for option, value in {"--audio_column": args.audio_column, "--hf_split": args.hf_split}.items():
+        if value is not None and args.transcript_column is None:
+            raise UserError(f"`{option}` is of a Hugging Face data set: `--transcript_column` names its transcripts")
+    if args.transcript_column is not None and (args.pair or args.separate):
+        raise UserError("`--pair` and `--separate` go by files beside one another: leave `--transcript_column` out")
     from ttt_moshi.data.on_cluster import prepare_over
     from ttt_moshi.data.prepare import prepare
     from ttt_moshi.data.prepare_one import Choices
+    from ttt_moshi.data.remote import located, located_out
+    from ttt_moshi.data.rows import Rows
     from ttt_moshi.data.separate import require_model
 
     if args.separate and (args.moshi_label is None or args.mono_mix or args.pair or channels):
@@ -157,10 +185,13 @@ def run_prepare(argv: list[str]) -> int:
         separate=args.separate,
         align=args.align,
     )
+    source: Path | Rows = located(args.source)
+    if args.transcript_column is not None:
+        source = Rows(located(args.source), args.transcript_column, args.audio_column, args.hf_split)
     with cluster_chosen(args, "jobs") as cluster, progress("preparing") as on_file:
         result = prepare(
-            args.source,
-            args.out,
+            source,
+            located_out(args.out),
             choices,
             pair=args.pair,
             eval_fraction=args.eval_fraction,
@@ -179,7 +210,7 @@ def run_prepare(argv: list[str]) -> int:
     print(f"\n{counted(len(used), 'recording')}, {clock(seconds)}, {counted(words, 'word')} of the agent")
     print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
-        print(f"  {args.out / name}: {counted(count, 'recording')}")
+        print(f"  {args.out.rstrip('/')}/{name}: {counted(count, 'recording')}")
     return 0 if len(used) == len(result.outcomes) else 1
 
 
@@ -205,7 +236,9 @@ def run_encode(argv: list[str]) -> int:
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8; parts are alike long")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for a data set of codes alone, which needs no audio any more")
+    parser.add_argument(
+        "--out", help="folder, or its URL, for a data set of codes alone, which needs no audio any more"
+    )
     parser.add_argument(
         "--no_whitespace_before_word", action="store_true",
         help="as `data.no_whitespace_before_word` in training: how the text in OUT is written",
@@ -216,13 +249,19 @@ def run_encode(argv: list[str]) -> int:
         help="in OUT one tar file for each shard, as webdataset reads, not a file a recording",
     )
     add_ray(parser)
+    remote_cache_options(parser)
     args = parser.parse_args(argv)
+    use_remote_cache(args)
     number, shards = shard_chosen(args.shard)
     if args.tar and args.out is None:
         raise UserError("`--tar` says how `--out` is written: name a folder")
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise UserError(f"`--out {args.out}` is a file; name a folder")
+    from ttt_moshi.data.addresses import readable
     from ttt_moshi.data.pretokenize import pretokenize
+    from ttt_moshi.data.remote import is_there, located_out
+
+    out = None if args.out is None else located_out(args.out)
+    if out is not None and is_there(out):
+        raise UserError(f"`--out {args.out}` is a file; name a folder")
 
     with cluster_chosen(args, "shard") as cluster:
         told = None if cluster is None else _encode_over(cluster, args)
@@ -230,14 +269,14 @@ def run_encode(argv: list[str]) -> int:
         args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word, (number - 1, shards)
     )
     with encoding() as (on_recording, summary):
-        if args.out is None:
+        if out is None:
             corpus.encode_all(on_recording=on_recording)
             written = None
         else:
-            written = pretokenize(corpus, args.out, on_recording, tar=args.tar)
+            written = pretokenize(corpus, out, on_recording, tar=args.tar)
     print(f"shard {number} of {shards}: {told or summary()}")
     if written is not None:
-        print(f"{written}: {counted(len(corpus.recordings), 'recording')}, codes alone")
+        print(f"{readable(str(written))}: {counted(len(corpus.recordings), 'recording')}, codes alone")
     return 0
 
 
@@ -302,7 +341,7 @@ def run_plant(argv: list[str]) -> int:
         "twice. OUT/planted.json says what returns when.",
     )
     parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=disk_path, required=True, help="folder to make")
     parser.add_argument("--repeats", type=int, default=2, help="in each recording (default: %(default)s)")
     parser.add_argument("--facts", type=int, default=2, help="in each recording (default: %(default)s)")
     parser.add_argument("--passage", default="2:6", help="its seconds, from least to greatest (default: %(default)s)")
@@ -317,7 +356,9 @@ def run_plant(argv: list[str]) -> int:
     parser.add_argument(
         "--no_whitespace_before_word", action="store_true", help="as `data.no_whitespace_before_word` in training"
     )
+    remote_cache_options(parser)
     args = parser.parse_args(argv)
+    use_remote_cache(args)
     if min(args.repeats, args.facts) < 0 or args.repeats + args.facts == 0:
         raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
     passage, distance = _frames("--passage", args.passage), _frames("--distance", args.distance)
@@ -385,7 +426,7 @@ def run_make_bench(argv: list[str]) -> int:
         description="Make mini benchmarks from generated speech, in the layouts of sLM21 (sWUGGY, sBLIMP), spoken and "
         "topic StoryCloze, SALMon, Libri-Light and LibriSpeech-Long, with spoken needles and repeats at set distances.",
     )
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=disk_path, help="folder to make")
     sizes = ("tiny", "mini")
     parser.add_argument("--size", choices=sizes, default="mini", help="how much to make (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default: %(default)s)")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.data_choices import add_ray, channels_chosen, cluster_chosen, shard_chosen
+from ttt_moshi.cli.data_choices import add_ray, channels_chosen, cluster_chosen, disk_path, shard_chosen
 from ttt_moshi.cli.data_shown import clock, counted, progress, shown
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def run_annotate(argv: list[str]) -> int:
         description="Write a transcript with word times beside every recording that has none, hearing one channel "
         "at a time. An interrupted call is continued by the same command.",
     )
-    parser.add_argument("source", type=Path, help="folder of recordings, searched with its subfolders")
+    parser.add_argument("source", type=disk_path, help="folder of recordings, searched with its subfolders")
     parser.add_argument(
         "--engine", choices=("faster-whisper", "pocketsphinx"), default="faster-whisper",
         help="faster-whisper knows some hundred languages; pocketsphinx English alone, badly, but needs no download",

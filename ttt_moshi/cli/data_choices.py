@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
     from ttt_moshi.data.cluster import Cluster
+
+
+def remote_cache_options(parser: Parser) -> None:
+    """For commands that read URLs."""
+    parser.add_argument(
+        "--remote_cache_dir", type=Path, help="folder for copies of what lies at URLs (default: ~/.cache/ttt-moshi)"
+    )
+    parser.add_argument(
+        "--remote_cache_gb", type=float, default=50.0, help="how much these copies may take (default: %(default)g)"
+    )
+
+
+def use_remote_cache(args: argparse.Namespace) -> None:
+    """What `remote_cache_options` added, from here on in this process."""
+    if not 0 < args.remote_cache_gb < math.inf:
+        raise UserError(f"`--remote_cache_gb` must be greater than 0, got {args.remote_cache_gb}")
+    from ttt_moshi.data.remote import use_cache
+
+    use_cache(args.remote_cache_dir, args.remote_cache_gb)
+
+
+def disk_path(text: str) -> Path:
+    """A path of what cannot be at a URL, for argparse."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL, and this must be on a disk")
+    return Path(text)
 
 
 def channels_chosen(text: str) -> tuple[int, ...]:
@@ -48,6 +77,9 @@ def cluster_chosen(args: argparse.Namespace, *instead: str) -> AbstractContextMa
     for option in instead:
         if getattr(args, option) not in ("1/1", 1):
             raise UserError(f"`--ray` shares the work out itself: leave `--{option}` out")
+    for name, value in vars(args).items():
+        if name != "ray" and isinstance(value, str) and "://" in value:
+            raise UserError(f"`--ray` works in folders that all machines see, not at URLs such as {value}")
     from ttt_moshi.data.cluster import connected
 
     return connected(args.ray or None)

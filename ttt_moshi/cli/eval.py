@@ -138,6 +138,7 @@ class _Run:
 
 def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Path | None = None) -> Any:
     """Where the data of all tasks is; without the model what can be looked at beforehand."""
+    from ttt_moshi.data.remote import use_cache
     from ttt_moshi.evaluation.conversations import Talker
     from ttt_moshi.evaluation.recorded import EvaluationData
     from ttt_moshi.evaluation.tasks.registry import Benchmarks
@@ -148,6 +149,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
     options = request.options
     recorded = None
     if args.data.eval_data:
+        use_cache(args.data.remote_cache_dir, args.data.remote_cache_gb)
         recorded = EvaluationData(
             args.data.eval_data,
             args.duration_sec,

@@ -22,6 +22,7 @@ import soxr
 
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.remote import local
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
 AUDIO_SUFFIXES = (
@@ -168,7 +169,7 @@ def read_audio(path: Path) -> np.ndarray:
 def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
     """The container and its first audio stream. Errors of reading, wherever they arise, become `DataError`."""
     try:
-        file = path.open("rb")
+        file = local(path).open("rb")
     except FileNotFoundError:
         raise DataError(f"no audio file at {path}") from None
     except OSError as error:
@@ -250,7 +251,7 @@ def _begins_late(container: av.container.InputContainer, stream: av.AudioStream)
 
 def _counts_its_frames(path: Path) -> bool:
     """Whether the first frame of an mp3 file says how many there are."""
-    with path.open("rb") as file:
+    with local(path).open("rb") as file:
         head = file.read(10)
         if head[:3] == b"ID3":
             # Seven bits a byte.
@@ -263,7 +264,7 @@ def _counts_its_frames(path: Path) -> bool:
 
 def _has_end_mark(path: Path) -> bool:
     """Whether the last page of an ogg file says that it is the last one."""
-    with path.open("rb") as file:
+    with local(path).open("rb") as file:
         file.seek(max(0, file.seek(0, io.SEEK_END) - _OGG_PAGE))
         tail = file.read()
     page = tail.rfind(b"OggS")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
@@ -15,6 +16,7 @@ from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.levels import Levels
 from ttt_moshi.data.listen import listen, moshi_first
+from ttt_moshi.data.remote import is_there
 from ttt_moshi.data.rules import Finding, judge_levels, judge_words
 from ttt_moshi.data.shards import container
 from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
@@ -101,7 +103,7 @@ def check_data(
         try:
             line = read_line(jsonl, number, text)
         except DataError as error:
-            where = f"{jsonl}, line {number}"
+            where = readable(f"{jsonl}, line {number}")
             report.findings.append(Finding("problem", "bad line", where, _without_name(error, where)))
             continue
         unknown = unknown_keys(text)
@@ -130,14 +132,14 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard
         yield from _check_encoded(line, report, seen)
         return
     audio = line.audio
-    name = str(audio)
+    name = readable(str(audio))
     try:
         info = read_info(audio)
         if info.channels > 2:
             raise DataError(f"{name}: {info.channels} channels; `ttt-moshi data prepare --channels` takes two of them")
         levels, decibels = listen(audio, moshi_first(info.channels, line.moshi_speaker))
     except DataError as error:
-        kind = "unreadable" if audio.is_file() else "missing recording"
+        kind = "unreadable" if is_there(audio) else "missing recording"
         yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
         return
     report.seconds += info.seconds
@@ -151,12 +153,12 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard
 
 def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
     """A file of codes; whether a model has all of them is for training to see."""
-    name = str(line.audio)
+    name = readable(str(line.audio))
     try:
         info = read_encoded_info(line.audio)
         read_encoded(line.audio)
     except DataError as error:
-        kind = "unreadable" if container(line.audio).is_file() else "missing recording"
+        kind = "unreadable" if is_there(container(line.audio)) else "missing recording"
         yield Finding("problem", kind, name, f"{_without_name(error, name)} ({line.where})")
         return
     report.seconds += info.seconds
@@ -173,13 +175,13 @@ def _check_duplicate(line: Line, seen: dict[str, Line]) -> Iterator[Finding]:
         return
     if first.jsonl != line.jsonl:
         message = f"the same audio is in {first.where}: training and evaluation data must not share recordings"
-        yield Finding("problem", "in two lists", str(line.audio), message)
+        yield Finding("problem", "in two lists", readable(str(line.audio)), message)
     else:
-        yield Finding("note", "duplicate", str(line.audio), f"the same audio is in line {first.number} too")
+        yield Finding("note", "duplicate", readable(str(line.audio)), f"the same audio is in line {first.number} too")
 
 
 def _check_form(line: Line, info: AudioInfo) -> Iterator[Finding]:
-    name = str(line.audio)
+    name = readable(str(line.audio))
     if info.channels == 1:
         if line.moshi_speaker == "B":
             yield Finding("problem", "mono", name, f"mono, so Moshi cannot be speaker B ({line.where})")
@@ -194,7 +196,7 @@ def _check_form(line: Line, info: AudioInfo) -> Iterator[Finding]:
 
 
 def _check_duration(line: Line, seconds: float) -> Iterator[Finding]:
-    name = str(line.audio)
+    name = readable(str(line.audio))
     if min(seconds, line.duration) < 1 / FRAME_RATE:
         message = f"{min(seconds, line.duration):.3f} s are less than one frame (0.08 s)"
         yield Finding("problem", "too short", name, message)
@@ -210,8 +212,8 @@ def _check_transcript(
     line: Line, info: AudioInfo, report: Report, decibels: np.ndarray
 ) -> Generator[Finding, None, Transcript | None]:
     path = transcript_path(line.audio)
-    name = str(path)
-    if not path.is_file():
+    name = readable(str(path))
+    if not is_there(path):
         yield Finding("problem", "missing transcript", name, "not there, so the recording would have no text stream")
         return None
     try:

@@ -6,6 +6,7 @@ was cut short, mixed with another process's or corrupt is passed over, and costs
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import blake3
 
+from ttt_moshi.data.addresses import made_beside, url_of
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.remote import local, version_of
 from ttt_moshi.data.shards import container, read_stored
 
-DEFAULT_FOLDER = ".mimi_codes"
-"""where digests and codes are kept, beside the jsonl file"""
+_DEFAULT_FOLDER = ".mimi_codes"
 FILE_NAME = ".digests.jsonl"
 
 _SETTLED_NS = 2_000_000_000
@@ -29,13 +31,13 @@ _BLOCK = 1 << 20
 
 _log = logging.getLogger(__name__)
 
-_State = tuple[int, int, int, int]
+State = tuple[int, int, int, int]
 """size, modification and status change in ns, inode: equal where a file has not been touched"""
 
 
 def cache_folder(folder: Path, chosen: Path | None) -> Path:
     """Where digests and codes of the files named in a jsonl file of `folder` are kept."""
-    return chosen or folder / DEFAULT_FOLDER
+    return chosen or made_beside(folder) / _DEFAULT_FOLDER
 
 
 def file_digest(path: Path) -> str:
@@ -48,7 +50,7 @@ def file_digest(path: Path) -> str:
     try:
         if container(path) != path:
             return blake3.blake3(read_stored(path)).hexdigest()
-        with path.open("rb") as file:
+        with local(path).open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:
@@ -64,7 +66,7 @@ class Digests:
 
     def __init__(self, folder: Path):
         self._file = folder / FILE_NAME
-        self._known: dict[str, tuple[_State, str]] = {}  # by what is known of which file
+        self._known: dict[str, tuple[State, str]] = {}  # by what is known of which file
         self._read_to = 0
         self._can_write = True
         self._lock = threading.Lock()
@@ -85,7 +87,7 @@ class Digests:
         """
         name = f"{what} {os.path.abspath(path)}"
         with self._lock:
-            state = _state(path)
+            state = state_of(path)
             found = self._known.get(name)
             if found is None or found[0] != state:
                 self._read_news()
@@ -95,7 +97,7 @@ class Digests:
             began = time.time_ns()
             value = find(path)
             # Only what has not changed meanwhile, nor so short a time before that nobody could tell.
-            if state == _state(path) and began - max(state[1], state[2]) > _SETTLED_NS:
+            if state == state_of(path) and began - max(state[1], state[2]) > _SETTLED_NS:
                 self._known[name] = (state, value)
                 self._append(name, state, value)
             return value
@@ -118,7 +120,7 @@ class Digests:
                 name, state, value = entry
                 self._known[name] = (state, value)
 
-    def _append(self, name: str, state: _State, value: str) -> None:
+    def _append(self, name: str, state: State, value: str) -> None:
         if not self._can_write:
             return
         try:
@@ -139,20 +141,34 @@ class Digests:
             )
 
 
-def _state(path: Path) -> _State:
+def state_of(path: Path) -> State:
+    """Equal where a file, or the tar file around it, has not been touched. Raises DataError where there is none."""
     try:
-        stat = container(path).stat()
+        file = container(path)
+        if url_of(file) is not None:
+            return _state_at_url(file)
+        stat = file.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _seal(name: str, state: _State, value: str) -> bytes:
+def _state_at_url(path: Path) -> State:
+    """What the store says stands for the times, so that nothing is fetched to know that nothing has changed."""
+    version = version_of(path)
+    if version is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if version.mark is None:
+        return 0, time.time_ns(), 0, 0  # never equal: such a file is read at every start
+    return version.size or 0, 0, 0, int(blake3.blake3(version.mark.encode()).hexdigest()[:15], 16)
+
+
+def _seal(name: str, state: State, value: str) -> bytes:
     entry = json.dumps([name, list(state), value])
     return json.dumps([entry, blake3.blake3(entry.encode()).hexdigest()[:16]]).encode()
 
 
-def _unseal(line: bytes) -> tuple[str, _State, str] | None:
+def _unseal(line: bytes) -> tuple[str, State, str] | None:
     """What a line says, or None for one that is not whole."""
     try:
         entry, seal = json.loads(line)

@@ -1,7 +1,11 @@
 """The error of this room."""
 
+from ttt_moshi.data.addresses import readable
 from ttt_moshi.errors import UserError
 
 
 class DataError(UserError):
-    """A recording, transcript or list of recordings that cannot be used. The message names the file."""
+    """A recording, transcript or list of recordings that cannot be used. The message names the file, or its URL."""
+
+    def __init__(self, message: str):
+        super().__init__(readable(message))

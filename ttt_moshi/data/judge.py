@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
+from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.audio import AudioInfo
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.listen import listen, moshi_first
@@ -37,8 +37,8 @@ def _judge(recording: Recording) -> Iterator[dict[str, str]]:
     assert isinstance(recording.info, AudioInfo)
     order = moshi_first(recording.info.channels, recording.moshi_speaker)
     levels, decibels = listen(recording.audio, order)
-    yield from map(asdict, judge_levels(str(recording.audio), levels))
+    yield from map(asdict, judge_levels(readable(str(recording.audio)), levels))
     if recording.transcript is not None:
         transcript = read_transcript(recording.transcript, recording.moshi_speaker)
-        name = str(Path(recording.transcript))
+        name = readable(str(recording.transcript))
         yield from map(asdict, judge_words(name, transcript, recording.info.seconds, decibels))

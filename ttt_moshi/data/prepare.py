@@ -16,10 +16,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TextIO
 
+from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
+from ttt_moshi.data.digests import state_of
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES
 from ttt_moshi.data.prepare_one import Choices, Item, Outcome, diarization_path, prepare_one
+from ttt_moshi.data.remote import cache_in_use, delete, is_there, outgoing, send, use_cache
+from ttt_moshi.data.remote import files_below as files_at_url
+from ttt_moshi.data.rows import Rows, rows_of, state_of_row
 from ttt_moshi.data.transcripts import find_transcript, transcript_path
 
 OnFile = Callable[[str, int, int], None]
@@ -48,7 +53,7 @@ class Prepared:
 
 
 def prepare(
-    source: Path,
+    source: Path | Rows,
     out: Path,
     choices: Choices | None = None,
     *,
@@ -64,8 +69,11 @@ def prepare(
     Nothing in `source` is changed, and `out` appears in one piece when all is done. What was done before an
     interruption lies in a hidden folder beside `out` and is not done again. A recording that cannot be used is left out
     and its outcome says why. The same folder gives the same data set, bit for bit, with any number of `jobs`.
+    Either may be a path that stands for a URL (`ttt_moshi.data.addresses`); `out` is then made in the cache and sent
+    when it is whole, its lists last.
 
     Args:
+        source: a folder, or a data set of Hugging Face's.
         pair: names of recordings that come as a file a speaker, such as `call_*_{agent,customer}.wav`: Moshi's first.
         eval_fraction: share of the recordings that goes to evaluation, chosen by their content.
         overwrite: whether `out` may be replaced if an earlier call made it.
@@ -75,13 +83,34 @@ def prepare(
         DataError: no recordings, or an `out` that must not be replaced.
         OSError: `out` cannot be written.
     """
+    if url_of(out) is not None:
+        there = _refuse_to_replace(source, out, overwrite)
+        whole = outgoing(out)
+        prepared = prepare(
+            source,
+            whole,
+            choices,
+            pair=pair,
+            eval_fraction=eval_fraction,
+            overwrite=True,
+            jobs=jobs,
+            run=run,
+            on_file=on_file,
+        )
+        if there:
+            delete(out)
+        send(whole, out, last=lambda name: name in prepared.lists)
+        return prepared
     _refuse_to_destroy(source, out, overwrite)
     choices = choices or Choices()
-    items, passed_over = _items(source, out, pair, choices.separate)
+    if isinstance(source, Rows):
+        items, passed_over = _row_items(source), dict[str, int]()
+    else:
+        items, passed_over = _items(source, out, pair, choices.separate)
     if eval_fraction and len(items) < 2:
         raise DataError(_ONE_RECORDING)
     partial = out.with_name(f".{out.name}.partial")
-    settings = {"source": str(source.resolve()), "choices": asdict(choices), "pair": pair}
+    settings = {"source": _same(source), "choices": asdict(choices), "pair": pair}
     with _under_way(partial, settings) as (earlier, record):
         outcomes = _prepare_all(items, partial, choices, run or _here(jobs), earlier, record, on_file)
         lists = _write_lists(partial, outcomes, eval_fraction)
@@ -97,12 +126,14 @@ def prepare(
 
 
 def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[list[Item], dict[str, int]]:
-    if not source.is_dir():
+    remote = url_of(source) is not None
+    if not remote and not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
     made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
-    files = [file for file in files_below(source) if not any(folder in file.resolve().parents for folder in made)]
+    below = files_at_url(source) if remote else files_below(source)
+    files = [file for file in below if not any(folder in file.resolve().parents for folder in made)]
     # A link that leads nowhere is a recording that somebody misses; what else is no file, such as a pipe, is none.
-    audio = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and (f.is_file() or f.is_symlink())]
+    audio = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and (is_there(f) or f.is_symlink())]
     if not audio:
         raise DataError(f"{source} holds no recordings ({', '.join(AUDIO_SUFFIXES)})")
     passed_over = _passed_over(files, audio, pair)
@@ -112,6 +143,15 @@ def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[l
             Item(_name(source, file), (file,), find_transcript(file, rttm), rttm) for file, rttm in turns.items()
         ], passed_over
     return list(_pairs(source, audio, pair)), passed_over
+
+
+def _row_items(source: Rows) -> list[Item]:
+    return [Item(row.name, (), None, row=row) for row in rows_of(source)]
+
+
+def _same(source: Path | Rows) -> object:
+    """Equal where recordings come from the same place."""
+    return str(source) if isinstance(source, Rows) else str(source.resolve())
 
 
 def _passed_over(files: Sequence[Path], audio: Sequence[Path], pair: str | None) -> dict[str, int]:
@@ -161,7 +201,8 @@ def _name(source: Path, file: Path) -> str:
     return file.relative_to(source).as_posix()
 
 
-def _refuse_to_destroy(source: Path, out: Path, overwrite: bool) -> None:
+def _refuse_to_destroy(source: Path | Rows, out: Path, overwrite: bool) -> None:
+    source = source.folder if isinstance(source, Rows) else source
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise DataError(f"{out} holds the recordings themselves; name another folder for the data set")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -170,6 +211,19 @@ def _refuse_to_destroy(source: Path, out: Path, overwrite: bool) -> None:
         raise DataError(f"{out} is not empty and was not made by this command; name another folder")
     if not overwrite:
         raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
+
+
+def _refuse_to_replace(source: Path | Rows, out: Path, overwrite: bool) -> bool:
+    """Whether something lies at the URL that `out` stands for, if it may be replaced."""
+    source = source.folder if isinstance(source, Rows) else source
+    if source == out or source in out.parents or out in source.parents:
+        raise DataError(f"{out} lies among the recordings, or they in it; name another folder for the data set")
+    names = [file.relative_to(out).as_posix() for file in files_at_url(out)]
+    if names and REPORT_NAME not in names:
+        raise DataError(f"{out} is not empty and was not made by this command; name another folder")
+    if names and not overwrite:
+        raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
+    return bool(names)
 
 
 @contextmanager
@@ -251,7 +305,7 @@ def _one_by_one(work: Work) -> Iterator[tuple[int, Outcome]]:
 
 
 def _at_once(work: Work, jobs: int) -> Iterator[tuple[int, Outcome]]:
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with _pool(jobs) as pool:
         futures = {_submit(pool, task): index for index, task in enumerate(work)}
         try:
             for future in as_completed(futures):
@@ -263,6 +317,10 @@ def _at_once(work: Work, jobs: int) -> Iterator[tuple[int, Outcome]]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=use_cache, initargs=cache_in_use())
 
 
 def _submit(pool: ProcessPoolExecutor, task: tuple[Item, Path, Choices]) -> Future[Outcome]:
@@ -277,7 +335,7 @@ def _submit(pool: ProcessPoolExecutor, task: tuple[Item, Path, Choices]) -> Futu
 
 def _alone(item: Item, target: Path, choices: Choices) -> Outcome:
     """In a process that nothing else depends on: one of those before has died of a recording, maybe of this one."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with _pool(1) as pool:
         try:
             return pool.submit(prepare_one, item, target, choices).result()
         except BrokenProcessPool:
@@ -314,15 +372,16 @@ def _made(partial: Path, item: Item) -> Path:
 
 def _state(item: Item) -> str:
     """Equal where the files of a recording have not been touched."""
-    stats = []
+    if item.row is not None:
+        return json.dumps(state_of_row(item.row))
+    states: list[object] = []
     transcripts = [item.transcript] if item.transcript else [find_transcript(file) for file in item.files]
     for path in (*item.files, *filter(None, [*transcripts, item.diarization])):
         try:
-            stat = path.stat()
-            stats.append([str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-        except OSError:
-            stats.append([str(path)])
-    return json.dumps(stats)
+            states.append([str(path), *state_of(path)])
+        except DataError:
+            states.append([str(path)])
+    return json.dumps(states)
 
 
 def _write_lists(out: Path, outcomes: Sequence[Outcome], eval_fraction: float) -> dict[str, int]:

@@ -16,12 +16,15 @@ import blake3
 import numpy as np
 import soundfile
 
+from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.align import Aligner, align_in
 from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.levels import LevelMeter
 from ttt_moshi.data.loudness import gains
+from ttt_moshi.data.remote import is_there, local
+from ttt_moshi.data.rows import Row, as_files
 from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
 from ttt_moshi.data.separate import Separation, separate
 from ttt_moshi.data.transcripts import (
@@ -82,6 +85,8 @@ class Item:
     """None where a pair has a transcript a file"""
     diarization: Path | None = None
     """RTTM beside it that says who speaks when, where it may be needed"""
+    row: Row | None = None
+    """of a data set, in the place of files"""
 
 
 @dataclass
@@ -109,7 +114,7 @@ class Outcome:
 def diarization_path(audio: Path) -> Path | None:
     """The RTTM beside a recording."""
     candidate = audio.with_suffix(".rttm")
-    return candidate if candidate.is_file() else None
+    return candidate if is_there(candidate) else None
 
 
 def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
@@ -118,6 +123,12 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
     Raises:
         OSError: `target` cannot be written.
     """
+    if item.row is not None:
+        try:
+            with as_files(item.row) as (recording, transcript):
+                return prepare_one(Item(item.name, (recording,), transcript), target, choices)
+        except DataError as error:
+            return Outcome(item.name, left_out=str(error))
     outcome = Outcome(item.name)
     try:
         digests = [file_digest(file) for file in item.files]
@@ -125,8 +136,8 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
         _prepare(item, target, choices, outcome)
         outcome.path = ""
     except DataError as error:
-        told = str(error).removeprefix(str(item.files[0])).lstrip(": ")
-        outcome.left_out = told.replace(f"{item.files[0].parent}{os.sep}", "")
+        told = str(error).removeprefix(readable(str(item.files[0]))).lstrip(": ")
+        outcome.left_out = told.replace(readable(f"{item.files[0].parent}{os.sep}"), "")
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others
@@ -318,7 +329,7 @@ def _write_audio(
         for block in blocks:
             levels.add(block)
             energies.add(block)
-        shutil.copyfile(file, target)
+        shutil.copyfile(local(file), target)
         outcome.done.append("copied")
     else:
         with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
@@ -371,7 +382,7 @@ def _told(item: Item, infos: Sequence[AudioInfo], order: tuple[int, ...]) -> lis
 
 
 def _is_stereo_wav(file: Path) -> bool:
-    with file.open("rb") as opened:
+    with local(file).open("rb") as opened:
         head = opened.read(12)
     return head[:4] == b"RIFF" and head[8:] == b"WAVE"
 

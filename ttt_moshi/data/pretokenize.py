@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.corpus import Corpus, OnRecording
 from ttt_moshi.data.encoded import SUFFIX, encoded_bytes, read_encoded_info, write_encoded
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.remote import outgoing, send
 from ttt_moshi.data.shards import TAR, write_tar
 from ttt_moshi.data.sources import Recording
 from ttt_moshi.files import write_atomically
@@ -19,7 +21,8 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     """Encodes a data set, or a shard of it, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
 
     `out` then holds `codes/*.safetensors`, named by content, and a list for each shard; training reads the folder as a
-    whole. A recording whose file is there is not written again. Weights of the data set are left out.
+    whole. It may be a path that stands for a URL. A recording whose file is there is not written again. Weights of the
+    data set are left out.
 
     Args:
         tar: whether there is one tar file for each shard instead, in which every recording is followed by its line of
@@ -32,9 +35,14 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
         DataError: a recording or transcript that cannot be used.
         OSError: `out` cannot be written.
     """
+    rank, shards = corpus.shard
+    if url_of(out) is not None:
+        here = outgoing(out, f"{rank + 1}-of-{shards}")
+        listed = pretokenize(corpus, here, on_recording, tar=tar)
+        send(here, out, last=lambda name: name == listed.name or name.endswith(TAR))
+        return out / listed.name
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)
-    rank, shards = corpus.shard
     part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
     folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"data{part}.jsonl"
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]

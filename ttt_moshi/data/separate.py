@@ -17,6 +17,7 @@ import soxr
 from ttt_moshi.data.audio import read_blocks
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats.raw import decode
+from ttt_moshi.data.remote import local
 from ttt_moshi.data.voiced import runs
 from ttt_moshi.extras import installed, need
 from ttt_moshi.files import read_bytes
@@ -118,7 +119,7 @@ def read_turns(path: Path) -> list[tuple[float, float, str]]:
         DataError: not an RTTM with lines that say who speaks when.
     """
     try:
-        text, _ = decode(path, read_bytes(path))
+        text, _ = decode(path, read_bytes(local(path)))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     turns = []

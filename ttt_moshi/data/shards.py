@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.files import naming, read_bytes, replacing
 
 TAR = ".tar"
@@ -22,7 +23,7 @@ def container(path: Path) -> Path:
     """The file on the disk: `path` itself, or the tar file that it lies in."""
     if TAR not in str(path):
         return path
-    return next((parent for parent in path.parents if parent.suffix == TAR and parent.is_file()), path)
+    return next((parent for parent in path.parents if parent.suffix == TAR and is_there(parent)), path)
 
 
 def is_stored(path: Path) -> bool:
@@ -32,7 +33,7 @@ def is_stored(path: Path) -> bool:
         DataError: a tar file that cannot be read.
     """
     tar = container(path)
-    return path.is_file() if tar == path else path.relative_to(tar).as_posix() in _index(tar)
+    return is_there(path) if tar == path else path.relative_to(tar).as_posix() in _index(tar)
 
 
 def stored_size(path: Path) -> int:
@@ -51,6 +52,7 @@ def read_stored(path: Path, first: int | None = None) -> bytes:
         OSError: any other trouble.
     """
     file, offset, size = _place(path)
+    local(file)
     if file == path and first is None:
         return read_bytes(path)
     size = size if first is None else min(size, first)
@@ -66,7 +68,7 @@ def _place(path: Path) -> tuple[Path, int, int]:
     """In which file on the disk something lies, from which byte on, and how many."""
     tar = container(path)
     if tar == path:
-        return path, 0, path.stat().st_size
+        return path, 0, local(path).stat().st_size
     place = _index(tar).get(path.relative_to(tar).as_posix())
     if place is None:
         raise DataError(f"{tar} does not hold {path.relative_to(tar)}")
@@ -84,7 +86,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 def _index(tar: Path) -> dict[str, tuple[int, int]]:
     """Offset and size of each member."""
-    stat = tar.stat()
+    stat = local(tar).stat()
     return _read_index(tar, stat.st_size, stat.st_mtime_ns)
 
 

@@ -10,16 +10,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
+from ttt_moshi.data.addresses import is_url, named_in, readable, url_of
 from ttt_moshi.data.audio import AudioInfo, read_info
-from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
+from ttt_moshi.data.digests import Digests, cache_folder
 from ttt_moshi.data.encoded import EncodedInfo, is_encoded, read_encoded_info
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.parts import part_of
+from ttt_moshi.data.remote import files_below, is_there, local, located
 from ttt_moshi.data.shards import container, is_stored
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, MoshiSpeaker, read_transcript, transcript_path
 from ttt_moshi.files import read_text
@@ -47,13 +49,16 @@ class Line:
 
     @property
     def where(self) -> str:
-        return f"{self.jsonl}, line {self.number}"
+        return readable(f"{self.jsonl}, line {self.number}")
 
     @property
     def audio(self) -> Path:
-        """The recording: relative to the jsonl file's folder, or, where nothing lies there, to the working folder."""
-        beside = self.jsonl.parent / self.path
-        return beside if container(beside).exists() or not Path(self.path).exists() else Path(self.path)
+        """The recording: relative to the jsonl file's folder, or, where nothing lies there, to the working folder.
+
+        A path that stands for a URL where the line, or the place of the list, is one (`ttt_moshi.data.addresses`).
+        """
+        beside = named_in(self.jsonl.parent, self.path)
+        return beside if is_there(container(beside)) or not Path(self.path).exists() else Path(self.path)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Source:
 
 
 def _beside(folder: Path) -> Digests:
-    return Digests(folder / DEFAULT_FOLDER)
+    return Digests(cache_folder(folder, None))
 
 
 def spoken_text(recording: Recording, start: float, end: float) -> str | None:
@@ -143,7 +148,8 @@ def names_audio(spec: str, shard: tuple[int, int] = (0, 1)) -> bool:
 
 
 def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
-    """The entries of a comma-separated list of jsonl files or folders with their weights, 1 where none is given.
+    """The entries of a comma-separated list of jsonl files or folders with their weights, 1 where none is given. URLs
+    become the paths that stand for them.
 
     Raises:
         DataError: an empty or malformed list.
@@ -154,7 +160,7 @@ def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
     paths = [path for path, _ in entries]
     for path in paths:
         if paths.count(path) > 1:
-            raise DataError(f"{path} is named twice; give it a weight instead, as in `{path}:2`")
+            raise DataError(f"{path} is named twice; give it a weight instead, as in `{url_of(path) or path}:2`")
     return entries
 
 
@@ -165,6 +171,8 @@ def jsonl_files(path: Path) -> list[Path]:
     Raises:
         DataError: nothing there.
     """
+    if url_of(path) is not None:
+        return _jsonl_files_at_url(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -179,19 +187,39 @@ def jsonl_files(path: Path) -> list[Path]:
     return files
 
 
+def _jsonl_files_at_url(path: Path) -> list[Path]:
+    if is_there(path):
+        return [path]
+    if path.suffix == ".jsonl":
+        raise DataError(f"no data at {path}: there is no such file")
+    files = [
+        file
+        for file in files_below(path, ".jsonl")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise DataError(f"no data at {path}: neither a jsonl file nor a folder of such files")
+    return files
+
+
 def read_line(jsonl: Path, number: int, text: str) -> Line:
     """One line of a jsonl file.
 
     Raises:
         DataError: not the JSON object that it should be; the message names file and line.
     """
-    where = f"{jsonl}, line {number}"
+    where = readable(f"{jsonl}, line {number}")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("path"), str) or not values["path"]:
         raise DataError(f'{where} is not {{"path": ..., "duration": ...}}: {text.strip()[:80]}')
+    try:
+        if is_url(values["path"]):
+            located(values["path"])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     duration = _seconds(where, values, "duration", None)
     speaker = values.get("moshi_speaker", "A")
     if speaker not in get_args(MoshiSpeaker):
@@ -212,7 +240,7 @@ def numbered_lines(jsonl: Path) -> list[tuple[int, str]]:
     """
     try:
         # Not `splitlines`, which takes more for the end of a line than JSON does.
-        texts = read_text(jsonl, encoding="utf-8-sig").split("\n")
+        texts = read_text(local(jsonl), encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {jsonl}: {error}") from error
     return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
@@ -220,15 +248,16 @@ def numbered_lines(jsonl: Path) -> list[tuple[int, str]]:
 
 def _split_weight(entry: str) -> tuple[Path, Fraction]:
     path, colon, weight = entry.rpartition(":")
-    if not colon or Path(entry).exists():
-        return Path(entry), Fraction(1)
+    # A colon before a slash is that of a scheme or a port.
+    if not colon or (is_url(entry) and "/" in weight) or Path(entry).exists():
+        return located(entry), Fraction(1)
     try:
         value = Fraction(weight)
     except (ValueError, ZeroDivisionError) as error:
         raise DataError(f"`{entry}`: after the colon belongs a weight such as 0.5, got `{weight}`") from error
     if value <= 0:
         raise DataError(f"`{entry}`: a weight must be greater than 0")
-    return Path(path), value
+    return located(path), value
 
 
 @dataclass(frozen=True)
@@ -279,7 +308,7 @@ def open_recording(line: Line, digests: Digests) -> Recording:
         DataError: see `open_sources`.
     """
     _require_audio(line)
-    info = read_encoded_info(line.audio) if is_encoded(line.path) else read_info(line.audio, digests)
+    info = _read_header(line, digests)
     if isinstance(info, AudioInfo) and info.channels > 2:
         raise DataError(
             f"{line.where}: {line.audio} has {info.channels} channels, of which training reads two; "
@@ -302,7 +331,7 @@ def open_recording(line: Line, digests: Digests) -> Recording:
         if info.channels == 1:
             raise DataError(f"{line.where}: {line.audio} is mono, so Moshi can only be speaker A")
     beside = transcript_path(line.audio)
-    transcript = beside if not is_encoded(line.path) and beside.is_file() else None
+    transcript = beside if not is_encoded(line.path) and is_there(beside) else None
     return Recording(
         id="",
         audio=line.audio,
@@ -315,6 +344,16 @@ def open_recording(line: Line, digests: Digests) -> Recording:
         moshi_speaker=line.moshi_speaker,
         folder=line.jsonl.parent,
     )
+
+
+def _read_header(line: Line, digests: Digests) -> AudioInfo | EncodedInfo:
+    """What a file holds; remembered where it is at a URL, so that it need not be fetched to know."""
+    encoded = is_encoded(line.path)
+    if url_of(line.audio) is None:
+        return read_encoded_info(line.audio) if encoded else read_info(line.audio, digests)
+    read = read_encoded_info if encoded else read_info
+    found = json.loads(digests.remember(line.audio, "header", lambda path: json.dumps(asdict(read(path)))))
+    return EncodedInfo(**found) if encoded else AudioInfo(**found)
 
 
 def _seconds(where: str, values: dict[str, Any], key: str, default: float | None) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES, Piece, RawTranscript, read_raw
+from ttt_moshi.data.remote import is_there
 from ttt_moshi.data.unspaced import is_unspaced_text, split_words
 
 MAIN_SPEAKER = "SPEAKER_MAIN"
@@ -100,7 +101,7 @@ def find_transcript(audio: Path, but: Path | None = None) -> Path | None:
     candidates = [audio.with_suffix(suffix) for suffix in SUFFIXES]
     candidates += [audio.with_name(audio.name + suffix) for suffix in SUFFIXES]
     candidates = [path for path in candidates if path != but and len(os.fsencode(path.name)) <= _LONGEST_NAME]
-    return next((path for path in candidates if path.is_file()), None)
+    return next(filter(is_there, candidates), None)
 
 
 def require_short_name(audio: Path) -> None:

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from ttt_moshi.checkpoint import Export, iter_tensors
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, TextStyle, names_audio
-from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
+from ttt_moshi.data.digests import Digests, cache_folder
+from ttt_moshi.data.remote import use_cache
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.moshi import (
@@ -186,6 +187,7 @@ class _Data:
 def _open_data(args: TrainArgs, device: torch.device) -> _Data:
     if not args.data.train_data:
         raise ConfigError("`data.train_data` is empty: name a jsonl file or a folder of them")
+    use_cache(args.data.remote_cache_dir, args.data.remote_cache_gb)
     specs = (args.data.train_data, *([args.data.eval_data] if args.do_eval or args.eval.gates else []))
     audio = [names_audio(spec) for spec in specs]  # first: the model may be a download of 15 GB
     info = base_to_train(args.moshi_paths, args.data)
@@ -210,7 +212,7 @@ def _open_data(args: TrainArgs, device: torch.device) -> _Data:
 
 def _digests(args: TrainArgs, data: _Data) -> Digests:
     """Where digests are remembered, so that a start does not read again what has not changed."""
-    folder = args.data.code_cache_dir or data.train[0].recordings[0].folder / DEFAULT_FOLDER
+    folder = args.data.code_cache_dir or cache_folder(data.train[0].recordings[0].folder, None)
     return Digests(Path(folder))
 
 

@@ -37,6 +37,8 @@ KEY_CLASSES: dict[str, str] = {
     "data.eval_data": SAME,
     "data.shuffle": SEED,
     "data.code_cache_dir": SAME,
+    "data.remote_cache_dir": SAME,
+    "data.remote_cache_gb": SAME,
     "data.no_whitespace_before_word": SAME,
     "data.new_text_embeddings": IMPOSSIBLE,
     "data.train_user_stream": IMPOSSIBLE,

@@ -14,7 +14,8 @@ from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.config_io import args_from_dict
 from ttt_moshi.data import ClipLoader, StreamLoader
 from ttt_moshi.data.corpus import Clip, Corpus
-from ttt_moshi.data.digests import DEFAULT_FOLDER, Digests
+from ttt_moshi.data.digests import Digests, cache_folder
+from ttt_moshi.data.remote import use_cache
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import read_text
@@ -135,6 +136,7 @@ def _launches(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _loader(args: TrainArgs, seconds: float, layout: Layout) -> ClipLoader | StreamLoader:
+    use_cache(args.data.remote_cache_dir, args.data.remote_cache_gb)
     cache = None if args.data.code_cache_dir is None else Path(args.data.code_cache_dir)
     listing = cast(Corpus, _Listing(args.data.train_data, seconds_to_frames(seconds), cache))
     if args.train.stateful:
@@ -149,7 +151,7 @@ class _Listing:
 
     def __init__(self, spec: str, clip_frames: int, cache_dir: Path | None) -> None:
         self.clip_frames = clip_frames
-        self.sources = open_sources(spec, lambda folder: Digests(cache_dir or folder / DEFAULT_FOLDER))
+        self.sources = open_sources(spec, lambda folder: Digests(cache_folder(folder, cache_dir)))
 
     def clips(self, source: int) -> list[Clip]:
         """As `Corpus.clips`."""

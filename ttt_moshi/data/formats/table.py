@@ -24,6 +24,7 @@ from ttt_moshi.data.formats.json_layouts import (
 )
 from ttt_moshi.data.formats.plain import read_plain
 from ttt_moshi.data.formats.raw import RawTranscript, decode
+from ttt_moshi.data.remote import local
 from ttt_moshi.files import read_bytes
 
 JSON_READERS = (
@@ -45,7 +46,7 @@ def read_raw(path: Path) -> RawTranscript:
         DataError: a missing file, or one that no reader knows.
     """
     try:
-        content = read_bytes(path)
+        content = read_bytes(local(path))
     except FileNotFoundError:
         raise DataError(f"no transcript at {path}") from None
     except OSError as error:

@@ -13,6 +13,7 @@ import soundfile
 from ttt_moshi.data.audio import read_blocks, read_info
 from ttt_moshi.data.interleaver import ABSENT, TextStyle, absent_row, text_row
 from ttt_moshi.data.listen import moshi_first
+from ttt_moshi.data.remote import is_there
 from ttt_moshi.data.report.measure import Measured
 from ttt_moshi.data.sources import Line
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
@@ -86,10 +87,10 @@ def cut(line: Line, start: float, seconds: float, tokenizer: Tokenizer | None, s
     info = read_info(line.audio)
     samples = _samples(line, moshi_first(info.channels, line.moshi_speaker), start, seconds)  # [channels, n]
     path = transcript_path(line.audio)
-    words = read_transcript(path, line.moshi_speaker).words if path.is_file() else ()
+    words = read_transcript(path, line.moshi_speaker).words if is_there(path) else ()
     tokens: tuple[Token, ...] = ()
     if tokenizer is not None:
-        row = text_row(words, tokenizer, info.frames, style) if path.is_file() else absent_row(info.frames)
+        row = text_row(words, tokenizer, info.frames, style) if is_there(path) else absent_row(info.frames)
         first = seconds_to_frames(start)
         tokens = tuple(_token(id, tokenizer, style) for id in row[first : first + seconds_to_frames(seconds)].tolist())
     return Clip(

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.check import OnFile, Report, check_data
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.prepare import REPORT_NAME
+from ttt_moshi.data.remote import is_there, local, outgoing, put
 from ttt_moshi.data.report.clips import PIXELS_A_SECOND, choose, cut
 from ttt_moshi.data.report.measure import Measured, measure_recording
 from ttt_moshi.data.sources import jsonl_files, split_spec
 from ttt_moshi.data.tokenizer import Tokenizer
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, OTHER_SPEAKER
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_text, write_atomically
 from ttt_moshi.frames import FRAME_RATE
 
 _NAMED = {MAIN_SPEAKER: "Moshi", OTHER_SPEAKER: "the user"}
@@ -91,8 +93,12 @@ def write_report(
         frame=PIXELS_A_SECOND / FRAME_RATE,
         tokens=tokenizer is not None,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode("utf-8", "backslashreplace"))
+    here = out if url_of(out) is None else outgoing(out)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(here, page.encode("utf-8", "backslashreplace"))
+    if here != out:
+        put(here, out)
+        here.unlink()
     return report
 
 
@@ -184,10 +190,10 @@ def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
     """What `data prepare` did and what it left out: the words, how often, an example; None if it says nothing."""
     done, left_out = dict[str, list[tuple[str, str]]](), dict[str, list[tuple[str, str]]]()
     reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in jsonl_files(path)}
-    existing = sorted(path for path in reports if path.is_file())
+    existing = sorted(filter(is_there, reports))
     for path in existing:
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["recordings"]
+            entries = json.loads(read_text(local(path)))["recordings"]
             for entry in entries:
                 for text in [entry["left_out"]] if entry["left_out"] else entry["done"]:
                     what = left_out if entry["left_out"] else done

@@ -1,0 +1,343 @@
+"""Data at URLs: what is read from there is what lies there, copies keep their bound, and trouble has a name."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ttt_moshi.cli.main import main
+from ttt_moshi.data import Corpus, DataError
+from ttt_moshi.data.addresses import path_of, url_of
+from ttt_moshi.data.remote import files_below, is_there, local, located, use_cache
+from ttt_moshi.data.sources import split_spec
+
+WORDS = [("hello", 0.1, 0.4, "SPEAKER_MAIN"), ("yes", 0.5, 0.6, "SPEAKER_00")]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of this test's own, and an empty `memory://`."""
+    monkeypatch.setattr("ttt_moshi.data.remote._PAUSES", (0.0, 0.0))
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]
+    use_cache(tmp_path / "cache", 50.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(tmp_path, write_recording) -> Path:
+    """Four recordings with transcripts, below a list of them."""
+    folder = tmp_path / "data"
+    lines = []
+    for number in range(4):
+        seconds = 1.0 + 0.2 * number
+        write_recording(folder / "calls" / f"{number}.wav", seconds, seed=number, words=WORDS)
+        lines.append(json.dumps({"path": f"calls/{number}.wav", "duration": seconds}))
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def upload(folder: Path, url: str) -> None:
+    remote, base = fsspec.core.url_to_fs(url)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            remote.pipe_file(f"{base}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def download(url: str) -> dict[str, bytes]:
+    remote, base = fsspec.core.url_to_fs(url)
+    return {name.removeprefix(base).lstrip("/"): remote.cat_file(name) for name in remote.find(base)}
+
+
+def copies(cache: Path) -> list[Path]:
+    return [path for path in (cache / "copies").rglob("*") if path.is_file()]
+
+
+class _Served:
+    """A folder at an address, and what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: list[str] = []
+        self.fail: Callable[[str], bool] = lambda request: False
+        served = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def send_head(self):  # type: ignore[no-untyped-def]
+                request = f"{self.command} {self.path}"
+                served.asked.append(request)
+                if served.fail(request):
+                    self.send_error(503, "not now")
+                    return None
+                return super().send_head()
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def served(data) -> Iterator[_Served]:
+    served = _Served(data)
+    thread = threading.Thread(target=served.server.serve_forever, daemon=True)
+    thread.start()
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/calls/a.wav", "s3://bucket//calls/../a%2Fb.wav", "s3://b/./%/.x", "hf://datasets/me/calls@main/a.wav",
+        "http://host:8080/a.wav", "memory:///a.wav", "gs://b/caf\u00e9 \u2028?#.wav",
+    ],
+)  # fmt: skip
+def test_every_url_has_a_path_of_its_own(url, cache):
+    path = path_of(url)
+    assert url_of(path) == url and cache / "copies" in path.parents
+    assert Path(os.path.normpath(path)) == path, "nothing in it means another place"
+
+
+def test_weights_and_urls(tmp_path):
+    (tmp_path / "a:2").mkdir()
+    spec = (
+        f"memory://b/x//a.jsonl:2, memory://d ,http://h:80/a.jsonl,http://h:80/b.jsonl:0.5,file://{tmp_path}/c.jsonl:3"
+    )
+    found = [(url_of(path) or str(path), weight) for path, weight in split_spec(f"{spec},{tmp_path}/a:2")]
+    assert found == [
+        ("memory://b/x//a.jsonl", Fraction(2)),
+        ("memory://d", Fraction(1)),
+        ("http://h:80/a.jsonl", Fraction(1)),
+        ("http://h:80/b.jsonl", Fraction(1, 2)),
+        (f"{tmp_path}/c.jsonl", Fraction(3)),
+        (f"{tmp_path}/a:2", Fraction(1)),
+    ]
+    with pytest.raises(DataError, match=r"memory://d is named twice.*`memory://d:2`"):
+        split_spec("memory://d:2,memory://d")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("simplecache::s3://b/data.jsonl", "URLs in URLs"),
+        ("http://h/data.jsonl?signature=1", "`\\?`"),
+        ("s4://b/data.jsonl", "s4"),
+        ("s3://", "names no file"),
+        ("memory://nowhere/data.jsonl", "no such file"),
+        ("memory://nowhere", "neither a jsonl file nor a folder"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(url, why):
+    with pytest.raises(DataError, match=f"{url.split('?')[0]}.*{why}"):
+        Corpus(url, None, None, 1.0)
+
+
+def test_the_same_data_at_a_url_is_the_same_data(data, codec, tokenizer, cache):
+    here = Corpus(str(data), codec, tokenizer, 0.4, data / "codes")
+    upload(data, "memory://bucket/set")
+    there = Corpus("memory://bucket/set", codec, tokenizer, 0.4)
+    assert there.identity == here.identity
+    for own, other in zip(here.recordings, there.recordings, strict=True):
+        assert (here.whole(own) == there.whole(other)).all()
+    assert list((cache / "made" / "memory" / "bucket" / "set" / ".mimi_codes").glob("*.safetensors"))
+    # A list on a disk may name recordings anywhere, and a list at a URL such as lie elsewhere.
+    mixed = data / "mixed.jsonl"
+    mixed.write_text('{"path": "memory://bucket/set/calls/0.wav", "duration": 1.0}\n')
+    upload(data, "memory://bucket/set")
+    fsspec.filesystem("memory").pipe_file(
+        "/bucket/lists/up.jsonl", b'{"path": "../set/calls/0.wav", "duration": 1.0}\n'
+    )
+    use_cache(cache, 50.0)
+    digests = [
+        Corpus(spec, codec, tokenizer, 0.4).recordings[0].digest for spec in (str(mixed), "memory://bucket/lists")
+    ]
+    assert digests == [here.recordings[0].digest] * 2
+
+
+def test_a_start_fetches_nothing_that_is_known(served, codec, tokenizer, cache):
+    def start() -> Corpus:
+        use_cache(cache, 50.0)
+        served.asked.clear()
+        return Corpus(f"{served.url}/data.jsonl", codec, tokenizer, 0.4)
+
+    first = start()
+    assert sum(request.startswith("GET") for request in served.asked) == 9
+    for path in copies(cache):
+        if path.suffix != ".jsonl":
+            path.unlink()
+    again = start()
+    assert again.identity == first.identity
+    assert not [request for request in served.asked if request.startswith("GET")]
+    assert (again.whole(again.recordings[1]) == first.whole(first.recordings[1])).all(), (
+        "and is fetched when it is read"
+    )
+
+
+def test_a_changed_file_is_noticed(data, codec, tokenizer, cache):
+    upload(data, "memory://bucket")
+    first = Corpus("memory://bucket", codec, tokenizer, 0.4)
+    sound = (data / "calls" / "0.wav").read_bytes()
+    other = sound[:-2] + bytes([sound[-2] ^ 1, sound[-1]])  # of the same length
+    fsspec.filesystem("memory").pipe_file("/bucket/calls/0.wav", other)
+    use_cache(cache, 50.0)
+    second = Corpus("memory://bucket", codec, tokenizer, 0.4)
+    assert [a.digest == b.digest for a, b in zip(first.recordings, second.recordings, strict=True)] == [
+        False,
+        *[True] * 3,
+    ]
+    assert local(second.recordings[0].audio).read_bytes() == other
+    # A run that has begun with the old one does not go on with the new one.
+    with pytest.raises(DataError, match=r"memory://bucket/calls/0\.wav is not what it was"):
+        first.whole(first.recordings[0])
+
+
+def test_copies_keep_their_bound(data, codec, tokenizer, cache):
+    upload(data, "memory://bucket")
+    here = Corpus(str(data), codec, tokenizer, 0.4, data / "codes")
+    bound = 170_000  # one recording and a half: the largest has 154 kB
+    use_cache(cache, bound / 1e9)
+    there = Corpus("memory://bucket", codec, tokenizer, 0.4)
+    for own, other in [*zip(here.recordings, there.recordings, strict=True)] * 2:
+        assert (here.whole(own) == there.whole(other)).all()
+        assert local(other.audio).read_bytes() == own.audio.read_bytes()
+        assert sum(path.stat().st_size for path in copies(cache)) <= bound
+    use_cache(cache, 50_000 / 1e9)
+    with pytest.raises(DataError, match=r"memory://bucket/calls/0\.wav has 0\.00 GB.*remote_cache_gb"):
+        local(there.recordings[0].audio)
+
+
+def _read_all(url: str, cache: str, rounds: int, wrong: list[str], wanted: dict[str, bytes], bound: int) -> None:
+    use_cache(cache, bound / 1e9)
+    for number in range(rounds * len(wanted)):
+        name = sorted(wanted)[(number * 7 + os.getpid()) % len(wanted)]
+        if local(located(f"{url}/{name}")).read_bytes() != wanted[name]:
+            wrong.append(name)
+        if sum(path.stat().st_size for path in copies(Path(cache)) if path.exists()) > bound:
+            wrong.append("bound")
+
+
+def test_several_processes_share_the_copies(served, data, cache):
+    wanted = {f"calls/{path.name}": path.read_bytes() for path in (data / "calls").glob("*.wav")}
+    context = get_context("fork")
+    with context.Manager() as manager:
+        wrong = manager.list()
+        work = (served.url, str(cache), 3, wrong, wanted, 600_000)
+        processes = [context.Process(target=_read_all, args=work) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0, 0] and not list(wrong)
+    assert not [path for path in copies(cache) if path.name.endswith(".partial")]
+
+
+def test_trouble_that_passes_is_waited_for_and_other_trouble_has_a_name(served, capsys, cache):
+    left = iter(range(4))  # each attempt asks in two ways
+    served.fail = lambda request: next(left, None) is not None
+    path = located(f"{served.url}/calls/0.wav")
+    assert is_there(path) and local(path).stat().st_size > 1000
+    served.fail = lambda request: "1.wav" in request
+    use_cache(cache, 50.0)
+    served.asked.clear()
+    assert main(["data", "check", f"{served.url}/data.jsonl"]) in (1, 2)
+    told = capsys.readouterr()
+    assert f"{served.url}/calls/1.wav" in told.out + told.err and "503" in told.out + told.err
+    assert served.asked.count("HEAD /calls/1.wav") == 3
+    assert "Traceback" not in told.err
+
+
+def test_check_report_encode_and_prepare_at_urls(data, tiny_material, tmp_path, capsys, cache):
+    upload(data, "memory://in")
+    options = ["--remote_cache_dir", str(tmp_path / "other"), "--remote_cache_gb", "1"]
+    assert main(["data", "check", "memory://in/data.jsonl", *options]) == main(["data", "check", str(data)])
+    assert copies(tmp_path / "other")
+    assert main(["data", "prepare", "memory://in/calls", "--out", "memory://out/set", *options]) == 0
+    assert "memory://out/set/data.jsonl: 4 recordings" in capsys.readouterr().out
+    assert main(["data", "prepare", str(data / "calls"), "--out", str(tmp_path / "set")]) == 0
+    made = {
+        p.relative_to(tmp_path / "set").as_posix(): p.read_bytes() for p in (tmp_path / "set").rglob("*") if p.is_file()
+    }
+    assert download("memory://out/set") == made
+    assert not list((tmp_path / "other" / "outgoing").rglob("*.wav"))
+    capsys.readouterr()
+    assert main(["data", "prepare", "memory://in/calls", "--out", "memory://out/set", *options]) == 2
+    assert "memory://out/set holds a data set; `--overwrite`" in capsys.readouterr().err
+    prepare = ["data", "prepare", "memory://in/calls", *options, "--overwrite", "--out"]
+    for out, why in (("memory://in", "lies among the recordings"), ("memory://tars", "was not made by this command")):
+        fsspec.filesystem("memory").pipe_file("/tars/mine.txt", b"mine")
+        assert main([*prepare, out]) == 2
+        assert why in capsys.readouterr().err
+    assert is_there(located("memory://in/data.jsonl")) and is_there(located("memory://tars/mine.txt"))
+    assert main([*prepare, "memory://out/set", "--eval_fraction", "0.5"]) == 0
+    assert {"train.jsonl", "eval.jsonl"} < set(download("memory://out/set")) and "data.jsonl" not in download(
+        "memory://out/set"
+    )
+    status = main(["data", "report", "memory://out/set", "--out", "memory://out/page.html", *options])
+    assert status == main(["data", "report", str(tmp_path / "set"), "--out", str(tmp_path / "page.html")])
+    assert download("memory://out")["page.html"].startswith(b"<!")
+    capsys.readouterr()
+    encode = [
+        "data",
+        "encode",
+        "memory://out/set",
+        "--hf_repo_id",
+        str(tiny_material.base_model),
+        "--device",
+        "cpu",
+        *options,
+    ]
+    for shard in ("1/2", "2/2"):
+        assert main([*encode, "--out", "memory://codes", "--shard", shard]) == 0
+        assert main([*encode, "--out", "memory://tars", "--tar", "--shard", shard]) == 0
+    assert "memory://tars/data-00002-of-00002.jsonl: 2 recordings" in capsys.readouterr().out
+    use_cache(cache, 1.0)
+    whole = [Corpus(url, None, None, 1.0) for url in ("memory://codes", "memory://tars")]
+    contents = [sorted(one.whole(r).numpy().tobytes() for r in one.recordings) for one in whole]
+    assert contents[0] == contents[1] and len(contents[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("prepare memory://x --out http://h/set", "nothing can be written"),
+        ("prepare http://127.0.0.1:9/calls --out new", "no folders that could be listed"),
+        ("report {data} --out http://h/page.html", "nothing can be written"),
+        ("encode {data} --out https://h/set", "nothing can be written"),
+        ("plant {data} --out s3://b/set", "is a URL"),
+        ("annotate s3://b/calls", "is a URL"),
+        ("check {data} --remote_cache_gb 0", "--remote_cache_gb"),
+        ("prepare memory://nowhere --out new", "memory://nowhere holds no recordings"),
+    ],
+)
+def test_commands_refuse_what_they_cannot_do(data, command, why, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", *command.format(data=data).split()]) == 2
+    told = capsys.readouterr().err
+    assert why in told and told.count("\n") == 1
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*:*"))
+
+
+def test_folders_are_listed_once(data, cache):
+    upload(data, "memory://bucket")
+    found = files_below(located("memory://bucket"))
+    assert [url_of(path) for path in found if path.suffix == ".wav"] == [
+        f"memory://bucket/calls/{n}.wav" for n in range(4)
+    ]
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    assert all(map(is_there, found)), "what was listed is known"
+    with pytest.raises((DataError, FileNotFoundError), match=r"memory://bucket/calls/0\.wav"):
+        local(found[-8])
