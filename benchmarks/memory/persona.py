@@ -31,7 +31,6 @@ from ttt_moshi.inference import Sampling, Speaker
 from ttt_moshi.inference.driver import Driver, Item, read_conversation
 from ttt_moshi.inference.prompt import begin_with, make_prompt
 from ttt_moshi.inference.speaker import open_base, open_checkpoint
-from ttt_moshi.inference.transcript import Word
 from ttt_moshi.moshi import ablate
 from ttt_moshi.synthetic.recall.base_model import reach, write_speech_model
 
@@ -188,7 +187,7 @@ def _answers(folder: Path) -> list[str]:
     """The word after the bell in each conversation of a folder, "" where there is none."""
     found = []
     for conversation in sorted(folder.iterdir()):
-        words: list[Word] = read_conversation(conversation).words
+        words = read_conversation(conversation).words
         at = frames_to_seconds(ASKED + 1)
         found.append(" ".join(word.text for word in words if abs(word.start - at) < frames_to_seconds(1) / 2))
     return found
