@@ -21,6 +21,7 @@ from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
 from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
 from ttt_moshi.evaluation.scoring.score import Scores
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer, ScoringOptions
+from ttt_moshi.evaluation.tasks.free_running import collapse_minute, minutes_of
 from ttt_moshi.evaluation.tasks.hour import Hour
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.extras import installed
@@ -221,6 +222,7 @@ def test_a_collapse_put_in_at_minute_seven_shows_at_minute_seven():
         Conversation(None, tokens, 60.0 * minutes, words), speech_spans(agent), speech_spans(user), (3, 0), nll
     )
     assert [m["degenerate"] for m in found] == [None] * 7 + ["falls silent"] * 3
+    assert collapse_minute(minutes_of(tokens[:2], (3, 0))) == 7
     assert [m["words_per_minute"] for m in found] == [12] * 7 + [0] * 3
     assert [round(m["silence"], 2) for m in found] == [0.5] * 7 + [1.0] * 3
     assert [round(m["overlap"], 2) for m in found] == [5.0] * 7 + [0.0] * 3
