@@ -186,8 +186,11 @@ def files_below(folder: Path, suffix: str = "") -> list[Path]:
     files = []
     with _copies.lock:
         for name, facts in found.items():
+            below = remote._strip_protocol(name)
+            if not below.startswith(base):
+                raise DataError(f"{url}: the store calls a file in it {below}, which does not lie there")
             path = folder
-            for part in remote._strip_protocol(name).removeprefix(base.rstrip("/")).lstrip("/").split("/"):
+            for part in below.removeprefix(base).lstrip("/").split("/"):
                 path = child(path, part)
             _copies.versions[path] = _version(facts)
             if name.endswith(suffix):
