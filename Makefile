@@ -62,8 +62,8 @@ test-annotate: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align,separate]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py tests/data/test_separate.py
 
-# The commands on data over a Ray cluster of this machine, workers killed while they work, against the same commands without. Six
-# minutes on idle cores.
+# The commands on data over a Ray cluster of this machine, workers killed while they work, against the same commands without:
+# minutes on idle cores, a quarter of an hour on busy ones.
 test-ray: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[ray,align]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_cluster.py

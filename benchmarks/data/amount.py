@@ -1,6 +1,7 @@
 """How much time and memory does a data set take? `prepare`, `check`, opening and encoding.
 
-    OMP_NUM_THREADS=1 python benchmarks/data/amount.py [--seconds 600,10800] [--files 200,1000] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/data/amount.py [--seconds 600,10800] [--files 200,1000] [--jobs 1,2]
+        [--json FILE]
 
 Everything is made up on the spot: stereo calls of 8 kHz with words. Every line is measured in a process of its own;
 times are those of its processor, so that other work on the machine does not count. Memory is the most that the process
@@ -12,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +32,7 @@ RATE = 8000
 WORDS_A_MINUTE = 150
 BLOCK = 60 * RATE
 """samples that are made at once"""
+JOBS_FILES, JOBS_SECONDS = 8, 300
 FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 
 
@@ -54,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", default="600,10800", help="lengths of one recording (default: %(default)s)")
     parser.add_argument("--files", default="200,1000", help="numbers of short files (default: %(default)s)")
+    parser.add_argument("--jobs", default="1,2", help="numbers of processes of prepare (default: %(default)s)")
     parser.add_argument("--official", type=float, default=20.0, help="seconds for a Mimi of full size, 0 for none")
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     args = parser.parse_args()
-    lengths, counts = (sorted(map(int, text.split(","))) for text in (args.seconds, args.files))
+    lengths, counts, jobs = (sorted(map(int, text.split(","))) for text in (args.seconds, args.files, args.jobs))
     found: list[Cost] = []
 
     def measure(*work: Any) -> Cost:
@@ -82,12 +88,19 @@ def main() -> None:
             make(folder / "official", args.official, 1)
             apart(prepare_all, "prepare", folder / "official", folder / "official.out")
             official = measure(encode_official, "encode, Mimi of full size", folder / "official.out")
+        print(
+            f"{JOBS_FILES} recordings of {JOBS_SECONDS} s by several processes; other work slows the clock's real time"
+        )
+        make(folder / "jobs", JOBS_SECONDS, JOBS_FILES)
+        for number in jobs:
+            print(by_processes(folder / "jobs", folder / f"jobs{number}.out", number), flush=True)
         print("many recordings of 2 s")
-        many: dict[str, list[Cost]] = {"prepare": [], "first": [], "again": []}
+        many: dict[str, list[Cost]] = {"prepare": [], "check": [], "first": [], "again": []}
         for count in counts:
             source, out = folder / f"many{count}", folder / f"many{count}.out"
             make(source, 2, count)
             many["prepare"].append(measure(prepare_all, "prepare", source, out))
+            many["check"].append(measure(check_all, "check", out))
             many["first"].append(measure(open_all, "open for the first time", out))
             many["again"].append(measure(open_all, "open again", out))
     print("\nby slope")
@@ -116,6 +129,17 @@ def apart(work: Callable[..., tuple[float, int]], what: str, *paths: Path) -> Co
     """Does something in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measured, work, what, paths).result()
+
+
+def by_processes(source: Path, out: Path, jobs: int) -> str:
+    """The command itself: its time by the clock, and that of the processors of all its processes."""
+    words = [sys.executable, "-m", "ttt_moshi", "data", "prepare", str(source), "--out", str(out), "--jobs", str(jobs)]
+    before, began = os.times(), time.monotonic()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.monotonic() - began, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    audio = JOBS_FILES * JOBS_SECONDS
+    return f"prepare --jobs {jobs:<19} {audio / wall:8,.0f}x real time, {audio / cpu:8,.0f}x real time on a core"
 
 
 def _measured(work: Callable[..., tuple[float, int]], what: str, paths: tuple[Path, ...]) -> Cost:

@@ -153,10 +153,19 @@ def connected(address: str | None) -> Iterator[Cluster]:
         _start_here(ray, quiet)
     # Ray would print what its processes say of one another among our own output, and has no public way to be quiet.
     ray._private.worker._worker_logs_enabled = False
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        sys.exit()
+
     try:
-        # Ray's own handler would end with a status that says nothing.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, stop)
         yield Cluster(ray)
+    except SystemExit:
+        if not asked:
+            raise
+        sys.exit(128 + asked[0])  # where Ray waits it makes another status of it, and so does its own handler
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
