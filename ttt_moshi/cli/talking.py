@@ -157,7 +157,10 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
         speaker = replace(speaker, cfg=options.cfg)
     if options.condition:
         speaker = replace(speaker, conditions=dict(condition.split("=", 1) for condition in options.condition))
-        speaker.model.conditions(1, speaker.conditions)  # refused now, if it is unknown
+        try:
+            speaker.model.conditions(1, speaker.conditions)  # refused now, if it is unknown
+        except UserError as error:
+            raise UserError(f"--condition: {error}") from error
     names = ("temp", "top_k", "temp_text", "top_k_text", "pad_bias")
     greedy = {"greedy": True} if options.greedy else {}
     return speaker, Sampling.of(speaker.generation, **greedy, **{name: getattr(options, name) for name in names})
