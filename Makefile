@@ -75,7 +75,7 @@ test-int8: $(READY)
 
 # What needs a machine that does little else: the server ends within two seconds. And a prompt that is remembered beyond ten windows.
 test-talking: $(READY)
-	$(TEST_ENV) $(BIN)/pytest tests/inference --ignore tests/inference/test_page.py -m slow
+	$(TEST_ENV) $(BIN)/pytest tests/inference tests/evaluation/test_examiner.py --ignore tests/inference/test_page.py -m slow
 
 # Every command with every kind of bad value, every key of a training with another value, every read of a resume failed,
 # signals in every phase of a run, several processes on one folder; one tally at the end.

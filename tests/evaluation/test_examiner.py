@@ -103,13 +103,15 @@ def test_a_planted_delay_of_240_ms_is_a_latency_of_240_ms_and_the_line_s():
     assert loud == pytest.approx(first.end + 0.24 + 0.08 * LEAD, abs=0.01)
 
 
-def test_a_model_that_says_nothing_is_waited_for_and_takes_no_turn():
-    for pace, patience in (("slow", 100), ("fast", 38)):
-        found = examined(lambda loud: None, pace, [Turn(TURN)])
-        assert found.turns[0].start == pytest.approx(0.08 * (LEAD + 13))  # a second, and the line
-        assert score_turns(found, [()]) == [{"answered": 0.0, "taken": 0.0, "interrupted": 0.0}]
-        assert len(found.said) / RATE - found.turns[-1].end == pytest.approx(0.08 * patience)
-    # A given time is kept, whatever happens.
+@pytest.mark.parametrize("pace, patience", [pytest.param("slow", 100, marks=pytest.mark.slow), ("fast", 38)])
+def test_a_model_that_says_nothing_is_waited_for_and_takes_no_turn(pace, patience):
+    found = examined(lambda loud: None, pace, [Turn(TURN)])
+    assert found.turns[0].start == pytest.approx(0.08 * (LEAD + 13))  # a second, and the line
+    assert score_turns(found, [()]) == [{"answered": 0.0, "taken": 0.0, "interrupted": 0.0}]
+    assert len(found.said) / RATE - found.turns[-1].end == pytest.approx(0.08 * patience)
+
+
+def test_a_given_time_is_kept_whatever_happens():
     assert examined(lambda loud: "", "fast", [Turn(TURN, at=2.0)]).turns[0].start == pytest.approx(2.0)
 
 
