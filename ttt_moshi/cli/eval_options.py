@@ -262,7 +262,10 @@ def _merged(args: TrainArgs, overrides: dict[str, Any]) -> dict[str, Any]:
 def _check_server(options: Any) -> None:
     from ttt_moshi.inference.client import check_address
 
-    check_address(options.server)
+    try:
+        check_address(options.server)
+    except UserError as error:
+        raise UserError(f"--server: {error}") from None
     if options.sink:
         raise UserError("--sink: a server has its own (`ttt-moshi serve --sink N`), leave it out beside --server")
 

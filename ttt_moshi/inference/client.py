@@ -167,6 +167,6 @@ def _address(server: str, path: str) -> URL:
     except ValueError:
         whole = False
     if not whole:
-        raise InferenceError(f"{server} is no address of a server: http://HOST:PORT")
+        raise InferenceError(f"{server!r} is no address of a server: http://HOST:PORT")
     token = given.fragment.removeprefix("token=") if given.fragment.startswith("token=") else None
     return given.with_path(path).with_query({"token": token} if token else {}).with_fragment(None)
