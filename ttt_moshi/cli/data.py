@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ttt_moshi.data.cluster import Cluster
     from ttt_moshi.data.prepare import Outcome
 
+BASE_MODEL = "kyutai/moshiko-pytorch-bf16"
+BASE_MODEL_TOLD = "the base model, or its folder (default: %(default)s)"
+
 USAGE = """usage: ttt-moshi data COMMAND [options]
 
 commands:
@@ -232,7 +235,7 @@ def run_encode(argv: list[str]) -> int:
         "machine, or one shard on each of several. What is there is not made again.",
     )
     parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
-    parser.add_argument("--hf_repo_id", default="kyutai/moshiko-pytorch-bf16", help="the base model, or its folder")
+    parser.add_argument("--hf_repo_id", default=BASE_MODEL, help=BASE_MODEL_TOLD)
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8; parts are alike long")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
@@ -350,7 +353,7 @@ def run_plant(argv: list[str]) -> int:
         help="seconds from a passage to its return, beyond the window that is trained (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--hf_repo_id", default="kyutai/moshiko-pytorch-bf16", help="the base model, or its folder")
+    parser.add_argument("--hf_repo_id", default=BASE_MODEL, help=BASE_MODEL_TOLD)
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     parser.add_argument(

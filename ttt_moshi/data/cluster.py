@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ttt_moshi import __version__
+from ttt_moshi.data.remote import cache_in_use, use_cache
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import need
 from ttt_moshi.files import partial_beside
@@ -96,7 +97,7 @@ class Cluster:
             return task, result, None
 
         with _marks(written) as marks:
-            place = _Place(__version__, os.getcwd(), marks)
+            place = _Place(__version__, os.getcwd(), marks, cache_in_use())
 
             def start() -> None:
                 worker = remote.remote(place, make)
@@ -198,6 +199,8 @@ class _Place:
     """in which relative paths begin"""
     marks: tuple[Path, ...]
     """files that are in the folders that are written"""
+    cache: tuple[Path, float]
+    """for copies of what a list names at URLs; each machine may have its own under this path"""
 
     def enter(self) -> None:
         """Raises UserError where it has not."""
@@ -208,6 +211,7 @@ class _Place:
             os.chdir(self.folder)
         except OSError as error:
             raise UserError(f"{here} does not have the folder {self.folder}, in which this command runs") from error
+        use_cache(*self.cache)
         for mark in self.marks:
             if not mark.exists():
                 raise UserError(f"{here} does not share the folder {mark.parent}: mount it there under the same path")
