@@ -7,11 +7,12 @@ its own samples). Elsewhere it is an estimate at best, so the file is decoded to
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -95,15 +96,25 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+_LOOKED_AT = "audio 1"
+"""its number is raised whenever the same file would be found otherwise"""
+
+
 def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
     """Rate, channels and length of an audio file, decoded to its end where no header can be trusted.
 
     Args:
-        known: remembers the lengths that took decoding.
+        known: remembers what was found, so that nothing is opened again.
 
     Raises:
         DataError: missing or unreadable file, or one without audio.
     """
+    if known is None:
+        return _look_at(path)
+    return AudioInfo(**json.loads(known.remember(path, _LOOKED_AT, lambda path: json.dumps(asdict(_look_at(path))))))
+
+
+def _look_at(path: Path) -> AudioInfo:
     with _open(path) as (container, stream):
         header = _trusted_header(container, stream)
         if header is not None:
@@ -113,7 +124,7 @@ def read_info(path: Path, known: Digests | None = None) -> AudioInfo:
         late = _begins_late(container, stream)
         if promised is not None and container.format.name == "matroska,webm":
             promised -= late  # what it promises is the end of everything in it
-    samples = _count(path) if known is None else int(known.remember(path, "samples", lambda path: str(_count(path))))
+    samples = _count(path)
     ends_early = None
     if promised is not None and promised > samples / rate + _EARLY:
         ends_early = f"ends {promised - samples / rate:.2f} s earlier than its header says: used as far as it goes"
