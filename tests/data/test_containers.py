@@ -186,13 +186,17 @@ def test_every_channel_and_level_comes_through(tmp_path, write: Callable[[Path],
     assert audio.max() == pytest.approx(peak, rel=0.01)
 
 
-def test_a_length_that_took_decoding_is_remembered(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["wav", "mp3"])
+def test_what_an_audio_file_is_is_remembered_until_it_changes(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("ttt_moshi.data.digests._SETTLED_NS", 0)
-    path = tmp_path / "a.mp3"
-    encode(path, speech(SECONDS, 24000, 1), 24000, "libmp3lame", "mp3")
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, speech(SECONDS, 24000, 1)[0], 24000)
     first = read_info(path, Digests(tmp_path / "cache"))
-    monkeypatch.setattr("ttt_moshi.data.audio._decode", lambda *_: pytest.fail("decoded again"))
-    assert read_info(path, Digests(tmp_path / "cache")) == first
+    with monkeypatch.context() as context:
+        context.setattr("ttt_moshi.data.audio._open", lambda *_: pytest.fail("opened again"))
+        assert read_info(path, Digests(tmp_path / "cache")) == first
+    soundfile.write(path, speech(2 * SECONDS, 24000, 1)[0], 24000)
+    assert read_info(path, Digests(tmp_path / "cache")).seconds == pytest.approx(2 * SECONDS, abs=0.1)
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
