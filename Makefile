@@ -43,13 +43,13 @@ test-data: $(READY)
 
 # The page in Debian's Chromium, with a wav file for a microphone; installs what it needs. About two minutes on idle cores.
 test-browser: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[browser]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	command -v chromium > /dev/null || (apt-get update && apt-get install --yes chromium)
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_page.py -s
 
 # What needs packages that the other tests do without: data sets in Parquet, and DNSMOS. Two minutes.
 test-extras: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[parquet,dnsmos]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[parquet,dnsmos]'
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation/test_published_questions.py tests/evaluation/test_speech_quality.py tests/data/test_rows.py -m slow
 
 # Data at s3://, of a server on this machine. Its client is installed apart: it needs an older python-dateutil than constraints.txt. A minute.
@@ -59,18 +59,18 @@ test-s3: $(READY)
 
 # Recognisers of speech: real ones, with the English model of pocketsphinx, a random one of Whisper's form and Silero's. Three minutes.
 test-annotate: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[annotate,align,separate]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[annotate,align,separate]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_annotate.py tests/data/test_align.py tests/data/test_separate.py
 
 # The commands on data over a Ray cluster of this machine, workers killed while they work, against the same commands without:
 # minutes on idle cores, a quarter of an hour on busy ones.
 test-ray: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[ray,align]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray,align]'
 	$(TEST_ENV) $(BIN)/pytest tests/data/test_cluster.py
 
 # Weights in int8; installs torchao, the release for the PyTorch of constraints.txt. Under a minute.
 test-int8: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[int8]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[int8]'
 	$(TEST_ENV) $(BIN)/pytest tests/inference/test_int8.py
 
 # What needs a machine that does little else: the server ends within two seconds. And a prompt that is remembered beyond ten windows.
