@@ -22,6 +22,7 @@ from ttt_moshi.cli.data_choices import (
 )
 from ttt_moshi.cli.data_report import open_tokenizer, run_report
 from ttt_moshi.cli.data_shown import clock, counted, encoding, progress, shown
+from ttt_moshi.config import ModelPaths
 from ttt_moshi.errors import UserError
 from ttt_moshi.extras import need
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ttt_moshi.data.cluster import Cluster
     from ttt_moshi.data.prepare import Outcome
 
-BASE_MODEL = "kyutai/moshiko-pytorch-bf16"
+BASE_MODEL = ModelPaths().hf_repo_id
 BASE_MODEL_TOLD = "the base model, or its folder (default: %(default)s)"
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
@@ -299,7 +300,6 @@ def _encode_over(cluster: Cluster, args: argparse.Namespace) -> str | None:
 
 def _open_codec(hf_repo_id: str, device: str) -> Codec:
     """That of a base model."""
-    from ttt_moshi.config import ModelPaths
     from ttt_moshi.data import Codec
     from ttt_moshi.moshi import resolve_model
     from ttt_moshi.moshi.paths import audio_codec
@@ -317,7 +317,6 @@ def _corpus(
     shard: tuple[int, int] = (0, 1),
 ) -> Corpus:
     """A data set, or a shard of it, to be read as by a base model."""
-    from ttt_moshi.config import ModelPaths
     from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
     from ttt_moshi.data.interleaver import TextStyle
     from ttt_moshi.moshi import resolve_model, writing_delay

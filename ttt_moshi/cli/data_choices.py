@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.config import DataArgs
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ def remote_cache_options(parser: Parser) -> None:
         "--remote_cache_dir", type=Path, help="folder for copies of what lies at URLs (default: ~/.cache/ttt-moshi)"
     )
     parser.add_argument(
-        "--remote_cache_gb", type=float, default=50.0, help="how much these copies may take (default: %(default)g)"
+        "--remote_cache_gb",
+        type=float,
+        default=DataArgs().remote_cache_gb,
+        help="how much these copies may take (default: %(default)g)",
     )
 
 

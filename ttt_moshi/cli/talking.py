@@ -133,13 +133,11 @@ def open_speaker(options: Any, console: Console) -> tuple[Speaker, Sampling]:
         UserError: a corrupt or missing checkpoint, a device that is not here, or a sink larger than the window.
     """
     from ttt_moshi.inference import Sampling
-    from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.device import choose_device, use_device
     from ttt_moshi.moshi.int8 import need_torchao, quantise_base
     from ttt_moshi.moshi.sink import check_sink
 
     device = choose_device(options.device, mps=True)
-    from ttt_moshi.moshi.device import use_device
-
     use_device(device)
     if options.int8:
         need_torchao()

@@ -21,6 +21,8 @@ import av
 import numpy as np
 import soxr
 
+from ttt_moshi.data import remote
+from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.remote import local
@@ -85,8 +87,14 @@ class AudioInfo:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below a folder, links to files and folders included, in the order of their names. A folder that links
-    lead into once more is entered once."""
+    """Every file below a folder, or below one at a URL, links to files and folders included, in the order of their
+    names. A folder that links lead into once more is entered once.
+
+    Raises:
+        DataError: a store without folders, or that cannot be asked.
+    """
+    if url_of(folder) is not None:
+        return remote.files_below(folder)
     found: list[Path] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):

@@ -22,7 +22,7 @@ from ttt_moshi.data.judge import judge_recording
 from ttt_moshi.data.prepare import Work
 from ttt_moshi.data.prepare_one import Choices, Item, Outcome, prepare_one
 from ttt_moshi.data.recognisers import Recogniser
-from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, open_recording, read_line, split_spec
+from ttt_moshi.data.sources import Line, listed_lines, open_recording
 from ttt_moshi.data.transcripts import transcript_path
 from ttt_moshi.frames import seconds_to_frames
 
@@ -116,9 +116,8 @@ def encode_over(
     Raises:
         DataError: a line, recording or transcript that cannot be used; the others may be done or not.
     """
-    lists = [jsonl for path, _ in split_spec(spec) for jsonl in jsonl_files(path)]
-    lines = [read_line(jsonl, number, text) for jsonl in lists for number, text in numbered_lines(jsonl)]
-    caches = sorted({cache_folder(jsonl.parent, cache_dir) for jsonl in lists})
+    lines = listed_lines(spec)
+    caches = sorted({cache_folder(line.jsonl.parent, cache_dir) for line in lines})
     frames = [seconds_to_frames(line.duration) for line in lines]
     done = 0
     for index, result in cluster.spread(partial(_encoder, open_codec, cache_dir), lines, caches, device):

@@ -23,7 +23,6 @@ from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.formats import SUFFIXES
 from ttt_moshi.data.prepare_one import Choices, Item, Outcome, diarization_path, prepare_one
 from ttt_moshi.data.remote import cache_in_use, delete, is_there, outgoing, send, use_cache
-from ttt_moshi.data.remote import files_below as files_at_url
 from ttt_moshi.data.rows import Rows, rows_of, state_of_row
 from ttt_moshi.data.transcripts import find_transcript, transcript_path
 
@@ -126,12 +125,10 @@ def prepare(
 
 
 def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[list[Item], dict[str, int]]:
-    remote = url_of(source) is not None
-    if not remote and not source.is_dir():
+    if url_of(source) is None and not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
     made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
-    below = files_at_url(source) if remote else files_below(source)
-    files = [file for file in below if not any(folder in file.resolve().parents for folder in made)]
+    files = [file for file in files_below(source) if not any(folder in file.resolve().parents for folder in made)]
     # A link that leads nowhere is a recording that somebody misses; what else is no file, such as a pipe, is none.
     audio = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and (is_there(f) or f.is_symlink())]
     if not audio:
@@ -218,7 +215,7 @@ def _refuse_to_replace(source: Path | Rows, out: Path, overwrite: bool) -> bool:
     source = source.folder if isinstance(source, Rows) else source
     if source == out or source in out.parents or out in source.parents:
         raise DataError(f"{out} lies among the recordings, or they in it; name another folder for the data set")
-    names = [file.relative_to(out).as_posix() for file in files_at_url(out)]
+    names = [file.relative_to(out).as_posix() for file in files_below(out)]
     if names and REPORT_NAME not in names:
         raise DataError(f"{out} is not empty and was not made by this command; name another folder")
     if names and not overwrite:

@@ -20,7 +20,6 @@ from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.digests import state_of
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.remote import files_below as files_at_url
 from ttt_moshi.data.remote import local
 from ttt_moshi.extras import need
 
@@ -119,14 +118,10 @@ def _files(rows: Rows) -> tuple[str, list[Path]]:
         DataError: none, or several splits of which none was named.
     """
     folder = rows.folder
-    if url_of(folder) is not None:
-        files = files_at_url(folder)
-    elif folder.is_dir():
-        files = files_below(folder)
-    else:
+    if url_of(folder) is None and not folder.is_dir():
         raise DataError(f"no data set at {folder}")
     splits: dict[str, list[Path]] = {}
-    for file in files:
+    for file in files_below(folder):
         if file.suffix in _SUFFIXES and not file.name.startswith("cache-"):  # what the library computes lies there too
             splits.setdefault(_split(folder, file), []).append(file)
     names = ", ".join(sorted(splits))

@@ -141,10 +141,19 @@ def names_audio(spec: str, shard: tuple[int, int] = (0, 1)) -> bool:
     Raises:
         DataError: an empty or malformed list, a missing jsonl file, a corrupt line or a missing recording.
     """
-    lines = [line for entry in _read_lists(spec, shard) for line in entry.lines]
+    lines = listed_lines(spec, shard)
     for line in lines:
         _require_audio(line)
     return any(not is_encoded(line.path) for line in lines)
+
+
+def listed_lines(spec: str, shard: tuple[int, int] = (0, 1)) -> list[Line]:
+    """What the lists say, of the part that `open_sources` would open.
+
+    Raises:
+        DataError: an empty or malformed list, a missing jsonl file, a corrupt line.
+    """
+    return [line for entry in _read_lists(spec, shard) for line in entry.lines]
 
 
 def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
@@ -272,8 +281,9 @@ def _read_lists(spec: str, shard: tuple[int, int]) -> list[_Entry]:
     """What the lists say, of one part. Raises as `open_sources`."""
     entries = []
     for path, weight in split_spec(spec):
-        files = jsonl_files(path)
-        lines = [read_line(jsonl, number, text) for jsonl in files for number, text in numbered_lines(jsonl)]
+        lines = [
+            read_line(jsonl, number, text) for jsonl in jsonl_files(path) for number, text in numbered_lines(jsonl)
+        ]
         if not lines:
             raise DataError(f"{path} lists no recordings")
         entries.append(_Entry(lines, weight))
@@ -347,13 +357,13 @@ def open_recording(line: Line, digests: Digests) -> Recording:
 
 
 def _read_header(line: Line, digests: Digests) -> AudioInfo | EncodedInfo:
-    """What a file holds; remembered where it is at a URL, so that it need not be fetched to know."""
-    encoded = is_encoded(line.path)
+    """What a file holds; remembered of codes where they are at a URL, so that they need not be fetched to know."""
+    if not is_encoded(line.path):
+        return read_info(line.audio, digests)
     if url_of(line.audio) is None:
-        return read_encoded_info(line.audio) if encoded else read_info(line.audio, digests)
-    read = read_encoded_info if encoded else read_info
-    found = json.loads(digests.remember(line.audio, "header", lambda path: json.dumps(asdict(read(path)))))
-    return EncodedInfo(**found) if encoded else AudioInfo(**found)
+        return read_encoded_info(line.audio)
+    found = digests.remember(line.audio, "header", lambda path: json.dumps(asdict(read_encoded_info(path))))
+    return EncodedInfo(**json.loads(found))
 
 
 def _seconds(where: str, values: dict[str, Any], key: str, default: float | None) -> float:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import blake3
 import numpy as np
 
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.statistics import mean_and_interval
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,22 @@ def subset(pairs: Sequence[Pair], max_items: int | None, seed: int, stratum: str
 
     Strata are the values of the group `stratum`; see `sample`.
     """
+    return some_of(pairs, lambda pair: pair.item, max_items, seed, lambda pair: pair.groups[stratum] if stratum else "")
+
+
+def some_of(
+    items: Sequence[Item],
+    name: Callable[[Item], str],
+    max_items: int | None,
+    seed: int,
+    stratum: Callable[[Item], str] = lambda item: "",
+) -> list[Item]:
+    """The items, in their order, whose names `sample` takes."""
     strata: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        strata[pair.groups[stratum] if stratum else ""].add(pair.item)
+    for item in items:
+        strata[stratum(item)].add(name(item))
     chosen = sample(strata, max_items, seed)
-    return [pair for pair in pairs if pair.item in chosen]
+    return [item for item in items if name(item) in chosen]
 
 
 def sample(strata: Mapping[str, set[str]], max_items: int | None, seed: int) -> set[str]:

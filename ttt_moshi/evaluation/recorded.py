@@ -21,7 +21,7 @@ from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError
-from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
@@ -122,8 +122,7 @@ class EvaluationData:
             EvaluationError: pre-tokenized or mono recordings.
         """
         found = _both_sides(self._corpus(self.duration_sec).recordings)
-        chosen = sample({"": {one.id for one in found}}, self.max_items, self.seed)
-        return [one for one in found if one.id in chosen]
+        return some_of(found, lambda one: one.id, self.max_items, self.seed)
 
     def _corpus(self, duration_sec: float) -> Corpus:
         return Corpus(

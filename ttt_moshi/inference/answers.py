@@ -129,6 +129,7 @@ def answer(
     free = list(range(slots.count))
     exhausted = False
     nothing = torch.full((1 + slots.speaker.model.dep_q,), -1)
+    silence = torch.zeros(slots.frame_size)
     end_of_text = slots.speaker.tokenizer.eos_id()
     while True:
         while free and not exhausted:
@@ -144,7 +145,6 @@ def answer(
             return
         heard = {slot: next(one.frames) for slot, one in going.items()}
         ended = [slot for slot, frame in heard.items() if frame is None]
-        silence = torch.zeros(slots.frame_size)
         replies = slots.tick({slot: silence if frame is None else frame for slot, frame in heard.items()}, ended)
         if on_tick:
             on_tick(len(going))

@@ -283,8 +283,7 @@ def read_conversation(folder: Path) -> Conversation:
     try:
         tokens = load(read_bytes(folder / TOKENS))["tokens"].long().numpy()
         seconds = min(soundfile.info(folder / f"{side}.wav").duration for side in ("output", "input"))
-        alignments = json.loads(read_text(folder / WORDS))["alignments"]
-        said = [TimedWord(text, *times) for text, times, _ in alignments]
+        said = read_words(folder / WORDS)
     except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None
     return Conversation(folder, tokens, seconds, said)
@@ -311,6 +310,11 @@ def write_words(path: Path, said: Iterable[TimedWord]) -> None:
     alignments = [[w.text, [round(w.start, 3), round(w.end, 3)], "SPEAKER_MAIN"] for w in said]
     text = json.dumps({"alignments": alignments}, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, text.encode(), durable=False)
+
+
+def read_words(path: Path) -> list[TimedWord]:
+    """What `write_words` wrote. Raises OSError, ValueError, KeyError or TypeError where it is not that."""
+    return [TimedWord(text, *times) for text, times, _ in json.loads(read_text(path))["alignments"]]
 
 
 def _audio_digest(samples: Audio) -> str:

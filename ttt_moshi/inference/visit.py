@@ -235,7 +235,7 @@ class Visit:
                 self._last_audio = time.monotonic()
             behind = frames_to_seconds(waiting) + self._waited
             self._waited = 0.0
-            if seconds % MEMORY_SECONDS == 0:
+            if seconds % MEMORY_SECONDS == 0 and (self._wish.events or server.sessions is not None):
                 memory = await server.call(partial(Slots.memory, slot=slot))
                 if any(own.loss is not None for own in memory.values()):
                     self._memory = memory

@@ -28,7 +28,7 @@ from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, writing
 from ttt_moshi.evaluation.examples import Example, Piece, Source
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import GROUPS, group_sums, mean_difference
@@ -98,8 +98,7 @@ def _read(path: Path) -> list[Recall]:
 
 def some(recalls: list[Recall], max_items: int | None, seed: int) -> list[Recall]:
     """At most so many questions."""
-    chosen = sample({"": {recall.id for recall in recalls}}, max_items, seed)
-    return [recall for recall in recalls if recall.id in chosen]
+    return some_of(recalls, lambda recall: recall.id, max_items, seed)
 
 
 @dataclass(frozen=True)

@@ -27,20 +27,19 @@ import torch
 
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.voiced import Span
-from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.files import read_bytes, read_text, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.client import call, served_state
-from ttt_moshi.inference.driver import write_audio, write_words
+from ttt_moshi.inference.driver import read_words, write_audio, write_words
 from ttt_moshi.inference.hosting import hosted
 from ttt_moshi.inference.slots import Slots
 
@@ -116,11 +115,7 @@ def _task(path: Path) -> StagedTask:
 
 def some(tasks: list[StagedTask], max_items: int | None, seed: int) -> list[StagedTask]:
     """At most so many, from every family in proportion."""
-    strata: dict[str, set[str]] = defaultdict(set)
-    for task in tasks:
-        strata[task.family].add(task.name)
-    chosen = sample(strata, max_items, seed)
-    return [task for task in tasks if task.name in chosen]
+    return some_of(tasks, lambda task: task.name, max_items, seed, lambda task: task.family)
 
 
 @dataclass(frozen=True)
@@ -151,8 +146,8 @@ class Examination:
             command = self.judge
             cases = [_case(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
             ratings = engine.ranks.together(lambda: judge_answers(command, cases))
-            for sample_, rating in zip(samples, ratings, strict=True):
-                sample_["rating"] = rating
+            for one, rating in zip(samples, ratings, strict=True):
+                one["rating"] = rating
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for one in samples:
             groups[one["pace"]].append(one)
@@ -259,8 +254,7 @@ def _read(folder: Path) -> Exchange:
         except (OSError, soundfile.SoundFileError) as error:
             raise EvaluationError(f"{folder / name} cannot be read: {error}") from None
     with well_formed(folder / "output.json"):
-        rows = json.loads(read_text(folder / "output.json"))["alignments"]
-        words = [TimedWord(text, *times) for text, times, _ in rows]
+        words = read_words(folder / "output.json")
     with well_formed(folder / EXAM):
         turns = [Span(turn["start"], turn["end"]) for turn in json.loads(read_text(folder / EXAM))["turns"]]
     return Exchange(sides[0], sides[1], words, turns)

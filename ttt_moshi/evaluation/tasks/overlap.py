@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
-from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
 from ttt_moshi.files import read_bytes, read_text
@@ -96,11 +95,7 @@ def _overlap(kind: str, folder: Path) -> Overlap:
 
 def some(overlaps: list[Overlap], max_items: int | None, seed: int) -> list[Overlap]:
     """At most so many, from every subset in proportion."""
-    strata: dict[str, set[str]] = defaultdict(set)
-    for overlap in overlaps:
-        strata[overlap.kind].add(overlap.id)
-    chosen = sample(strata, max_items, seed)
-    return [overlap for overlap in overlaps if overlap.id in chosen]
+    return some_of(overlaps, lambda overlap: overlap.id, max_items, seed, lambda overlap: overlap.kind)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ttt_moshi.evaluation.conversations import Talker
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.pairs import sample, subset
+from ttt_moshi.evaluation.pairs import some_of, subset
 from ttt_moshi.evaluation.recorded import EvaluationData
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
@@ -87,9 +87,7 @@ class Benchmarks:
 
     def books(self) -> tuple[list[Book], dict[str, int]]:
         """The books in use, and the length of each in frames."""
-        found = find_books(self.root)
-        chosen = sample({"": {book.id for book in found}}, self.max_items, self.seed)
-        books = [book for book in found if book.id in chosen]
+        books = some_of(find_books(self.root), lambda book: book.id, self.max_items, self.seed)
         return books, {book.id: self.frames_of(Example(book.id, (Piece(book.source),))) for book in books}
 
     def recordings(self) -> EvaluationData:
@@ -188,26 +186,16 @@ def _needle(b: Benchmarks) -> Task:
 
 def _spoken_repeat(b: Benchmarks) -> Task:
     passages = find_repeats(b.root)
-    distances: dict[str, set[str]] = defaultdict(set)
-    for passage in passages:
-        distances[f"{passage.seconds:g}"].add(passage.example.id)
-    chosen = sample(distances, b.max_items, b.seed)
-    return SpokenRepeat([passage for passage in passages if passage.example.id in chosen])
+    return SpokenRepeat(some_of(passages, lambda p: p.example.id, b.max_items, b.seed, lambda p: f"{p.seconds:g}"))
 
 
 def _continuation(b: Benchmarks) -> Task:
-    found = find_long(b.root)
-    chosen = sample({"": {example.id for example in found}}, b.max_items, b.seed)
-    return Continuation([example for example in found if example.id in chosen], b.talker)
+    return Continuation(some_of(find_long(b.root), lambda example: example.id, b.max_items, b.seed), b.talker)
 
 
 def _full_duplex(b: Benchmarks) -> Task:
     situations = find_situations(b.root)
-    strata: dict[str, set[str]] = defaultdict(set)
-    for situation in situations:
-        strata[situation.subset].add(situation.id)
-    chosen = sample(strata, b.max_items, b.seed)
-    return FullDuplex([situation for situation in situations if situation.id in chosen])
+    return FullDuplex(some_of(situations, lambda s: s.id, b.max_items, b.seed, lambda s: s.subset))
 
 
 def _overlap(b: Benchmarks) -> Task:

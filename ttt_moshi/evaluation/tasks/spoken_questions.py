@@ -30,7 +30,7 @@ from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, well_formed, writing
 from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.pairs import sample
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.parquet import Embedded
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
@@ -288,11 +288,7 @@ def some(questions: list[SpokenQuestion], max_items: int | None, seed: int) -> l
             raise EvaluationError(f"{count} questions are called {name}: each id once")
         if not _NAME.fullmatch(name):
             raise EvaluationError(f"{name!r} cannot name a question: letters, digits, `_`, `.` and `-`")
-    strata: dict[str, set[str]] = defaultdict(set)
-    for question in questions:
-        strata[question.group].add(f"{question.group} {question.id}")
-    names = sample(strata, max_items, seed)
-    return [question for question in questions if f"{question.group} {question.id}" in names]
+    return some_of(questions, lambda one: f"{one.group} {one.id}", max_items, seed, lambda one: one.group)
 
 
 def cannot_apply(controls: Controls) -> str | None:
