@@ -34,7 +34,7 @@ def be_stuck(part: np.ndarray) -> None:
     part[1] = np.resize([7, 7, 7, 9], part.shape[1])
 
 
-FAULTS = {"repeats": repeat_a_phrase, "falls silent": fall_silent, "stuck": be_stuck}
+FAULTS = {"repeats": repeat_a_phrase, "silent": fall_silent, "stuck": be_stuck}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -45,6 +45,37 @@ def test_a_collapse_is_found_at_the_minute_where_it_was_put(fault, minute):
     minutes = minutes_of(codes, (PAD, EPAD))
     assert collapse_minute(minutes) == minute
     assert [m.degenerate for m in minutes] == [None] * minute + [fault] * (10 - minute)
+
+
+def say_one_code(part: np.ndarray) -> None:
+    part[1] = 7
+    part[1, 100::MINUTE] = 1  # one frame a minute has another
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(fall_silent, "silent"), (say_one_code, "stuck")])
+def test_a_conversation_that_never_was_any_better_collapses_at_its_beginning(fault, reason):
+    codes = conversation(10)
+    fault(codes)
+    minutes = minutes_of(codes, (PAD, EPAD))
+    assert [m.degenerate for m in minutes] == [reason] * 10 and collapse_minute(minutes) == 0
+
+
+def test_a_bad_first_minute_is_not_what_later_ones_are_held_against():
+    codes = conversation(4)
+    fall_silent(codes[:, :MINUTE])
+    say_one_code(codes[:, :MINUTE])
+    say_one_code(codes[:, 2 * MINUTE :])  # as the first one, so not below half of it
+    minutes = minutes_of(codes, (PAD, EPAD))
+    assert [m.degenerate for m in minutes] == ["silent", None, "stuck", "stuck"] and collapse_minute(minutes) == 2
+
+
+def test_one_who_says_a_word_or_hums_a_moment_is_neither_silent_nor_stuck():
+    quiet = np.stack([np.full(2 * MINUTE, PAD), np.full(2 * MINUTE, 7)])
+    quiet[0, [100, MINUTE + 100]] = 50
+    for minute in range(2):
+        quiet[1, minute * MINUTE + 100 :][:4] = [1, 2, 3, 4]  # four frames with codes of their own
+    minutes = minutes_of(quiet, (PAD, EPAD))
+    assert [m.degenerate for m in minutes] == [None, None] and collapse_minute(minutes) is None
 
 
 def test_what_is_no_collapse():

@@ -221,7 +221,7 @@ def test_a_collapse_put_in_at_minute_seven_shows_at_minute_seven():
     found = minute_statistics(
         Conversation(None, tokens, 60.0 * minutes, words), speech_spans(agent), speech_spans(user), (3, 0), nll
     )
-    assert [m["degenerate"] for m in found] == [None] * 7 + ["falls silent"] * 3
+    assert [m["degenerate"] for m in found] == [None] * 7 + ["silent"] * 3
     assert collapse_minute(minutes_of(tokens[:2], (3, 0))) == 7
     assert [m["words_per_minute"] for m in found] == [12] * 7 + [0] * 3
     assert [round(m["silence"], 2) for m in found] == [0.5] * 7 + [1.0] * 3

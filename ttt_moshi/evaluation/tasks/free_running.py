@@ -4,11 +4,12 @@
 data. No model runs here. A minute is degenerate when one of these holds:
 
 - repeats: at least half of its sequences of four text tokens have occurred in it before;
-- falls silent: it has no text token but PAD and EPAD, though the recording's first minute has;
-- stuck: the entropy of its semantic codes is below half of that of the recording's first minute.
+- silent: it has no text token but PAD and EPAD;
+- stuck: the entropy of its semantic codes is below half of that of the recording's first minute, or so low that all but
+  three of the minute's frames at most have one code.
 
-A conversation collapses at the first degenerate minute after which no minute is any better, provided that there are at
-least two of them. An incomplete last minute below 30 s is left out.
+So the first minute may be degenerate too. A conversation collapses at the first degenerate minute after which no minute
+is any better, provided that there are at least two of them. An incomplete last minute below 30 s is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ttt_moshi.frames import FRAME_RATE
 MINUTE = round(60 * FRAME_RATE)  # frames
 GRAM = 4  # text tokens
 REPEATED, STUCK = 0.5, 0.5
+ONE_CODE = 0.05  # bits: 3 frames of a minute with codes of their own have 0.044, 4 have 0.059
 STATISTICS = ("pad_share", "tokens_per_minute", "repeated_grams", "entropy")
 
 
@@ -96,9 +98,9 @@ def repeated_grams(words: np.ndarray) -> float | None:
 def _why_degenerate(minute: Minute, first: Minute) -> str | None:
     if minute.repeated_grams is not None and minute.repeated_grams >= REPEATED:
         return "repeats"
-    if minute.tokens_per_minute == 0.0 and first.tokens_per_minute:
-        return "falls silent"
-    if minute.entropy < STUCK * first.entropy:
+    if minute.tokens_per_minute == 0.0:
+        return "silent"
+    if minute.entropy < max(ONE_CODE, STUCK * first.entropy):
         return "stuck"
     return None
 

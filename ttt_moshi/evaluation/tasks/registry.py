@@ -279,6 +279,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=hour.cannot_apply,
         check=lambda b: b.recordings().check(),
         options=frozenset({"minutes", "slots"}),
+        version=2,
     ),
     "turns": TaskSpec(
         _turns,
@@ -300,6 +301,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=runs_no_model,
         check=lambda b: b.recordings().check(),
         runs_model=False,
+        version=2,
     ),
     "swuggy": TaskSpec(
         _swuggy,
@@ -364,6 +366,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots"}),
+        version=2,
     ),
     "full_duplex": TaskSpec(
         _full_duplex,
