@@ -100,7 +100,7 @@ def judge_words(cases: Sequence[Case], tmp_path: Path) -> tuple[list[Row], list[
         audio, made = folder / "call.wav", folder / "made.wav"
         soundfile.write(audio, SAMPLES[:, : case.channels], RATE)
         audio.with_suffix(case.suffix).write_bytes(case.bytes())
-        item = Item(audio.name, (audio,), find_transcript(audio))
+        item = Item(audio.name, audio.name, (audio,), find_transcript(audio))
         outcome = prepare_one(item, made, Choices(moshi_label=case.label))
         became, said = result(outcome, case.answer)
         said = said.replace(f"{folder}/", "")
@@ -167,7 +167,7 @@ def test_every_length_is_ffmpegs(tmp_path):
         path = tmp_path / f"{number:03}" / sound.name
         path.parent.mkdir()
         sound.write(path)
-        outcome = prepare_one(Item(sound.name, (path,), None), path.parent / "made.wav", Choices())
+        outcome = prepare_one(Item(sound.name, sound.name, (path,), None), path.parent / "made.wav", Choices())
         if outcome.left_out is None:
             compared += 1
             theirs = ffmpeg_seconds(path)

@@ -427,3 +427,58 @@ def test_a_loudness_that_is_none_is_refused(tmp_path, capsys, loudness):
     )
     told = capsys.readouterr().err
     assert "--normalise" in told and told.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def same_samples(out: Path, source: str, original: Path) -> bool:
+    """Whether what a data set holds of `source` is that recording."""
+    report = json.loads((out / "prepare.json").read_text())
+    path = next(one["path"] for one in report["recordings"] if one["source"] == source)
+    return bool((soundfile.read(out / path)[0] == soundfile.read(original)[0]).all())
+
+
+def test_long_names_that_end_alike_do_not_share_what_is_made(tmp_path, write_recording):
+    tail = f"{'recordings of the customer service ' * 3}/call.wav"
+    for seed, day in enumerate(("0001", "0002", "0003")):
+        words = [(f"word{seed}", 0.1, 0.4, "SPEAKER_MAIN")]
+        write_recording(tmp_path / "in" / day / tail, 0.5, seed=seed, words=words)
+    result = prepare(tmp_path / "in", tmp_path / "out")
+    assert result.lists == {"data.jsonl": 3}
+    for seed, day in enumerate(("0001", "0002", "0003")):
+        assert same_samples(tmp_path / "out", f"{day}/{tail}", tmp_path / "in" / day / tail)
+        transcript = tmp_path / "out" / "recordings" / day / tail
+        assert read_transcript(transcript.with_suffix(".json")).words[0].text == f"word{seed}"
+
+
+def test_a_plus_in_a_name_is_part_of_it(tmp_path, write_recording):
+    for seed, name in enumerate(("Anna + Ben.wav", "Anna + Carl.wav")):
+        write_recording(tmp_path / "in" / name, 0.5, seed=seed)
+    assert [o.path for o in prepare(tmp_path / "in", tmp_path / "out").outcomes] == [
+        "recordings/Anna + Ben.wav", "recordings/Anna + Carl.wav",
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_costs_no_other_its_place(tmp_path, write_recording):
+    """b.flac (X) cannot stay beside a.wav (X); so b.wav (Y) has the name, and c.wav (Y) is its double."""
+    first = write_recording(tmp_path / "in" / "a.wav", 0.5, seed=1)
+    (tmp_path / "in" / "b.flac").write_bytes(first.read_bytes())
+    double = write_recording(tmp_path / "in" / "b.wav", 0.5, seed=2)
+    (tmp_path / "in" / "c.wav").write_bytes(double.read_bytes())
+    result = prepare(tmp_path / "in", tmp_path / "out")
+    assert [(o.source, o.left_out) for o in result.outcomes] == [
+        ("a.wav", None), ("b.flac", "a.wav has the same audio"), ("b.wav", None), ("c.wav", "b.wav has the same audio"),
+    ]  # fmt: skip
+    assert same_samples(tmp_path / "out", "b.wav", double)
+    wavs = sorted(path.name for path in (tmp_path / "out").rglob("*.wav"))
+    assert wavs == ["a.wav", "b.wav"], "files that no list names"
+
+
+def test_a_folder_is_read_where_it_lies_and_not_by_a_link_beside_it(tmp_path, write_recording):
+    write_recording(tmp_path / "in" / "monday" / "x.wav", 0.5)
+    (tmp_path / "in" / "latest").symlink_to("monday")
+    (tmp_path / "in" / "zuletzt").symlink_to("monday")
+    (tmp_path / "in" / "monday" / "up").symlink_to("..")
+    write_recording(tmp_path / "elsewhere" / "y.wav", 0.5, seed=1)
+    for name in ("one", "two"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
+    outcomes = prepare(tmp_path / "in", tmp_path / "out").outcomes
+    assert [(o.source, o.left_out) for o in outcomes] == [("monday/x.wav", None), ("one/y.wav", None)]

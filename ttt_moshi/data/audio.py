@@ -88,7 +88,7 @@ class AudioInfo:
 
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder, or below one at a URL, links to files and folders included, in the order of their
-    names. A folder that links lead into once more is entered once.
+    names. Every folder is entered once: where it lies, if it lies there, or else by the first link that leads into it.
 
     Raises:
         DataError: a store without folders, or that cannot be asked.
@@ -96,11 +96,17 @@ def files_below(folder: Path) -> list[Path]:
     if url_of(folder) is not None:
         return remote.files_below(folder)
     found: list[Path] = []
-    seen = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        found += [Path(place, name) for name in names]
+    seen: set[str] = set()
+    starts = [str(folder)]
+    for start in starts:  # links are added to them, to be followed when all that lies here is known
+        for place, folders, names in os.walk(start):
+            folders.sort()
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            starts += filter(os.path.islink, [os.path.join(place, name) for name in folders])
+            found += [Path(place, name) for name in names]
     return sorted(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TextIO
+
+from blake3 import blake3
 
 from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
@@ -137,13 +140,14 @@ def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[l
     if pair is None:
         turns = {file: diarization_path(file) if separate else None for file in audio}
         return [
-            Item(_name(source, file), (file,), find_transcript(file, rttm), rttm) for file, rttm in turns.items()
+            Item(_name(source, file), _path(source, file), (file,), find_transcript(file, rttm), rttm)
+            for file, rttm in turns.items()
         ], passed_over
     return list(_pairs(source, audio, pair)), passed_over
 
 
 def _row_items(source: Rows) -> list[Item]:
-    return [Item(row.name, (), None, row=row) for row in rows_of(source)]
+    return [Item(row.name, f"{_RECORDINGS}/{row.name}.wav", (), None, row=row) for row in rows_of(source)]
 
 
 def _same(source: Path | Rows) -> object:
@@ -184,10 +188,11 @@ def _pairs(source: Path, audio: Sequence[Path], pair: str) -> Iterator[Item]:
         if len(files) == 2:
             common = folder / (start.rstrip("_-. ") + end)
             name = f"{_name(source, files[0])} + {files[1].name}"
-            yield Item(name, (files[0], files[1]), find_transcript(common))
+            yield Item(name, _path(source, files[0]), (files[0], files[1]), find_transcript(common))
         else:
             (file,) = files.values()
-            yield Item(_name(source, file), (file, file.with_name(start + (user if 0 in files else moshi) + end)), None)
+            missing = file.with_name(start + (user if 0 in files else moshi) + end)
+            yield Item(_name(source, file), _path(source, file), (file, missing), None)
 
 
 def _glob(text: str) -> str:
@@ -196,6 +201,11 @@ def _glob(text: str) -> str:
 
 def _name(source: Path, file: Path) -> str:
     return file.relative_to(source).as_posix()
+
+
+def _path(source: Path, file: Path) -> str:
+    """Where the wav that is made of a file lies in the data set."""
+    return (Path(_RECORDINGS) / file.relative_to(source)).with_suffix(".wav").as_posix()
 
 
 def _refuse_to_destroy(source: Path | Rows, out: Path, overwrite: bool) -> None:
@@ -346,25 +356,26 @@ def _place(items: Sequence[Item], outcomes: Sequence[Outcome], partial: Path) ->
     for item, outcome in zip(items, outcomes, strict=True):
         if outcome.path is None:
             continue
-        path = (Path(_RECORDINGS) / item.name.split(" + ")[0]).with_suffix(".wav").as_posix()
-        same_name, same_audio = names.setdefault(path, item.name), digests.setdefault(outcome.digest, item.name)
-        if same_name != item.name:
-            outcome.left_out = f"{same_name} has the same name"
-        elif same_audio != item.name:
-            outcome.left_out = f"{same_audio} has the same audio"
-        made = _made(partial, item)
-        for old, new in ((made, partial / path), (transcript_path(made), transcript_path(partial / path))):
-            if outcome.left_out:
-                old.unlink(missing_ok=True)
-            elif old.is_file():
-                new.parent.mkdir(parents=True, exist_ok=True)
-                old.replace(new)
-        outcome.path = None if outcome.left_out else path
+        if item.path in names:
+            outcome.left_out = f"{names[item.path]} has the same name"
+        elif outcome.digest in digests:
+            outcome.left_out = f"{digests[outcome.digest]} has the same audio"
+        if outcome.left_out:
+            outcome.path = None
+            continue
+        # Only what stays: whoever is left out must not cost another one its place.
+        names[item.path] = digests[outcome.digest] = item.name
+        outcome.path = item.path
+        made, place = _made(partial, item), partial / item.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(place)
+        if outcome.word_times != "none":
+            transcript_path(made).replace(transcript_path(place))
 
 
 def _made(partial: Path, item: Item) -> Path:
-    """Where a recording is made, under a name that no other has."""
-    return partial / "done" / f"{item.name.encode('utf-8', 'surrogateescape').hex()[-120:]}-{len(item.name)}.wav"
+    """Where a recording is made, under a name that no other has and that is never too long."""
+    return partial / "done" / f"{blake3(os.fsencode(item.name)).hexdigest()}.wav"
 
 
 def _state(item: Item) -> str:

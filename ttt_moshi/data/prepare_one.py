@@ -79,6 +79,8 @@ class Item:
 
     name: str
     """relative to the source folder"""
+    path: str
+    """of the wav that is made of it, relative to the data set"""
     files: tuple[Path, ...]
     """one file, or Moshi's and the user's"""
     transcript: Path | None
@@ -126,7 +128,7 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
     if item.row is not None:
         try:
             with as_files(item.row) as (recording, transcript):
-                return prepare_one(Item(item.name, (recording,), transcript), target, choices)
+                return prepare_one(Item(item.name, item.path, (recording,), transcript), target, choices)
         except DataError as error:
             return Outcome(item.name, left_out=str(error))
     outcome = Outcome(item.name)
