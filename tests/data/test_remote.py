@@ -7,10 +7,12 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from fcntl import LOCK_NB, flock
 from fractions import Fraction
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pytest
@@ -243,6 +245,22 @@ def test_several_processes_share_the_copies(served, data, cache):
             process.join()
         assert [process.exitcode for process in processes] == [0, 0, 0] and not list(wrong)
     assert not [path for path in copies(cache) if path.name.endswith(".partial")]
+
+
+def test_a_fetch_waits_for_no_lock_of_its_own(data, cache, monkeypatch):
+    upload(data, "memory://bucket")
+    held: list[str] = []
+
+    def lock_at_once(file: IO[str], operation: int) -> None:
+        held.append(Path(file.name).name)
+        flock(file, operation | LOCK_NB)  # raises instead of waiting
+
+    monkeypatch.setattr("fcntl.flock", lock_at_once)
+    for number in range(4):
+        held.clear()
+        local(located(f"memory://bucket/calls/{number}.wav"))
+        copy, *inner = held
+        assert len(copy) == 3 and set(inner) == {"room"}, "which is no name that the lock of a copy can have"
 
 
 def test_trouble_that_passes_is_waited_for_and_other_trouble_has_a_name(served, capsys, cache):

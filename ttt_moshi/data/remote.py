@@ -49,6 +49,8 @@ _PAUSES = (0.5, 2.0)
 """seconds before each further attempt"""
 _UNSEEN = 8
 """so many processes may fill the cache at once and keep its bound"""
+_ROOM = "room"
+"""a lock that no copy has: it is taken while that of a copy is held"""
 
 _T = TypeVar("_T")
 
@@ -148,7 +150,7 @@ def local(path: Path) -> Path:
         version = version_of(path)
         if version is None:
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), url)
-        with _locked(f"copy {path}"):
+        with _locked(_lock_of_copy(path)):
             if version.mark is None or not path.is_file() or _recorded(path) != version:
                 _fetch(path, url)
         _copies.checked.add(path)
@@ -359,7 +361,7 @@ def _make_room(url: str, size: int) -> None:
             f"{url} has {size / 1e9:.2f} GB, and all copies together may take {bound / 1e9:g} GB: raise "
             "`data.remote_cache_gb`, in commands `--remote_cache_gb`"
         )
-    with _locked("room"), _copies.lock:
+    with _locked(_ROOM), _copies.lock:
         if size > _copies.free:
             found = sorted(_all_copies())
             total = sum(entry[1] for entry in found)
@@ -384,13 +386,18 @@ def _all_copies() -> Iterator[tuple[float, int, Path]]:
             yield stat.st_mtime, stat.st_size, path
 
 
+def _lock_of_copy(path: Path) -> str:
+    """Copies share a few locks. Whoever holds one may wait for `_ROOM`, and never for another one of these."""
+    return blake3(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:3]
+
+
 @contextmanager
-def _locked(what: str) -> Iterator[None]:
+def _locked(name: str) -> Iterator[None]:
     """Keeps other processes, and threads, from the same work."""
     locks = remote_cache() / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
-        file = (locks / blake3(what.encode()).hexdigest()[:3]).open("a")
+        file = (locks / name).open("a")
     except OSError as error:
         raise DataError(
             f"copies of remote files cannot be kept in {remote_cache()}: {error.strerror or error}; "
