@@ -220,6 +220,12 @@ def plain(names: tuple[str, str] = ("A", "B"), stamp: Callable[[float], str] = l
     return "".join(f"{stamp(words[0].start)}{names[s]}: {text_of(words)}\n" for s, words in turns())
 
 
+def starts_and_ends() -> str:
+    """As Whisper prints what it hears."""
+    return "".join(f"[{clock(words[0].start, '.', hours=False)} --> {clock(words[-1].end, '.', hours=False)}]  "
+                   f"{NAMES[s]}: {text_of(words)}\n" for s, words in turns())  # fmt: skip
+
+
 def others() -> dict[str, Any]:
     """The words of another call."""
     return {"alignments": [[w.text, [w.start, w.end], w.speaker] for w in dialogue(12, SECONDS, RATE)[1]]}
@@ -305,6 +311,7 @@ CASES: list[Case] = [
     *(Case(f"text, {form!r}", ".txt", partial(relabelled, form), says="spread", label="agent", off=ROUGH)
       for form in OTHER_FORMS),
     Case("text, times", ".txt", lambda: plain(stamp=lambda t: f"[{clock(t, '.')}] "), says="approximate", off=ROUGH),
+    Case("text, starts and ends", ".txt", starts_and_ends, says="approximate", label="Agent", off=ROUGH),
     Case("text, the agent alone", ".txt", lambda: text_of(MINE), says="spread over the voiced parts", off=ROUGH),
     # As editors save them.
     Case("byte order mark", ".json", lambda: b"\xef\xbb\xbf" + json.dumps(alignments()).encode()),
@@ -333,6 +340,7 @@ CASES: list[Case] = [
     Case("text, a table", ".txt", lambda: relabelled("{},"), "refused", "as a table does"),
     Case("text, arrows", ".txt", lambda: relabelled(">> "), "refused", "nobody has a name"),
     Case("text, half labelled", ".txt", lambda: f"Hello.\n{relabelled('({}) ')}", "refused", "others do not"),
+    Case("text, times behind names", ".txt", lambda: relabelled("{} [0:01 - 0:05] "), "refused", "a time behind"),
     Case("SRT, dashes", ".srt", lambda: cues(wrap=lambda _, t: f"- {t}\n- Yes."), "refused", "a dash for each"),
     Case("said 200 times", ".json", lambda: segment([MINE_ONCE] * 200), "refused", "nobody speaks so fast"),
     Case("empty", ".json", str, "refused", "it is empty"),

@@ -325,8 +325,88 @@ def test_lines_that_begin_with_a_time(write, stamp):
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "[00:00:01.000 --> 00:00:05.500]  {}: {}",
+        "[00:00:01 - 00:00:05.5] {}: {}",
+        "(0:01 \u2013 0:05,5): {}: {}",
+        "00:01 - 00:05.5 {}: {}",
+        "00:00:01.000 --> 00:00:05.500 {}: {}",
+        "00:00:01.000 - 00:00:05.500\n{}: {}\n",
+        "[1.00s -> 5.50s] {}: {}",
+        "1.000000\t5.500000\t{}: {}",
+    ],
+)
+def test_lines_that_begin_with_a_start_and_an_end(write, line):
+    """As Whisper and faster-whisper print them, as Audacity's labels, and as people write them."""
+    text = f"{line.format('Anna', 'good day')}\n{line.format('Ben', 'you')}\n"
+    found = read_transcript(write(text, "a.txt"), "A", "Anna")
+    assert {(w.text, w.start, w.end, w.speaker == "SPEAKER_MAIN") for w in found.words} == {
+        ("good", 1.0, 3.5, True), ("day", 3.5, 5.5, True), ("you", 1.0, 5.5, False),
+    }  # fmt: skip
+    assert not found.repairs and found.approximate
+
+
+def test_a_label_without_a_time_keeps_its_words_from_the_speaker_before(write):
+    found = read_transcript(write("[0:01]\nA: hi\nB: there\n[0:04]\nA: bye\n", "a.txt"))
+    assert [(w.text, w.speaker == "SPEAKER_MAIN") for w in found.words] == [
+        ("hi", True),
+        ("there", False),
+        ("bye", True),
+    ]
+    assert [found.words[i].start for i in (0, 2)] == [1, 4] and 1 < found.words[1].start < 4
+    assert [count for what, count in found.repairs.items() if "without times" in what] == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[0:01 to 0:05] hello\n[0:05 to 0:08] you",
+        "[0:01 / 0:05] hello",
+        "[0:01 --> 0:05 hello",
+        "0:01 --> hello",
+        "[0:01] 0:05 hello",
+        "A: 0:01 - 0:05 hello\nB: 0:05 - 0:08 you",
+        "A call\n0:01 hello\n0:05 you",
+        "A call\n[0:01] A: hello\n[0:05] B: you",
+        "Speaker 1  0:01\nhello\n\nSpeaker 2  0:05\nyou",
+        "A [0:01 - 0:05] hello\nB [0:05 - 0:08] you",
+        "A (0:01 - 0:05): hello\nB (0:05 - 0:08): you",
+    ],
+)
+def test_times_that_would_be_taught_as_words_are_refused(write, text):
+    with pytest.raises(DataError, match=r"(begins with|has) a time"):
+        read_any(write(text, "a.txt"))
+
+
+def test_times_that_are_said_are_words(write):
+    found = read_any(write("A: 10:30 or so\nB: we open\nat 10:30\n", "a.txt"))
+    assert [word for _, word in found.pairs] == ["10:30", "or", "so", "we", "open", "at", "10:30"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "going_on"),
+    [
+        ("1\n{0}\none\n\ntwo\n\n2\n{1}\nthree\n", ["one two", "three"], 1),
+        ("1\n{0}\n\none\n\n2\n{1}\n\nthree\n\nfour", ["one", "three four"], 2),
+        ("1\n{0}\none\n2\n{1}\nthree\n", ["one", "three"], 0),
+        ("1\n{0}\none\n \n2\n\n{1}\nthree\n", ["one", "three"], 0),
+        ("{0}\none\n2\n{1}\nthree\n", ["one 2", "three"], 0),
+        ("WEBVTT\n\n{0}\none\n\n\ntwo\n\nthe second\n{1}\nthree\n", ["one two", "three"], 1),
+        ("WEBVTT\n\n{0} align:start\nNOTE one\n\nNOTE by\nhand\n\n{1}\nthree\n\nNOTE end", ["NOTE one", "three"], 0),
+    ],
+)
+def test_an_empty_line_costs_no_words_of_a_caption(write, text, words, going_on):
+    times = "00:00:01.000 --> 00:00:02.000", "00:00:03.000 --> 00:00:04.000"
+    found = read_transcript(write(text.format(*times), "a.srt"))
+    assert [" ".join(w.text for w in found.words if a <= w.start < a + 1) for a in (1, 3)] == words
+    assert list(found.remarks) == ([f"captions that go on after an empty line: {going_on}"] if going_on else [])
+
+
+@pytest.mark.parametrize(
     ("name", "document", "message"),
     [
+        ("a.srt", "1\n0:01.0 --> 0:02.0\nhi\n\n2\n0:03.0 --> 0:04.0 you\n", "the times in `0:03.0 --> 0:04.0 you`"),
         ("a.json", "", "it is empty"),
         ("a.json", '{"alignments": [["a", [0, 1]', "not valid JSON"),
         ("a.json", {"words": []}, "no known layout"),

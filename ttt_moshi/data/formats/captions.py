@@ -6,13 +6,15 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from ttt_moshi.data.formats.plain import split_labels
 from ttt_moshi.data.formats.raw import Piece, RawTranscript, clock_seconds
 
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
-_ARROW = re.compile(rf"^\s*({_CLOCK})\s*-->\s*({_CLOCK})(?:\s.*)?$")
+_ARROW = re.compile(rf"^\s*({_CLOCK})\s*-->\s*({_CLOCK})(?:\s+[\w-]+:\S+)*\s*$")
+_NO_CAPTION = re.compile(r"(?:NOTE|STYLE|REGION)\b")
+"""begins a block of WebVTT that says nothing"""
 _VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 _INNER = re.compile(rf"<({_CLOCK})>")
 _TAG = re.compile(r"</?[A-Za-z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")
@@ -26,6 +28,8 @@ class _Cue:
     start: float
     end: float
     lines: list[str]
+    goes_on: bool
+    """whether some of its lines stand behind an empty one"""
 
     def shown(self) -> list[str]:
         return [_plain(line) for line in self.lines]
@@ -42,13 +46,15 @@ def read_captions(text: str) -> RawTranscript | None:
     starts = [number for number, line in enumerate(lines) if _ARROW.match(line)]
     if not vtt and (not starts or starts[0] > 3):
         return None
-    cues = [_cue(lines, number, following) for number, following in pairwise([*starts, len(lines)])]
+    cues = [_cue(lines, number, following, vtt) for number, following in pairwise([*starts, len(lines)])]
     dashed = next((cue for cue in cues if sum(bool(_DASH.match(line)) for line in cue.shown()) > 1), None)
     if dashed is not None:
         raise ValueError(
             f"the caption at {dashed.start:.2f} s has a dash for each of several speakers; write their names instead"
         )
-    remarks = _unroll(cues)
+    going_on = sum(cue.goes_on for cue in cues)
+    remarks = [f"captions that go on after an empty line: {going_on}"] if going_on else []
+    remarks += _unroll(cues)
     parts = [part for cue in cues for part in _timed(cue)]
     # Labels are told from words by all lines together.
     labelled = split_labels([_plain(part.body) for part in parts])
@@ -63,16 +69,39 @@ def read_captions(text: str) -> RawTranscript | None:
     return RawTranscript("WebVTT" if vtt else "SRT", pieces, remarks=remarks)
 
 
-def _cue(lines: list[str], number: int, following: int) -> _Cue:
-    """The cue whose times stand in a line, up to an empty line or the times of the following cue."""
+def _cue(lines: list[str], number: int, following: int, vtt: bool) -> _Cue:
+    """The cue whose times stand in a line, up to those of the following cue.
+
+    Empty lines end a cue, but people and programs write them into its text too; nothing of that is dropped.
+    """
     match = _ARROW.match(lines[number])
     assert match is not None
     body = lines[number + 1 : following]
-    if "" in body:
-        body = body[: body.index("")]
-    elif len(body) > 1 and not body[-2].strip() and body[-1].strip().isdigit():
-        body = body[:-2]  # the number of the following cue, after a line that only looks empty
-    return _Cue(clock_seconds(match[1]), clock_seconds(match[2]), [line for line in body if line.strip()])
+    if following < len(lines):
+        body = _without_name(body, numbered=number > 0 and lines[number - 1].strip().isdigit(), vtt=vtt)
+    blocks = [list(block) for empty, block in groupby(body, lambda line: line == "") if not empty]
+    own, behind = (blocks[:1], blocks[1:]) if body[:1] != [""] else ([], blocks)
+    if vtt:
+        behind = [block for block in behind if not _NO_CAPTION.match(block[0])]
+    shown = [line for block in (*own, *behind) for line in block if line.strip()]
+    odd = next((line for line in shown if "-->" in line), None)
+    if odd is not None:
+        raise ValueError(
+            f"the times in `{odd.strip()[:60]}` cannot be read; a line for them is `0:01.000 --> 0:05.000`"
+        )
+    return _Cue(clock_seconds(match[1]), clock_seconds(match[2]), shown, goes_on=bool(behind))
+
+
+def _without_name(body: list[str], numbered: bool, vtt: bool) -> list[str]:
+    """The lines between the times of two cues without the number, or in WebVTT the name, of the second one."""
+    filled = [index for index, line in enumerate(body) if line.strip()]
+    if not filled:
+        return []
+    last = filled[-1]
+    alone = last > 0 and not body[last - 1].strip()
+    number = body[last].strip().isdigit() and (alone or numbered)
+    name = vtt and alone and last == len(body) - 1
+    return body[: last if number or name else last + 1]
 
 
 def _unroll(cues: list[_Cue]) -> list[str]:

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from ttt_moshi.data.formats.raw import Piece, RawTranscript, clock_seconds
 
-_STAMP = re.compile(r"^\s*[\[(]?((?:\d{1,2}:)?\d{1,2}:\d{2}(?:[.,]\d{1,3})?)[\])]?\s*(?:-\s*)?(?=\D|$)")
+_CLOCK = r"(?:\d{1,2}:)?\d{1,3}:\d{2}(?:[.,]\d{1,3})?"
+_ARROW = r"(?:-{1,2}>|\u2192)"
+_SPAN = rf"({_CLOCK})\s*(?:{_ARROW}|[-\u2013\u2014])\s*({_CLOCK})"
+# Without colons `1.5 - 2.5` may be words, so that an arrow or a tab (Audacity's labels) must part the two.
+_SECONDS = rf"(\d+\.\d+)\s?s?(?:\s*{_ARROW}\s*|\t)(\d+\.\d+)\s?s?"
+_STAMP = re.compile(
+    rf"^\s*([\[(]\s*)?(?:{_SPAN}|{_SECONDS}|({_CLOCK}))(?(1)\s*[\])])\s*(?:(?:-(?![->])|:)\s*)?(?=\D|$)"
+)
+_BESIDE = re.compile(rf"^\s*(?:[\[(]?\s*(?:{_ARROW}|{_SPAN})|[\[(]\s*{_CLOCK}[^\])]*[\])]\s*\S)")
+"""what begins like a time and was not read as one: it would be taught as words"""
+_BEHIND_A_NAME = re.compile(rf"^\s*[^\W\d_][\w.'-]*(?: [\w.'-]+){{0,2}}\s+[\[(]?(?:{_SPAN}|{_CLOCK}[\])]?\s*:?\s*$)")
 _LABEL = re.compile(r"^\s*(?:[-*>]\s*)?[\[(]?([^\W\d_][\w.'-]*(?: [\w.'-]+){0,2})[\])]?\s*:(?=\s|$)\s*")
 _KNOWN = re.compile(
     r"(?:speaker|spk|spkr|channel|participant|person)[ _-]?(?:\d{1,2}|[a-z])|s\d{1,2}|[a-z]|"
@@ -72,24 +82,78 @@ def _all_known(names: set[str]) -> bool:
 
 
 def read_plain(text: str) -> RawTranscript:
-    """Words without times, or lines with the time at which they begin."""
+    """Words without times, or lines with the time at which they begin, or with that and the one at which they end.
+
+    Raises:
+        ValueError: times that stand where none can be read.
+    """
     lines = [line for line in text.split("\n") if line.strip()]
-    stamps = [_STAMP.match(line) for line in lines]
-    timed = bool(lines) and stamps[0] is not None
-    bodies = [line[stamp.end() :] if timed and stamp else line for line, stamp in zip(lines, stamps, strict=True)]
-    bodies = _with_colons(bodies)
+    stamped = _stamped(lines)
+    timed = bool(stamped) and stamped[0][0] is not None
+    if not timed:
+        _refuse_lost_times(lines)
+        stamped = [(None, line) for line in lines]
     pieces: list[Piece] = []
     speaker: str | None = None
-    for stamp, parts in zip(stamps, split_labels(bodies), strict=True):
+    labelled = split_labels(_with_colons([body for _, body in stamped]))
+    for (stamp, _), parts in zip(stamped, labelled, strict=True):
+        start, end = (None, None) if stamp is None else _start_and_end(stamp)
         for label, body in parts:
+            _refuse_a_time(body, timed)
             speaker = label or speaker
-            if timed and stamp is not None:
-                pieces.append(Piece(body, clock_seconds(stamp[1]), None, speaker))
-            elif timed:
+            if timed and stamp is None and label is None:
                 pieces[-1].text += f" {body}"
             else:
-                pieces.append(Piece(body, None, None, speaker))
+                pieces.append(Piece(body, start, end, speaker))
     return RawTranscript("plain text", pieces, timed=timed)
+
+
+def _stamped(lines: Sequence[str]) -> list[tuple[re.Match[str] | None, str]]:
+    """Lines as the time that they begin with and the rest; a time in a line of its own is that of the next one."""
+    found: list[tuple[re.Match[str] | None, str]] = []
+    for line in lines:
+        stamp = _STAMP.match(line)
+        body = line if stamp is None else line[stamp.end() :]
+        if found and not found[-1][1]:
+            before, _ = found.pop()
+            stamp = stamp or before
+        found.append((stamp, body))
+    return [(stamp, body) for stamp, body in found if body]
+
+
+def _start_and_end(stamp: re.Match[str]) -> tuple[float, float | None]:
+    """Seconds; no end where the line says only when it begins."""
+    _, *times = stamp.groups()
+    start, *end = [clock_seconds(time) for time in times if time is not None]
+    return start, end[0] if end else None
+
+
+def _refuse_lost_times(lines: Sequence[str]) -> None:
+    """Raises for times in a text that does not begin with one: they would be taught as words."""
+    late = [line for line in lines if (stamp := _STAMP.match(line)) and line[stamp.end() :]]
+    if len(late) > 1:
+        raise ValueError(
+            f"`{_beginning(late[0])}` begins with a time, and the first line does not: "
+            "begin every line with its time, or none"
+        )
+    behind = [line for line in lines if _BEHIND_A_NAME.match(line)]
+    if len(behind) > 1:
+        raise ValueError(
+            f"`{_beginning(behind[0])}` has a time behind a name; write `[0:01] Name: words`, or leave the times out"
+        )
+
+
+def _refuse_a_time(body: str, timed: bool) -> None:
+    """Raises for words that begin with what is left of a time."""
+    if _BESIDE.match(body) or (timed and _STAMP.match(body)):
+        raise ValueError(
+            f"`{_beginning(body)}` begins with a time that cannot be read; begin a line with `[0:01]` or "
+            "`[0:01 - 0:05]`, its speaker behind that, and write times that are said in words"
+        )
+
+
+def _beginning(line: str) -> str:
+    return line.strip()[:40]
 
 
 def split_labels(texts: Sequence[str]) -> list[list[tuple[str | None, str]]]:
