@@ -1,34 +1,49 @@
 """Is what was said the answer? Rules on words, without a model.
 
-Text is normalised as SQuAD and TriviaQA do it (arXiv 1606.05250, 1705.03551): lower case, no punctuation, no articles,
-single spaces. A spoken answer is a sentence, so an answer counts when it stands in it, as whole words, as in the
-evaluation of Spectron and of Moshi (arXiv 2305.15255, 2410.00037); that it is nothing else is reported beside it.
+Text is in lower case, without articles, words apart by one space. Punctuation goes as in SQuAD, where it is deleted
+("oneill"), or as in TriviaQA, where it parts words ("o neill", arXiv 1606.05250, 1705.03551): who speaks says no
+hyphens, so an answer counts by either. A spoken answer is a sentence, so an answer counts when it stands in it, as
+whole words, as in the evaluation of Spectron and of Moshi (arXiv 2305.15255, 2410.00037); that it is nothing else is
+reported beside it.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`“”", ""))
+_PUNCTUATION = string.punctuation + "‘’´`“”"
+_DELETED = str.maketrans(dict.fromkeys(_PUNCTUATION, ""))
+_PARTING = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def normalised(text: str) -> str:
-    """Lower case, without punctuation and articles, words apart by one space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def normalised(text: str) -> tuple[str, str]:
+    """Lower case, without articles, words apart by one space; punctuation deleted, and punctuation parting words."""
+    return _words(text.lower().translate(_DELETED)), _words(text.lower().translate(_PARTING))
+
+
+def _words(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def contains(said: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in what was said, as whole words."""
-    words = f" {normalised(said)} "
-    return any(f" {wanted} " in words for answer in answers if (wanted := normalised(answer)))
+    return any(f" {wanted} " in f" {words} " for words, wanted in _compared(said, answers))
 
 
 def equals(said: str, answers: Sequence[str]) -> bool:
     """Whether what was said is one of the answers and nothing else."""
-    return normalised(said) in {wanted for answer in answers if (wanted := normalised(answer))}
+    return any(wanted == words for words, wanted in _compared(said, answers))
+
+
+def _compared(said: str, answers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What was said beside each answer, normalised alike; an answer of nothing but articles is none."""
+    for answer in answers:
+        for words, wanted in zip(normalised(said), normalised(answer), strict=True):
+            if wanted:
+                yield words, wanted
 
 
 def chosen(said: str, choices: Mapping[str, str]) -> str | None:

@@ -240,7 +240,13 @@ def _questions(name: str) -> TaskSpec:
     needs = f"{name}/{name}.csv and audios/ (OpenAudioBench), or {name}/questions.jsonl"
     means = "this share of questions is answered in what the model says by itself"
     return TaskSpec(
-        _asked(name, find), needs, means, cannot_apply=spoken_questions.cannot_apply, talks=True, options=_ASKING
+        _asked(name, find),
+        needs,
+        means,
+        version=2,
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
+        options=_ASKING,
     )
 
 
@@ -396,6 +402,7 @@ TASKS: dict[str, TaskSpec] = {
         _listed("spoken_choices", published_questions.choices),
         "spoken_choices/<name>.jsonl with audio, choices and answer; voicebench/{openbookqa,mmsu}",
         "the right choice is said more often than by guessing",
+        version=2,
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,
