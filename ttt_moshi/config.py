@@ -95,7 +95,8 @@ class TTTArgs:
     """projections at the start: random with an output of zero, so that training starts at the base model exactly; or
     those of the layer's attention, so that a finished model's memory knows at once what to look for"""
     initial_gating_alpha: float = 0.1
-    """start value of the gates; 0 starts at the base model exactly, whatever `ttt.init`"""
+    """start value of the gates; 0 starts at the base model exactly and needs `ttt.init: attention`: with random ones
+    the output is zero too, and two zeros that are multiplied have no gradient"""
     half_life_frames: Union[float, list[float], None] = None
     """frames (12.5 a second) after which half of what was written is forgotten, at least `ttt.mini_batch_size` / 3
     (delta: 1); [shortest, longest] is spread over the heads; null never forgets"""
@@ -395,6 +396,11 @@ def _check_teaching(args: TrainArgs) -> None:
         "`train.distill` teaches a memory and needs `ttt.enable: true`",
     )
     _require(
+        distill.context_frames is None or not (args.full_finetuning or (args.lora.enable and args.lora.ft_embed)),
+        "`train.distill` lets the base model teach, so it must not be trained itself: "
+        "`full_finetuning: false` and `lora.ft_embed: false`",
+    )
+    _require(
         distill.context_frames is None or long.context_frames is None or distill.context_frames > long.context_frames,
         f"`train.distill.context_frames` must be wider than `train.context_frames` ({long.context_frames}), "
         f"got {distill.context_frames}",
@@ -416,6 +422,14 @@ def validate(args: TrainArgs) -> None:
         value = values[key]
         _require(value is None or allowed.holds(value), f"`{key}` must be {allowed.text()}, got {value}")
     _check_ttt(args.ttt)
+    _require(
+        not args.ttt.enable
+        or args.ttt.initial_gating_alpha != 0
+        or args.ttt.init == "attention"
+        or args.checkpoint.init_state_dir is not None,
+        "`ttt.initial_gating_alpha: 0` needs `ttt.init: attention`: with random projections, whose output is zero too, "
+        "no gradient would ever reach the memory",
+    )
     _require(bool(args.run_dir), "`run_dir` is empty: name a folder for this run's checkpoints and logs")
     _require(
         not (args.full_finetuning and args.lora.enable),

@@ -46,7 +46,6 @@ ARMS = {
     "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
     "ttt-delta-next": Arm(WINDOW, "delta", [64, 1024], target="next"),
     "ttt-delta-both": Arm(WINDOW, "delta", [64, 1024], target="both"),
-    "ttt-delta-far": Arm(WINDOW, "delta", [512, 16384]),
     "full": Arm(None),
 }
 

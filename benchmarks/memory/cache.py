@@ -39,7 +39,8 @@ def continued(path: Path, schema: int, settings: dict[str, Any]) -> dict[str, An
     result = json.loads(json.dumps({"schema": schema, "settings": settings, "runs": {}}))
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = earlier if earlier["settings"] == result["settings"] else result
+        same = all(earlier.get(key) == result[key] for key in ("schema", "settings"))
+        result = earlier if same else result
     return result
 
 
@@ -47,10 +48,12 @@ def trained(folder: Path, name: str, described: dict[str, Any], arguments: Calla
     """A model that was trained in a subfolder of `folder` now or earlier.
 
     Args:
-        described: everything it is trained by.
+        described: what it is, for people; kept beside it.
         arguments: of its training, for the folder of the run.
     """
-    digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=4).hexdigest()
+    # Every key of the training, so that no change of a default or a constant is taken for what was trained before.
+    keys = json.dumps([described, asdict(arguments(Path("run")))], sort_keys=True).replace(f"{folder.parent}/", "")
+    digest = hashlib.blake2b(keys.encode(), digest_size=4).hexdigest()
     own = folder / f"{name}-{digest}"
     record = own / "trained.json"
     if not record.exists():

@@ -26,7 +26,7 @@ from benchmarks.ttt.machine import facts, write
 from ttt_moshi.synthetic.recall.base_model import write_base_model
 from ttt_moshi.synthetic.recall.recordings import TRAINING_FRAMES, write_data_set, write_recall_training
 
-MODELS = "window,ttt-delta,ttt-delta-far"
+MODELS = "window,ttt-delta"
 BATCH = 16
 CLIP_FRAMES = 256
 LONG_FRAMES = 8192

@@ -314,6 +314,8 @@ def summarise(runs: dict[str, Any]) -> list[dict[str, Any]]:
             gained = floor - nll(name, what, seeds)
             share = {"value": float(gained.sum() / (floor - ceiling).sum())}
             share["ci95"] = list(bootstrap_ratio(gained, floor - ceiling))  # type: ignore[assignment]
+            own = [(nll(BASE, NARROW_WINDOW, [s]), nll(BASE, WIDE_WINDOW, [s]), nll(name, what, [s])) for s in seeds]
+            share["by_seed"] = [float((n - mine).sum() / (n - w).sum()) for n, w, mine in own]  # type: ignore[assignment]
             asked = {"met": share["value"] >= TARGET} if WAYS[name].writes and what == WRITING else {}
             found.append({"name": f"{name}, {what}, share of the ceiling", "seeds": len(seeds), **share, **asked})
         off = mean_and_interval(nll(name, OFF, seeds) - floor)
@@ -346,7 +348,9 @@ def _table(runs: dict[str, Any]) -> Table:
 def _line(entry: dict[str, Any]) -> str:
     low, high = entry["ci95"]
     verdict = {True: "met   ", False: "MISSED", None: "      "}[entry.get("met")]
-    return f"{verdict} {entry['name']}: {entry['value']:+.3f} ({low:+.3f} to {high:+.3f}), {entry['seeds']} seeds"
+    by_seed = ", ".join(f"{share:.3f}" for share in entry.get("by_seed", ()))
+    seeds = f"{entry['seeds']} seeds" + (f": {by_seed}" if by_seed else "")
+    return f"{verdict} {entry['name']}: {entry['value']:+.3f} ({low:+.3f} to {high:+.3f}), {seeds}"
 
 
 if __name__ == "__main__":

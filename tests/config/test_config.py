@@ -152,6 +152,36 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
             ["--ttt.enable", "true", "--train.context_frames", "750", "--train.distill.context_frames", "750"],
             "train.distill.context_frames.*750",
         ),
+        (
+            [
+                "--ttt.enable",
+                "true",
+                "--train.distill.context_frames",
+                "750",
+                "--full_finetuning",
+                "true",
+                "--save_adapters",
+                "false",
+            ],
+            "train.distill.*full_finetuning",
+        ),
+        (
+            [
+                "--ttt.enable",
+                "true",
+                "--train.distill.context_frames",
+                "750",
+                "--lora.enable",
+                "true",
+                "--lora.ft_embed",
+                "true",
+            ],
+            "train.distill.*lora.ft_embed",
+        ),
+        (
+            ["--ttt.enable", "true", "--ttt.initial_gating_alpha", "0"],
+            "ttt.initial_gating_alpha: 0.*ttt.init: attention",
+        ),
         (["--train.inherit_memory", "1.5"], "train.inherit_memory"),
         (["--train.inherit_memory", "0.1"], "train.inherit_memory.*train.stateful"),
         (["--full_finetuning", "true"], "save_adapters"),
@@ -163,6 +193,12 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
 def test_values_that_cannot_work_name_their_key(argv: list[str], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         parse_train_args(["--run_dir", "x", *argv])
+
+
+@pytest.mark.parametrize("beside", [["--ttt.init", "attention"], ["--checkpoint.init_state_dir", "trained"]])
+def test_closed_gates_need_an_output_that_is_not_zero(beside: list[str]) -> None:
+    argv = ["--run_dir", "x", "--ttt.enable", "true", "--ttt.initial_gating_alpha", "0", *beside]
+    assert parse_train_args(argv).ttt.initial_gating_alpha == 0
 
 
 def test_half_lives_of_the_delta_rule_are_read() -> None:

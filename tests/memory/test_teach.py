@@ -144,6 +144,7 @@ def test_shares_of_the_ceiling_pool_seeds_and_pair_recordings(runs):
     plain, taught = (found[f"{name}, writing, share of the ceiling"] for name in ("likelihood", "distill"))
     assert (plain["value"], taught["value"]) == (pytest.approx(0.3), pytest.approx(0.9))
     assert (plain["met"], taught["met"], plain["seeds"]) == (False, True, 2)
+    assert plain["by_seed"] == pytest.approx([0.4, 0.2])
     assert plain["ci95"] == pytest.approx([0.3, 0.3]), "the recordings' own difficulty is nowhere in it"
     assert found["distill, not writing, share of the ceiling"]["value"] == pytest.approx(0.1)
     assert found["distill - likelihood, writing, nats"]["value"] == pytest.approx(-0.6)

@@ -26,6 +26,13 @@ RUN = (
     "--train.random_phase", "true", "--train.context_frames", "16", "--train.distill.context_frames", "40",
 )  # fmt: skip
 
+DELTA = (
+    "--max_steps", "8", "--ckpt_freq", "3", "--train.stateful", "true", "--train.inherit_memory", "0.8",
+    "--train.context_frames", "16", "--train.distill.context_frames", "40", "--ttt.inner", "delta",
+    "--ttt.half_life_frames", "[3, 30]", "--ttt.forget", "gated", "--ttt.target", "both", "--ttt.init", "attention",
+)  # fmt: skip
+"""carries what only the delta rule has: the key that waits for the next frame"""
+
 
 def stateful_args(material: Material, folder: Path, clips: int, **train: Any) -> TrainArgs:
     return TrainArgs(
@@ -132,10 +139,11 @@ def test_memory_is_flat_over_100_clips_of_one_recording(tiny_material: Material,
     assert all(shapes == carried[0] for shapes in carried)
 
 
-def test_killed_in_mid_recording_ends_bit_identical(launch: Callable[..., Any]) -> None:
-    whole = launch("whole", *RUN)
+@pytest.mark.parametrize("run", [RUN, DELTA], ids=["mlp", "delta"])
+def test_killed_in_mid_recording_ends_bit_identical(launch: Callable[..., Any], run: tuple[str, ...]) -> None:
+    whole = launch("whole", *run)
     whole.run()
-    killed = launch("killed", *RUN)
+    killed = launch("killed", *run)
     killed.run_until(lambda: bool(killed.store.steps()) and len(killed.records) >= 5, signal.SIGKILL)
     killed.run("--checkpoint.resume", "true")
     assert killed.state_id(8) == whole.state_id(8)

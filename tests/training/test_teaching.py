@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from ttt_moshi.training.assemble import Parts, assemble
 from ttt_moshi.training.distill import lessons
 from ttt_moshi.training.distributed import World, join_world
 from ttt_moshi.training.feed import Targets
-from ttt_moshi.training.step import StepResult, loss_weights, train_step
+from ttt_moshi.training.step import StepResult, forward_is_finite, loss_weights, train_step
 
 if TYPE_CHECKING:
     from ttt_moshi.synthetic import Material
@@ -181,3 +182,24 @@ def test_an_inherited_memory_is_all_that_is_inherited(
             layer.passed_over = True  # attention and codes begin anew
         alone = third(False, [])
         assert torch.equal(third(True, clips[:2]), alone)
+
+
+def test_a_memory_that_ran_away_is_found_in_whoever_inherits_it(
+    tiny_material: Material, recordings: Path, tmp_path: Path
+) -> None:
+    args = arguments(tiny_material, recordings, tmp_path, stateful=True, inherit_memory=1.0)
+    with assembled(args) as (parts, world):
+        make_heard(parts, "wo.weight")
+        weights, loader, clips = loss_weights(parts.model, args), parts.stages[0].loader, parts.layout.clips
+        for step in range(2):
+            work = parts.layout.read(loader, step * clips)
+            assert train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1.0, inherit=True).finite
+        for name, tensor in parts.feed.tensors(world.mesh).items():
+            if "W1" in name:
+                tensor.to_local().fill_(math.inf)
+        work = parts.layout.read(loader, 2 * clips)
+        assert all(bool(batch.starts.all()) for batch in work[0][:1])
+        result = train_step(parts.model, parts.optimizer, parts.feed, work, world, weights, 1.0, inherit=True)
+        assert not result.finite
+        assert not forward_is_finite(parts.model, parts.feed, work, world, inherit=True)
+        assert forward_is_finite(parts.model, parts.feed, work, world, inherit=False)

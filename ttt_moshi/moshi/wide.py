@@ -15,7 +15,7 @@ def base_with_window(model: TTTMoshi, frames: int) -> Iterator[None]:
     """While the context is open, `model` works without its TTT layers and LoRA adapters, and attends to `frames`.
 
     For `forward` and `forward_chunk`, with streams that were started inside. What is frozen is the base model as it was
-    loaded; under full fine-tuning it is the base as it is by now.
+    loaded.
     """
     with attention_window(model, frames), without_lora(model), ExitStack() as stack:
         for layer in model.layers:

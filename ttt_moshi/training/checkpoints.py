@@ -43,10 +43,6 @@ class Progress:
     clips: int = 0
     elapsed_seconds: float = 0.0
 
-    def after_step(self, clips: int, seconds: float) -> Progress:
-        """The progress after one more step over `clips` clips."""
-        return Progress(self.step + 1, self.cursor + clips, self.clips + clips, self.elapsed_seconds + seconds)
-
     def from_first_clip(self) -> Progress:
         """The same progress at the first clip of an order of clips."""
         return replace(self, cursor=0)

@@ -59,7 +59,8 @@ def read(run: Run) -> Step:
     work = run.world.together(lambda: layout.read(stage.loader, cursor))
     if progress.step + 1 < run.args.max_steps and stage_at(run.parts.stages, progress.step + 1) is stage:
         layout.read_ahead(stage.loader, cursor + layout.clips)
-    return Step(stage, cursor, restart, work, began)
+    inherit = progress.step >= run.args.max_steps * (1 - run.args.train.inherit_memory)
+    return Step(stage, cursor, restart, inherit, work, began)
 
 
 def compute(run: Run, step: Step) -> None:
@@ -73,8 +74,7 @@ def compute(run: Run, step: Step) -> None:
     with watch(watched) as seen:
         result = train_step(
             parts.model, parts.optimizer, parts.feed, step.work, run.world, run.weights, args.max_norm,
-            votes=_votes(run), restart=step.restart, teacher=parts.teacher,
-            inherit=before.step >= args.max_steps * (1 - args.train.inherit_memory),
+            votes=_votes(run), restart=step.restart, teacher=parts.teacher, inherit=step.inherit,
         )  # fmt: skip
     if not result.finite:
         raise nonfinite.end(run, step, result)
@@ -100,7 +100,7 @@ def record(run: Run, step: Step) -> None:
 def check_last(run: Run, step: Step) -> None:
     """The last state must be as good as every other one, whose forward pass the next step has tried."""
     parts = run.parts
-    if run.finished and not forward_is_finite(parts.model, parts.feed, step.work, run.world):
+    if run.finished and not forward_is_finite(parts.model, parts.feed, step.work, run.world, inherit=step.inherit):
         raise nonfinite.end_last(run, step)
 
 

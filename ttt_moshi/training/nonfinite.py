@@ -36,7 +36,7 @@ def end(run: Run, step: Step, result: StepResult) -> NonFiniteLossError:
     bad = {k: v for k, v in result.metrics.items() if k in ("text_loss", "audio_loss", "distill_loss", "grad_norm")}
     what = f"step {number} is not finite ({_text(bad)}). It heard {_heard(run, step, number)}"
     if not math.isfinite(result.metrics["loss"]):
-        if forward_is_finite(run.parts.model, run.parts.feed, step.work, run.world, step.restart):
+        if forward_is_finite(run.parts.model, run.parts.feed, step.work, run.world, step.restart, step.inherit):
             kept = _save(run)
             return NonFiniteLossError(
                 f"{what}. Repeated, it was finite: look for a fault of memory, processor or driver. {kept}",

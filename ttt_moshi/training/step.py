@@ -170,10 +170,11 @@ def forward_is_finite(
     work: Sequence[Sequence[Batch]],
     world: World,
     restart: bool = False,
+    inherit: bool = False,
 ) -> bool:
     """Whether the model as it is predicts a step's clips with finite losses, on all ranks. Leaves no trace."""
     put_back = random_state.remember()
-    feed.begin(model, restart)
+    feed.begin(model, restart, inherit)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     with torch.no_grad():
         for micro, clips in enumerate(work):

@@ -71,6 +71,7 @@ class Step:
     Args:
         cursor: position of its first clip in the stage's order.
         restart: whether it begins an order of clips, so that nothing is carried into it.
+        inherit: whether recordings that begin in it find the memory that the one before them left.
         work: this rank's clips; for each micro-batch its consecutive batches.
         began: when, by the performance counter.
         save: whether somebody asked for its checkpoint.
@@ -81,6 +82,7 @@ class Step:
     stage: Stage
     cursor: int
     restart: bool
+    inherit: bool
     work: list[list[Batch]]
     began: float
     save: bool = False
