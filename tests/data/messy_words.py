@@ -192,6 +192,12 @@ def phones(words: list[Word]) -> list[Word]:
             for p, a, b in (("HH", w.start, (w.start + w.end) / 2), ("AH0", (w.start + w.end) / 2, w.end))]  # fmt: skip
 
 
+def stretches() -> list[Word]:
+    """Moshi's turns as one long word each."""
+    own = [words for speaker, words in turns() if speaker == 0]
+    return [Word(text_of(words), words[0].start, words[-1].end, MAIN_SPEAKER) for words in own]
+
+
 def elan() -> str:
     slots = "".join(f'<TIME_SLOT TIME_SLOT_ID="{e}{i}" TIME_VALUE="{round(1000 * at)}"/>'
                     for i, w in enumerate(WORDS) for e, at in (("a", w.start), ("b", w.end)))  # fmt: skip
@@ -300,6 +306,8 @@ CASES: list[Case] = [
     Case("TextGrid of an aligner, speakers", ".TextGrid", lambda: textgrid(*(
         t for s, n in enumerate(NAMES) for own in [[w for w in WORDS if who(w) == s]]
         for t in (tier(f"{n} - words", own), tier(f"{n} - phones", phones(own))))), label="Agent", off=0.1),
+    Case("TextGrid, utterances and words", ".TextGrid", lambda: textgrid(tier("utterances", stretches()),
+         tier("words", MINE)), says="tier `utterances` is left out", off=0.1),
     Case("ELAN", ".eaf", elan, label="Agent"),
     Case("CTM, numbers", ".ctm", ctm),
     Case("CTM, letters, confidence", ".ctm", lambda: ctm(("A", "B"), " 0.93")),

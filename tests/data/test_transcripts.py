@@ -285,6 +285,60 @@ def test_times_that_lack_at_either_end_are_found(write):
     assert 1.5 <= found.words[2].start < found.words[2].end <= found.words[3].start < found.words[3].end < 2.5
 
 
+def tiers_of_praat(*tiers: tuple[str, str]) -> str:
+    """Each tier says its words in the first seconds, one a second, or all in one stretch where they hold a comma."""
+    rows = []
+    for name, text in tiers:
+        parts = [text] if "," in text else text.split()
+        edges = "".join(f'{i}\n{i + 1}\n"{part}"\n' for i, part in enumerate(parts))
+        rows.append(f'"IntervalTier"\n"{name}"\n0\n9\n{len(parts)}\n{edges}')
+    return f'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n9\n<exists>\n{len(tiers)}\n{"".join(rows)}'
+
+
+def tiers_of_elan(*tiers: tuple[str, str, str, str]) -> str:
+    """`(name, participant, parent, words)`, one word a second."""
+    slots = "".join(f'<TIME_SLOT TIME_SLOT_ID="t{i}" TIME_VALUE="{i * 1000}"/>' for i in range(9))
+    rows = []
+    for name, participant, parent, text in tiers:
+        facts = f'TIER_ID="{name}"' + (f' PARTICIPANT="{participant}"' if participant else "")
+        facts += f' PARENT_REF="{parent}"' if parent else ""
+        notes = "".join(
+            f'<ANNOTATION><ALIGNABLE_ANNOTATION TIME_SLOT_REF1="t{i}" TIME_SLOT_REF2="t{i + 1}">'
+            f"<ANNOTATION_VALUE>{word}</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>"
+            for i, word in enumerate(text.split())
+        )
+        rows.append(f"<TIER {facts}>{notes}</TIER>")
+    return f"<ANNOTATION_DOCUMENT><TIME_ORDER>{slots}</TIME_ORDER>{''.join(rows)}</ANNOTATION_DOCUMENT>"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words", "left_out"),
+    [
+        ("a.TextGrid", tiers_of_praat(("Anna - utterances", "hi, you"), ("Anna - words", "hi you")), "hi you",
+         ["Anna - utterances"]),
+        ("a.TextGrid", tiers_of_praat(("text", "hi, you"), ("word", "hi you"), ("phones", "h i j u")), "hi you",
+         ["text", "phones"]),
+        ("a.TextGrid", tiers_of_praat(("Anna", "hi, you"), ("anna - words", "hi you"), ("Ben", "no")), "hi no you",
+         ["Anna"]),
+        ("a.TextGrid", tiers_of_praat(("A words", ""), ("A transcript", "hi, you"), ("A text", "hi, you")),
+         "hi, you", ["A text"]),
+        ("a.eaf", tiers_of_elan(("utt", "Anna", "", "hi"), ("tokens", "Anna", "utt", "hi you"), ("b", "Ben", "", "no")),
+         "hi no you", ["utt"]),
+        ("a.eaf", tiers_of_elan(("Anna", "", "", "hi"), ("part", "", "Anna", ""), ("of", "Anna", "part", "hi you")),
+         "hi you", ["Anna"]),
+        ("a.eaf", tiers_of_elan(("utterances", "Anna", "", "hi"), ("words", "Anna", "", "hi you")), "hi you",
+         ["utterances"]),
+        ("a.eaf", tiers_of_elan(("Anna-words", "Anna", "", "hi you"), ("Anna-phones", "", "Anna-words", "h i j u")),
+         "hi you", ["Anna-phones"]),
+        ("a.eaf", tiers_of_elan(("utt", "Anna", "", "hi you"), ("words", "Anna", "utt", "")), "hi you", []),
+    ],
+)  # fmt: skip
+def test_a_speaker_with_several_tiers_says_every_word_once(write, name, text, words, left_out):
+    found = read_transcript(write(text, name), "A", "Anna")
+    assert " ".join(word.text for word in found.words) == words
+    assert list(found.remarks) == [f"tier `{tier}` is left out" for tier in left_out]
+
+
 def test_longer_stretches_are_spread_and_marked(write):
     found = read_transcript(write("1\n00:00:01,000 --> 00:00:03,000\none two three\nfour [laughs]\n", "a.srt"))
     assert [word.text for word in found.words] == ["one", "two", "three", "four"]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from ttt_moshi.data.formats.raw import Piece, RawTranscript
 
 _TEXTGRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|\[[^\]]*\]|(?<![\w.])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
 _TIER = re.compile(r"(?:(.*?)[-_ ]*\b)?(words?|phones?|phonemes?|transcripts?|utterances?|text)", re.IGNORECASE)
 """names that say what a tier holds, maybe after the name of a speaker"""
+_WORDS, _LONGER, _SOUNDS = range(3)
+"""what a tier holds, the most exact words first"""
 _NUMBER = re.compile(r"-?\d+(\.\d+)?$")
 
 
 def read_textgrid(text: str) -> RawTranscript | None:
     """Praat, in its long and its short form: the intervals of every tier; a tier is a speaker.
 
-    Of an aligner's tiers (`Anna - words`, `Anna - phones`) the words are read.
+    Where a speaker has several (`Anna`, `Anna - utterances`, `Anna - words`, `Anna - phones`), all say the same: the
+    words are read, or else the first that holds longer stretches.
     """
     if '"TextGrid"' not in text[:200]:
         return None
@@ -42,13 +45,26 @@ def read_textgrid(text: str) -> RawTranscript | None:
                     pieces.append(Piece(label, start, end, name))
     except StopIteration:
         raise ValueError("the TextGrid ends in the middle of a tier") from None
-    named = {piece.speaker: _TIER.fullmatch(piece.speaker or "") for piece in pieces}
-    speakers = {name: name if match is None else match[1] or None for name, match in named.items()}
-    sounds = [name for name, match in named.items() if match and match[2].lower().startswith("phon")]
-    spoken = {speakers[name] for name in named if name not in sounds}
-    left_out = [name for name in sounds if speakers[name] in spoken]
-    words = [Piece(p.text, p.start, p.end, speakers[p.speaker]) for p in pieces if p.speaker not in left_out]
-    return RawTranscript("TextGrid", words, remarks=[f"tier `{name}` is left out" for name in left_out])
+    named = {name: _tier(name) for name in dict.fromkeys(piece.speaker or "" for piece in pieces)}
+    chosen: dict[str | None, str] = {}
+    for name, (speaker, _) in sorted(named.items(), key=lambda tier: tier[1][1]):
+        chosen.setdefault(speaker and speaker.casefold(), name)
+    kept = [piece for piece in pieces if (piece.speaker or "") in chosen.values()]
+    words = [Piece(piece.text, piece.start, piece.end, named[piece.speaker or ""][0]) for piece in kept]
+    return RawTranscript("TextGrid", words, remarks=_told(name for name in named if name not in chosen.values()))
+
+
+def _tier(name: str) -> tuple[str | None, int]:
+    """Whose a tier is, and what it holds. A name that says nothing of that is the speaker's."""
+    match = _TIER.fullmatch(name)
+    if match is None:
+        return name, _LONGER
+    kind = match[2].lower()
+    return match[1] or None, _WORDS if kind.startswith("word") else _SOUNDS if kind.startswith("phon") else _LONGER
+
+
+def _told(left_out: Iterable[str]) -> list[str]:
+    return [f"tier `{name}` is left out" for name in left_out]
 
 
 def _count(value: str | float) -> int:
@@ -58,7 +74,11 @@ def _count(value: str | float) -> int:
 
 
 def read_elan(text: str) -> RawTranscript | None:
-    """ELAN: annotations with times of every tier; its participant, or else the tier, is the speaker."""
+    """ELAN: annotations with times of every tier; its participant, or else the tier, is the speaker.
+
+    A tier is left out where another one says the same in smaller parts: one that depends on it, or the words of the
+    same speaker.
+    """
     if "<ANNOTATION_DOCUMENT" not in text[:4000]:
         return None
     try:
@@ -71,15 +91,41 @@ def read_elan(text: str) -> RawTranscript | None:
         value = slots.get(slot)
         return None if value is None else int(value) / 1000
 
-    pieces = []
-    for tier in root.iter("TIER"):
-        speaker = tier.get("PARTICIPANT") or tier.get("TIER_ID")
+    tiers = {tier.get("TIER_ID") or "": tier for tier in root.iter("TIER")}
+    said: dict[str, list[Piece]] = {}
+    for name, tier in tiers.items():
         for annotation in tier.iter("ALIGNABLE_ANNOTATION"):
             value = annotation.findtext("ANNOTATION_VALUE") or ""
             start, end = seconds(annotation.get("TIME_SLOT_REF1")), seconds(annotation.get("TIME_SLOT_REF2"))
             if value.strip():
-                pieces.append(Piece(value, start, end, speaker))
-    return RawTranscript("ELAN", pieces)
+                said.setdefault(name, []).append(Piece(value, start, end, tier.get("PARTICIPANT") or name))
+    left_out = _said_elsewhere({name: tiers[name].get("PARTICIPANT") for name in said}, _parents(tiers))
+    pieces = [piece for name, own in said.items() if name not in left_out for piece in own]
+    return RawTranscript("ELAN", pieces, remarks=_told(name for name in said if name in left_out))
+
+
+def _parents(tiers: Mapping[str, ElementTree.Element]) -> dict[str, set[str]]:
+    """Of every tier those that it depends on, directly or not."""
+    found: dict[str, set[str]] = {}
+    for name in tiers:
+        above, at = set[str](), tiers[name].get("PARENT_REF")
+        while at in tiers and at not in above:
+            above.add(at)
+            at = tiers[at].get("PARENT_REF")
+        found[name] = above
+    return found
+
+
+def _said_elsewhere(participants: Mapping[str, str | None], parents: Mapping[str, set[str]]) -> set[str]:
+    """The tiers, of those with words, whose words another one has too."""
+    whose = {name: (participant or _tier(name)[0] or "").casefold() for name, participant in participants.items()}
+    holds = {name: _tier(name)[1] for name in whose}
+    spoken = {whose[name] for name in whose if holds[name] != _SOUNDS}
+    sounds = {name for name in whose if holds[name] == _SOUNDS and whose[name] in spoken}
+    above = {parent for name in whose if name not in sounds for parent in parents[name]}
+    by_word = {whose[name] for name in whose if holds[name] == _WORDS and name not in above}
+    longer = {name for name in whose if holds[name] == _LONGER and _TIER.fullmatch(name) and whose[name] in by_word}
+    return sounds | above | longer
 
 
 def read_ctm(text: str) -> RawTranscript | None:
