@@ -1,13 +1,16 @@
 """Conversations whose collapse was put in by hand, and found where it was put."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ttt_moshi.cli.main import main
 from ttt_moshi.evaluation import EvaluationError
+from ttt_moshi.evaluation.recorded import Maker, maker
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.tasks.free_running import MINUTE, FreeRunning, collapse_minute, minutes_of
 
@@ -118,7 +121,8 @@ def test_the_task_counts_conversations(new_clips, oracle):
     repeat_a_phrase(broken[:, 2 * MINUTE :])
     clips = clips_of(new_clips, [conversation(4), broken, conversation(3, seed=5)])
     engine = oracle()
-    outcome = FreeRunning(ClipTokens(clips), None).run(engine)
+    made = Maker("ours", Path("talk/made_by.json"))
+    outcome = FreeRunning(ClipTokens(clips), None, {"clip0": made, "clip1": made, "clip2": made}, "ours").run(engine)
     assert engine.forward_passes == 0
     entry = outcome.entry
     assert entry["value"] == pytest.approx(2 / 3) and entry["n"] == 3 and entry["collapse_minutes"] == [2]
@@ -126,8 +130,33 @@ def test_the_task_counts_conversations(new_clips, oracle):
     assert [point["degenerate"] for point in entry["minutes"]] == [0, 0, 1, 1]
     assert entry["minutes"][0]["entropy"]["value"] == pytest.approx(6.0, abs=0.15)
     assert [sample["collapse_minute"] for sample in outcome.samples] == [None, 2, None]
+    assert entry["made_by"] == {"this_checkpoint": 3, "unknown": 0} and "means" not in entry
     with pytest.raises(EvaluationError, match="1 of 2 conversations are shorter"):
-        FreeRunning(ClipTokens(clips_of(new_clips, [conversation(4), conversation(1)])), None).run(engine)
+        short = ClipTokens(clips_of(new_clips, [conversation(4), conversation(1)]))
+        FreeRunning(short, None, dict.fromkeys(("clip0", "clip1")), "ours").run(engine)
+
+
+def test_conversations_are_those_of_the_checkpoint_or_nobody_knows_whose(new_clips, oracle):
+    clips = ClipTokens(clips_of(new_clips, [conversation(2), conversation(2, seed=1)]))
+    ours, theirs = Maker("ours", Path("a/made_by.json")), Maker("theirs", Path("b/made_by.json"))
+    found = FreeRunning(clips, None, {"clip0": ours, "clip1": None}, "ours").run(oracle()).entry
+    assert found["made_by"] == {"this_checkpoint": 1, "unknown": 1}
+    assert found["means"].endswith("which model made 1 of 2 is unknown")
+    with pytest.raises(
+        EvaluationError, match=r"1 of 2 .* another model's \(b/made_by.json: theirs, and this is ours\)"
+    ):
+        FreeRunning(clips, None, {"clip0": ours, "clip1": theirs}, "ours").run(oracle())
+
+
+def test_what_made_a_recording_lies_beside_it(tmp_path):
+    assert maker(tmp_path / "output.wav") is None
+    path = tmp_path / "made_by.json"
+    path.write_text('{"state_id": "abc", "seed": 1}')
+    assert maker(tmp_path / "output.wav") == Maker("abc", path)
+    for content in ("{", "[]", "{}"):
+        path.write_text(content)
+        with pytest.raises(EvaluationError, match=r"made_by\.json"):
+            maker(tmp_path / "output.wav")
 
 
 def test_options_about_a_model_are_refused_by_name(tiny_material, tmp_path, capsys):
@@ -136,6 +165,23 @@ def test_options_about_a_model_are_refused_by_name(tiny_material, tmp_path, caps
     for words in (["--ttt", "off"], ["--text", "pad"], ["--user", "absent"], ["--sink", "3"]):
         assert main([*base, *words]) == 2
         assert f"`free_running`: `{' '.join(words)}`" in capsys.readouterr().err
-    assert main(base) == 2  # those recordings are short
-    task = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["free_running"]
-    assert task["status"] == "skipped" and "shorter than one minute and a half" in task["reason"]
+
+
+def test_the_command_refuses_conversations_of_another_checkpoint(tiny_material, tmp_path):
+    talk = tmp_path / "talks" / "one"
+    talk.mkdir(parents=True)
+    soundfile.write(talk / "output.wav", np.zeros(24_000 * 3, np.float32), 24_000)
+    listed = tmp_path / "talks" / "talks.jsonl"
+    listed.write_text('{"path": "one/output.wav", "duration": 3.0}\n')
+    base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tiny_material.base_model)]
+    base += ["--data", str(listed), "--tasks", "free_running", "--out", str(tmp_path / "out")]
+
+    def why_not(state_id: str) -> tuple[str, str]:
+        (talk / "made_by.json").write_text(json.dumps({"state_id": state_id}))
+        assert main(base) == 2
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        return results["tasks"]["free_running"]["reason"], results["checkpoint"]["state_id"]
+
+    reason, own = why_not("somebody-else")
+    assert f"one/made_by.json: somebody-else, and this is {own}" in reason
+    assert "shorter than one minute and a half" in why_not(own)[0]

@@ -30,6 +30,11 @@ class Talker:
     driver: Driver
     folder: Path
 
+    @property
+    def state_id(self) -> str:
+        """That of the model."""
+        return self.driver.speaker.state_id
+
     def converse(
         self,
         task: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,19 @@ from ttt_moshi.data.digests import Digests
 from ttt_moshi.data.encoded import EncodedInfo
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.listen import moshi_first
+from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
+from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
 from ttt_moshi.inference.answers import LongAudio
-from ttt_moshi.inference.driver import Item
+from ttt_moshi.inference.driver import MADE_BY, Item
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
 
@@ -49,6 +52,27 @@ class TwoSides:
         """float32 [2, samples], the agent's first, as far as the recording is used."""
         audio = read_audio(self.recording.audio)[list(moshi_first(2, self.recording.moshi_speaker))]
         return audio[:, : self.recording.frames * FRAME_SIZE]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """The model that made a conversation; `path` is the file that says so."""
+
+    state_id: str
+    path: Path
+
+
+def maker(audio: Path) -> Maker | None:
+    """What made a recording, where `ttt-moshi generate` has written that beside it.
+
+    Raises:
+        EvaluationError: a file of that name which holds something else.
+    """
+    path = audio.parent / MADE_BY
+    if not is_there(path):
+        return None
+    with well_formed(path):
+        return Maker(str(json.loads(read_text(local(path)))["state_id"]), path)
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,14 @@ class EvaluationData:
         """Every recording as one clip, `ID@0`, and what encodes them."""
         longest = max(recording.frames for recording in self._corpus(self.duration_sec).recordings)
         return self._open(frames_to_seconds(longest))
+
+    def makers(self) -> dict[str, Maker | None]:
+        """What made every recording, by the id of its clip in `whole`; None where nothing beside it says so.
+
+        Raises:
+            EvaluationError: a `made_by.json` that says nothing of a model.
+        """
+        return {f"{one.id}@0": maker(one.audio) for one in self._corpus(self.duration_sec).recordings}
 
     def turns(self) -> dict[str, list[SpeakerTurn]]:
         """Who speaks when in every recording that has a transcript, by the id of its clip in `whole`."""

@@ -10,10 +10,14 @@ data. No model runs here. A minute is degenerate when one of these holds:
 
 So the first minute may be degenerate too. A conversation collapses at the first degenerate minute after which no minute
 is any better, provided that there are at least two of them. An incomplete last minute below 30 s is left out.
+
+Conversations that another checkpoint has made are refused, as their `made_by.json` tells; of those without one the
+result says that nobody knows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +25,7 @@ import numpy as np
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.recorded import Encode
+from ttt_moshi.evaluation.recorded import Encode, Maker
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval
@@ -32,6 +36,7 @@ MINUTE = round(60 * FRAME_RATE)  # frames
 GRAM = 4  # text tokens
 REPEATED, STUCK = 0.5, 0.5
 ONE_CODE = 0.05  # bits: 3 frames of a minute with codes of their own have 0.044, 4 have 0.059
+MEANS = "this share of conversations keeps its words and sounds to the end"
 STATISTICS = ("pad_share", "tokens_per_minute", "repeated_grams", "entropy")
 
 
@@ -112,13 +117,18 @@ class FreeRunning:
     Args:
         tokens: every conversation as one clip.
         encode: makes them quick to read; None where they are.
+        makers: what made each, by its id; None where it is unknown.
+        state_id: of the checkpoint that should have.
     """
 
     tokens: ClipTokens
     encode: Encode | None
+    makers: Mapping[str, Maker | None]
+    state_id: str
     name: str = "free_running"
 
     def run(self, engine: Engine) -> Outcome:
+        self._refuse_others()
         if self.encode is not None:
             self.encode(engine.ranks, engine.encoding(self.name))
         examples = engine.ranks.together(self.tokens.examples)
@@ -129,6 +139,7 @@ class FreeRunning:
                 "...): too short to tell a collapse"
             )
         collapsed = {name: collapse_minute(own) for name, own in minutes.items()}
+        unknown = sum(self.makers[e.id] is None for e in examples)
         steady = np.array([float(collapsed[e.id] is None) for e in examples])
         samples = [
             {
@@ -146,7 +157,18 @@ class FreeRunning:
             **mean_and_interval(steady),
             "n": len(steady),
             "unit_of_n": "conversations",
+            "made_by": {"this_checkpoint": len(examples) - unknown, "unknown": unknown},
             "collapse_minutes": [minute for minute in collapsed.values() if minute is not None],
             "minutes": by_minute([[asdict(m) for m in own] for own in minutes.values()], STATISTICS),
         }
+        if unknown:
+            entry["means"] = f"{MEANS}; which model made {unknown} of {len(examples)} is unknown"
         return Outcome(entry, samples, data_digest=self.tokens.digest(examples))
+
+    def _refuse_others(self) -> None:
+        others = [one for one in self.makers.values() if one is not None and one.state_id != self.state_id]
+        if others:
+            raise EvaluationError(
+                f"{len(others)} of {len(self.makers)} conversations are another model's ({others[0].path}: "
+                f"{others[0].state_id}, and this is {self.state_id}): list those of this one, or evaluate that one"
+            )

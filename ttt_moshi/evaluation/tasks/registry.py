@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ttt_moshi.evaluation.controls import Controls, runs_no_model
-from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.outcome import Outcome
@@ -28,6 +28,7 @@ from ttt_moshi.evaluation.tasks import context_dialog, examiner, hour, overlap, 
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
+from ttt_moshi.evaluation.tasks.free_running import MEANS as KEEPS_TALKING
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
 from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, find_situations
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
@@ -138,7 +139,8 @@ def _dialogue(b: Benchmarks) -> Task:
 
 
 def _free_running(b: Benchmarks) -> Task:
-    return FreeRunning(*b.recordings().whole())
+    recorded = b.recordings()
+    return FreeRunning(*recorded.whole(), recorded.makers(), needed(b.talker).state_id)
 
 
 def _hour(b: Benchmarks) -> Task:
@@ -301,7 +303,7 @@ TASKS: dict[str, TaskSpec] = {
     "free_running": TaskSpec(
         _free_running,
         "conversations that `ttt-moshi generate` wrote: --data",
-        "this share of conversations keeps its words and sounds to the end",
+        KEEPS_TALKING,
         text="given",
         user="natural",
         cannot_apply=runs_no_model,
