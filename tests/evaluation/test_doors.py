@@ -37,6 +37,8 @@ BAD = [
     *(["--tasks", names] for names in ("swugy", "", ",", "all,x", "ppl,listt")),
     *(["--ttt", control] for control in ("of", "reset", "reset:0", "swapped:-1", "")),
     ["--ttt", "off", "--tasks", "inner"], ["--ttt", "reset:4", "--text", "sampled"],
+    ["--outputs_of", "x", "--tasks", "ssc"], ["--outputs_of", " ", "--tasks", "full_duplex"],
+    ["--outputs_of", "x", "--tasks", "full_duplex", "--sink", "2"],
     ["--sink", "2", "--text", "sampled"], ["--sink", "2", "--ttt", "swapped:4"], ["--sink", "9999"],
     ["--out", "{place}/file"], ["--cache_dir", "{place}/file"],
     ["--data_root", "{place}/gone"], ["--data_root", "{place}/file"],

@@ -114,7 +114,8 @@ class _Run:
             add_reference(found.tasks, options.reference)
         for name, outcome in found.outcomes.items():
             spec = known[name]
-            found.tasks[name]["options"] = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
+            applied = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
+            found.tasks[name].setdefault("options", applied)
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes
@@ -178,6 +179,7 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
         asking=Asking(options.answer_seconds, options.answers, options.judge),
         talker=talker,
         server=options.server,
+        outputs_of=options.outputs_of,
     )
 
 

@@ -111,6 +111,12 @@ def parser() -> Parser:
         help="http://HOST:PORT of a `ttt-moshi serve` of the same checkpoint, with which `examiner` talks; default: "
         "one of its own, in this process",
     )
+    add(
+        "--outputs_of",
+        metavar="NAME",
+        help="`full_duplex` measures the output.json beside every input.wav, which the model of this name has made; "
+        "without it the checkpoint talks",
+    )
     add("--max_frames", type=positive, help="frames in one forward pass at most (default: 6000)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's `param_dtype`")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
@@ -178,6 +184,8 @@ class Request:
             _check_judge(options.judge)
         if options.server is not None:
             _check_server(options)
+        if options.outputs_of is not None:
+            _check_outputs(options)
         _refuse_idle(options, names)
         if options.data is not None:
             overrides["data"] = {**overrides.get("data", {}), "eval_data": options.data}
@@ -223,6 +231,7 @@ class Request:
             "answer_seconds": options.answer_seconds if options.answer_seconds != 20.0 else None,
             "judge": options.judge,
             "server": True if options.server else None,
+            "outputs_of": options.outputs_of,
             "dtype": options.dtype or args.param_dtype,
             "duration_sec": args.duration_sec,
         }
@@ -268,6 +277,13 @@ def _check_server(options: Any) -> None:
         raise UserError(f"--server: {error}") from None
     if options.sink:
         raise UserError("--sink: a server has its own (`ttt-moshi serve --sink N`), leave it out beside --server")
+
+
+def _check_outputs(options: Any) -> None:
+    if not options.outputs_of.strip():
+        raise UserError("--outputs_of is empty: name the model whose outputs they are, or leave it out")
+    if options.sink:
+        raise UserError("--sink: outputs that are there already have their own, leave it out beside --outputs_of")
 
 
 def _check_judge(command: str) -> None:

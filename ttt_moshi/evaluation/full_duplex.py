@@ -15,6 +15,7 @@ from ttt_moshi.data.words import TimedWord
 BACKCHANNEL_WORDS, BACKCHANNEL_SEC = 3, 1.0
 PAUSE_SEC = 1.0  # of silence, between two utterances
 BIN_SEC = 0.2  # of the distribution of backchannels over time
+EPSILON = 1e-10  # added to every bin, as the benchmark does
 
 
 def takes_over(words: Sequence[TimedWord]) -> bool:
@@ -43,27 +44,43 @@ def backchannels(words: Sequence[TimedWord]) -> list[list[TimedWord]]:
     return [utterance for utterance in utterances(words) if _is_backchannel(utterance)]
 
 
-def over_time(starts: Sequence[float], seconds: float) -> np.ndarray:
-    """How often in every bin of `BIN_SEC`; float64 [bins]."""
-    bins = max(1, int(np.ceil(seconds / BIN_SEC - 1e-9)))
-    places = [min(int(start / BIN_SEC + 1e-9), bins - 1) for start in starts]
-    return np.bincount(places, minlength=bins).astype(np.float64)
+def apart_from_people(found: Sequence[Sequence[TimedWord]], seconds: float, people: np.ndarray) -> float:
+    """How far backchannels are over time from those of people: the benchmark's JSD, the smaller the better.
+
+    It is the Jensen-Shannon distance of the two distributions over bins of `BIN_SEC`. Without a backchannel it is 1,
+    more than any distance (0.83 at most).
+
+    Args:
+        seconds: length of the user's recording.
+        people: weights of theirs in bins that divide it evenly; where those are of another number, weights of ours are
+            read off the straight lines between them.
+    """
+    if not found:
+        return 1.0
+    own = over_time([(words[0].start, max(word.end for word in words)) for words in found], seconds) + EPSILON
+    theirs = np.interp(np.linspace(0, 1, len(own)), np.linspace(0, 1, len(people)), people)
+    return jensen_shannon(own, theirs)
+
+
+def over_time(spans: Sequence[tuple[float, float]], seconds: float) -> np.ndarray:
+    """How many of these spans [start, end] lie in every bin of `BIN_SEC`, or in a part of it; float64 [bins]."""
+    counts = np.zeros(int(seconds / BIN_SEC) + 1)
+    for start, end in spans:
+        counts[int(start / BIN_SEC) : int(end / BIN_SEC) + 1] += 1
+    return counts
 
 
 def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
-    """Jensen-Shannon divergence in bits, in [0, 1], of two distributions given by weights; of a shorter one, the rest
-    is 0. A model that never does a thing is as far from one that does as can be."""
-    size = max(len(first), len(second))
-    p, q = (np.pad(weights, (0, size - len(weights))) for weights in (first, second))
-    if not p.sum() or not q.sum():
-        return float(p.sum() != q.sum())
-    p, q = p / p.sum(), q / q.sum()
-    return float((_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2).clip(0.0, 1.0))
+    """Jensen-Shannon distance, in [0, sqrt(ln 2)], of two distributions given by as many weights, [n]: the square root
+    of their divergence in nats."""
+    p, q = first / first.sum(), second / second.sum()
+    divergence = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
+    return float(np.sqrt(max(divergence, 0.0)))
 
 
-def _entropy(p: np.ndarray) -> np.floating:
+def _entropy(p: np.ndarray) -> float:
     present = p[p > 0]
-    return -(present * np.log2(present)).sum()
+    return float(-(present * np.log(present)).sum())
 
 
 def _is_backchannel(words: Sequence[TimedWord]) -> bool:

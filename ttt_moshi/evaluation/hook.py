@@ -61,11 +61,11 @@ def _tasks(args: PaperMetricsArgs) -> list[str]:
     """The named tasks; `all` is every one that can be measured in training.
 
     Raises `EvaluationError` for tasks on recordings, which `do_eval` measures, for `inner`, which needs whole weights
-    where training has shards of them, and for `full_duplex` and spoken questions, which need a model that talks.
+    where training has shards of them, and for those that need a model that talks.
     """
     names = parse_tasks(args.tasks)
     talking = [name for name, spec in known_tasks().items() if spec.talks]
-    elsewhere = (*ON_RECORDINGS, "inner", "full_duplex", *talking)
+    elsewhere = (*ON_RECORDINGS, "inner", *talking)
     if args.tasks.strip() == "all":
         return [name for name in names if name not in elsewhere]
     if named := [name for name in names if name in elsewhere]:

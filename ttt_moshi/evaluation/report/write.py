@@ -44,11 +44,13 @@ def write_run_report(out: Path, results: Results) -> Path:
 def _conversations(out: Path, task: str) -> list[Recorded]:
     """The first conversations of a task that lie beside the report."""
     found = []
-    for words in sorted((out / "conversations" / task).glob("*/output.json"))[:MOST_PLAYERS]:
+    own = out / "conversations" / task
+    for words in sorted(own.rglob("output.json"))[:MOST_PLAYERS]:
         with well_formed(words):
             said = " ".join(text for text, _, _ in json.loads(read_text(words))["alignments"])
         folder = words.parent.relative_to(out).as_posix()
-        found.append(Recorded(words.parent.name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
+        name = words.parent.relative_to(own).as_posix()
+        found.append(Recorded(name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
     return found
 
 

@@ -30,7 +30,7 @@ from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
 from ttt_moshi.evaluation.tasks.free_running import MEANS as KEEPS_TALKING
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
-from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, find_situations
+from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, Outputs, find_situations, read_output
 from ttt_moshi.evaluation.tasks.inner_loss import InnerLoss, cannot_apply
 from ttt_moshi.evaluation.tasks.long_context import Context, Position, Repeat
 from ttt_moshi.evaluation.tasks.perplexity import PerplexityTask
@@ -66,6 +66,7 @@ class Benchmarks:
         asking: how spoken questions are asked.
         talker: the model as one that talks; None before there is one.
         server: address of a server of the same checkpoint, for the task that talks over one.
+        outputs_of: name of another model whose outputs are measured, for the task that can; None lets this one talk.
     """
 
     data_root: Path | None
@@ -78,6 +79,7 @@ class Benchmarks:
     asking: spoken_questions.Asking = field(default_factory=spoken_questions.Asking)
     talker: Talker | None = None
     server: str | None = None
+    outputs_of: str | None = None
 
     @property
     def root(self) -> Path:
@@ -196,8 +198,11 @@ def _continuation(b: Benchmarks) -> Task:
 
 
 def _full_duplex(b: Benchmarks) -> Task:
-    situations = find_situations(b.root)
-    return FullDuplex(some_of(situations, lambda s: s.id, b.max_items, b.seed, lambda s: s.subset))
+    situations = some_of(find_situations(b.root), lambda s: s.id, b.max_items, b.seed, lambda s: s.subset)
+    outputs = None
+    if b.outputs_of is not None:
+        outputs = Outputs(b.outputs_of, [read_output(situation.folder) for situation in situations])
+    return FullDuplex(situations, b.talker, outputs)
 
 
 def _overlap(b: Benchmarks) -> Task:
@@ -378,10 +383,12 @@ TASKS: dict[str, TaskSpec] = {
     ),
     "full_duplex": TaskSpec(
         _full_duplex,
-        "full_duplex/<subset>/<id>/ of Full-Duplex-Bench v1, each with the model's output.json",
+        "full_duplex/<subset>/<id>/ of Full-Duplex-Bench v1; --outputs_of, if they hold what another model has said",
         "in this share of situations the turn is taken where it is free and left where it is not",
-        cannot_apply=runs_no_model,
-        runs_model=False,
+        version=2,
+        cannot_apply=spoken_questions.cannot_apply,
+        talks=True,
+        options=frozenset({"slots", "outputs_of"}),
     ),
     "overlap": TaskSpec(
         _overlap,
