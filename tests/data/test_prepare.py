@@ -482,3 +482,78 @@ def test_a_folder_is_read_where_it_lies_and_not_by_a_link_beside_it(tmp_path, wr
         (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
     outcomes = prepare(tmp_path / "in", tmp_path / "out").outcomes
     assert [(o.source, o.left_out) for o in outcomes] == [("monday/x.wav", None), ("one/y.wav", None)]
+
+
+def test_a_link_to_the_place_of_the_data_set_is_followed(recordings, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    prepare(recordings, tmp_path / "out")
+    prepare(recordings, tmp_path / "whole")
+    assert digests(tmp_path / "disk") == digests(tmp_path / "whole") and (tmp_path / "out").is_symlink()
+    with pytest.raises(DataError, match="--overwrite"):
+        prepare(recordings, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "mine", "out", "whole"]
+
+
+@pytest.mark.parametrize(("out", "why"), [("/proc", "is a mount point"), (".", "is where this command runs")])
+def test_what_cannot_be_replaced_is_refused_before_the_work(recordings, tmp_path, monkeypatch, out, why):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tried = []
+    with pytest.raises(DataError, match=why):
+        prepare(recordings, Path(out), overwrite=True, on_file=lambda name, *_: tried.append(name))
+    assert not tried and sorted(path.name for path in tmp_path.iterdir()) == ["here", "mine"]
+
+
+def test_what_appears_in_its_place_meanwhile_is_spared_and_costs_nothing(recordings, tmp_path):
+    def appear(name: str, done: int, total: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "thesis.tex").touch()
+
+    with pytest.raises(DataError, match="was not made by this command"):
+        prepare(recordings, tmp_path / "out", on_file=appear)
+    (tmp_path / "out" / "thesis.tex").unlink()
+    tried = []
+    prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert not tried, "everything had been done"
+    prepare(recordings, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_an_interruption_at_any_rename_of_the_end_costs_nothing(tmp_path, write_recording, monkeypatch):
+    for seed, name in enumerate(("a.wav", "b.wav")):
+        write_recording(tmp_path / "in" / name, 0.9, seed=seed, document=DIALOGUE)
+    (tmp_path / "in" / "a.flac").write_bytes((tmp_path / "in" / "a.wav").read_bytes())  # one of them is left out
+    prepare(tmp_path / "in", tmp_path / "whole", Choices(moshi_speaker="B"))
+    left = [0]
+
+    def counting(rename):
+        def renamed(*args, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return rename(*args, **options)
+
+        return renamed
+
+    for call in ("rename", "replace"):
+        monkeypatch.setattr(os, call, counting(getattr(os, call)))
+    for number in range(1, 100):
+        out = tmp_path / f"out{number}"
+        prepare(tmp_path / "in", out)
+        before, left[0] = digests(out), number
+        try:
+            prepare(tmp_path / "in", out, Choices(moshi_speaker="B"), overwrite=True)
+        except KeyboardInterrupt:
+            tried = []
+            left[0] = 0
+            assert not out.exists() or digests(out) == before
+            prepare(
+                tmp_path / "in", out, Choices(moshi_speaker="B"), overwrite=True,
+                on_file=lambda name, *_, tried=tried: tried.append(name),
+            )  # fmt: skip
+            assert not tried
+        else:
+            break
+        assert digests(out) == digests(tmp_path / "whole") and not list(tmp_path.glob(".*"))
+    assert number > 7, "two recordings with their transcripts, what was there and what is made"

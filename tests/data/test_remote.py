@@ -20,7 +20,9 @@ import pytest
 from ttt_moshi.cli.main import main
 from ttt_moshi.data import Corpus, DataError
 from ttt_moshi.data.addresses import path_of, url_of
-from ttt_moshi.data.remote import files_below, is_there, local, located, use_cache
+from ttt_moshi.data.prepare import prepare
+from ttt_moshi.data.prepare_one import Choices
+from ttt_moshi.data.remote import files_below, is_there, local, located, located_out, use_cache
 from ttt_moshi.data.sources import split_spec
 
 WORDS = [("hello", 0.1, 0.4, "SPEAKER_MAIN"), ("yes", 0.5, 0.6, "SPEAKER_00")]
@@ -359,3 +361,95 @@ def test_folders_are_listed_once(data, cache):
     assert all(map(is_there, found)), "what was listed is known"
     with pytest.raises((DataError, FileNotFoundError), match=r"memory://bucket/calls/0\.wav"):
         local(found[-8])
+
+
+class _Interrupting:
+    """Lets a store do something so many times, and then interrupts whoever asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        kind = type(fsspec.filesystem("memory"))
+        work = getattr(kind, name)
+        self.left = self.done = 0
+
+        def counted(*args, **options):
+            self.done += 1
+            if self.done == self.left:
+                raise KeyboardInterrupt
+            return work(*args, **options)
+
+        monkeypatch.setattr(kind, name, counted)
+
+
+def test_sending_goes_on_where_it_was_interrupted(data, tmp_path, monkeypatch, cache):
+    prepare(data / "calls", tmp_path / "set")
+    files = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    made = {path.relative_to(tmp_path / "set").as_posix(): path.read_bytes() for path in files}
+    puts = _Interrupting(monkeypatch, "put_file")
+    out = located_out("memory://out/set")
+    for left in (2, 6, len(made) - 1, len(made)):
+        fsspec.filesystem("memory").store.clear()
+        use_cache(cache, 1.0)
+        puts.left, puts.done = left, 0
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data / "calls", out)
+        assert "prepare.json" not in download("memory://out/set")
+        use_cache(cache, 1.0)
+        puts.left, puts.done = 0, 0
+        tried: list[str] = []
+        prepare(data / "calls", out, on_file=lambda name, *_, tried=tried: tried.append(name))
+        assert download("memory://out/set") == made and not tried
+        assert puts.done == max(len(made) - (left - 1), 2), "what had arrived is not sent again, but for the lists"
+        assert not list((cache / "outgoing").rglob("*.*"))
+
+
+def test_what_was_sent_of_a_recording_that_has_changed_is_sent_again(data, tmp_path, monkeypatch, cache):
+    """Its length has not changed, and so no size has."""
+    puts = _Interrupting(monkeypatch, "put_file")
+    out = located_out("memory://out/set")
+    puts.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data / "calls", out)
+    sound = (data / "calls" / "0.wav").read_bytes()
+    (data / "calls" / "0.wav").write_bytes(sound[:-2] + bytes([sound[-2] ^ 1, sound[-1]]))
+    use_cache(cache, 1.0)
+    prepare(data / "calls", out)
+    assert download("memory://out/set")["recordings/0.wav"] == (data / "calls" / "0.wav").read_bytes()
+    # Another data set than the one whose sending was interrupted takes its place.
+    fsspec.filesystem("memory").store.clear()
+    use_cache(cache, 1.0)
+    puts.left, puts.done = 5, 0
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data / "calls", out)
+    (data / "calls" / "0.wav").unlink()
+    use_cache(cache, 1.0)
+    prepare(data / "calls", out, eval_fraction=0.4)
+    prepare(data / "calls", tmp_path / "set", eval_fraction=0.4)
+    assert download("memory://out/set").keys() == {
+        p.relative_to(tmp_path / "set").as_posix() for p in (tmp_path / "set").rglob("*") if p.is_file()
+    }
+
+
+def test_replacing_goes_on_where_it_was_interrupted(data, monkeypatch, cache):
+    out, choices = located_out("memory://out/set"), Choices(normalise=-30)
+    prepare(data / "calls", out)
+    old, store = download("memory://out/set"), fsspec.filesystem("memory")
+    use_cache(cache, 1.0)
+    real = type(store).rm
+
+    def half(self, *args, **options):
+        for name in ("data.jsonl", "prepare.json", "recordings/0.wav"):
+            self.rm_file(f"/out/set/{name}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store), "rm", half)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data / "calls", out, choices, overwrite=True)
+    monkeypatch.setattr(type(store), "rm", real)
+    use_cache(cache, 1.0)
+    tried: list[str] = []
+    prepare(data / "calls", out, choices, overwrite=True, on_file=lambda name, *_: tried.append(name))
+    new = download("memory://out/set")
+    assert not tried and new.keys() == old.keys() and new["recordings/1.wav"] != old["recordings/1.wav"]
+    fsspec.filesystem("memory").pipe_file("/tars/mine.txt", b"mine")
+    with pytest.raises(DataError, match="was not made by this command"):
+        prepare(data / "calls", located_out("memory://tars"), overwrite=True)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TextIO
 
-from blake3 import blake3
-
+from ttt_moshi.data import unfinished
 from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.digests import state_of
@@ -27,7 +24,7 @@ from ttt_moshi.data.formats import SUFFIXES
 from ttt_moshi.data.prepare_one import Choices, Item, Outcome, diarization_path, prepare_one
 from ttt_moshi.data.remote import cache_in_use, delete, is_there, outgoing, send, use_cache
 from ttt_moshi.data.rows import Rows, rows_of, state_of_row
-from ttt_moshi.data.transcripts import find_transcript, transcript_path
+from ttt_moshi.data.transcripts import find_transcript
 
 OnFile = Callable[[str, int, int], None]
 """called when a recording is done, with its name, how many are done and how many there are"""
@@ -40,7 +37,8 @@ Run = Callable[[Work], Iterator[tuple[int, Outcome]]]
 REPORT_NAME = "prepare.json"
 
 _RECORDINGS = "recordings"
-_TRIED = "tried.jsonl"
+_REPLACED = "replaced"
+_SENT = "sent.jsonl"
 _ONE_RECORDING = "one recording cannot be split into training and evaluation data; leave `--eval_fraction` out"
 
 
@@ -72,7 +70,7 @@ def prepare(
     interruption lies in a hidden folder beside `out` and is not done again. A recording that cannot be used is left out
     and its outcome says why. The same folder gives the same data set, bit for bit, with any number of `jobs`.
     Either may be a path that stands for a URL (`ttt_moshi.data.addresses`); `out` is then made in the cache and sent
-    when it is whole, its lists last.
+    when it is whole, its lists and at last `prepare.json` after all else.
 
     Args:
         source: a folder, or a data set of Hugging Face's.
@@ -85,52 +83,41 @@ def prepare(
         DataError: no recordings, or an `out` that must not be replaced.
         OSError: `out` cannot be written.
     """
-    if url_of(out) is not None:
-        there = _refuse_to_replace(source, out, overwrite)
-        whole = outgoing(out)
-        prepared = prepare(
-            source,
-            whole,
-            choices,
-            pair=pair,
-            eval_fraction=eval_fraction,
-            overwrite=True,
-            jobs=jobs,
-            run=run,
-            on_file=on_file,
-        )
-        if there:
-            delete(out)
-        send(whole, out, last=lambda name: name in prepared.lists)
-        return prepared
-    _refuse_to_destroy(source, out, overwrite)
+    if url_of(out) is None:
+        out = out.resolve()
+        partial = out.with_name(f".{out.name}.partial")
+        _refuse_to_destroy(source, out, overwrite)
+        there = set[str]()
+    else:
+        partial = outgoing(out)
+        there = _refuse_to_replace(source, out, overwrite, partial)
     choices = choices or Choices()
     if isinstance(source, Rows):
         items, passed_over = _row_items(source), dict[str, int]()
     else:
-        items, passed_over = _items(source, out, pair, choices.separate)
+        items, passed_over = _items(source, [out, partial.resolve()], pair, choices.separate)
     if eval_fraction and len(items) < 2:
         raise DataError(_ONE_RECORDING)
-    partial = out.with_name(f".{out.name}.partial")
     settings = {"source": _same(source), "choices": asdict(choices), "pair": pair}
-    with _under_way(partial, settings) as (earlier, record):
+    with unfinished.under_way(partial, settings) as (earlier, record):
         outcomes = _prepare_all(items, partial, choices, run or _here(jobs), earlier, record, on_file)
-        lists = _write_lists(partial, outcomes, eval_fraction)
+        whole = unfinished.whole(partial)
+        lists = _write_lists(whole, outcomes, eval_fraction)
         report = {**asdict(choices), "pair": pair, "recordings": [_public(outcome) for outcome in outcomes]}
-        (partial / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        for name in (_TRIED, "done"):
-            path = partial / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        (whole / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if url_of(out) is None:
+            _refuse_to_destroy(source, out, overwrite)  # since when hours may have passed
+            _replace(out, whole, partial / _REPLACED)
+        else:
+            _send(whole, out, there, partial, lists)
+    shutil.rmtree(partial)
     return Prepared(outcomes, lists, passed_over)
 
 
-def _items(source: Path, out: Path, pair: str | None, separate: bool) -> tuple[list[Item], dict[str, int]]:
+def _items(source: Path, made: Sequence[Path], pair: str | None, separate: bool) -> tuple[list[Item], dict[str, int]]:
+    """Recordings, and what else there is, but for what lies in folders that were made of them."""
     if url_of(source) is None and not source.is_dir():
         raise DataError(f"no folder of recordings at {source}")
-    made = [out.resolve(), out.with_name(f".{out.name}.partial").resolve()]
     files = [file for file in files_below(source) if not any(folder in file.resolve().parents for folder in made)]
     # A link that leads nowhere is a recording that somebody misses; what else is no file, such as a pipe, is none.
     audio = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and (is_there(f) or f.is_symlink())]
@@ -210,8 +197,12 @@ def _path(source: Path, file: Path) -> str:
 
 def _refuse_to_destroy(source: Path | Rows, out: Path, overwrite: bool) -> None:
     source = source.folder if isinstance(source, Rows) else source
-    if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
+    if out == source.resolve() or out in source.resolve().parents:
         raise DataError(f"{out} holds the recordings themselves; name another folder for the data set")
+    if os.path.ismount(out):
+        raise DataError(f"{out} is a mount point, which nothing can take the place of; name a folder in it")
+    if out == Path.cwd() or out in Path.cwd().parents:
+        raise DataError(f"{out} is where this command runs; name a folder in it, or run it from elsewhere")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / REPORT_NAME).is_file():
@@ -220,54 +211,45 @@ def _refuse_to_destroy(source: Path | Rows, out: Path, overwrite: bool) -> None:
         raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
 
 
-def _refuse_to_replace(source: Path | Rows, out: Path, overwrite: bool) -> bool:
-    """Whether something lies at the URL that `out` stands for, if it may be replaced."""
+def _refuse_to_replace(source: Path | Rows, out: Path, overwrite: bool, partial: Path) -> set[str]:
+    """What lies at the URL that `out` stands for, if it may be replaced, or is what an earlier call was sending."""
     source = source.folder if isinstance(source, Rows) else source
     if source == out or source in out.parents or out in source.parents:
         raise DataError(f"{out} lies among the recordings, or they in it; name another folder for the data set")
-    names = [file.relative_to(out).as_posix() for file in files_below(out)]
-    if names and REPORT_NAME not in names:
+    there = {file.relative_to(out).as_posix() for file in files_below(out)}
+    if (partial / _REPLACED).exists():
+        return there  # what is left of a data set that was to be replaced
+    if REPORT_NAME in there:
+        if not overwrite:
+            raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
+    elif not there <= _names(unfinished.whole(partial)):
         raise DataError(f"{out} is not empty and was not made by this command; name another folder")
-    if names and not overwrite:
-        raise DataError(f"{out} holds a data set; `--overwrite` replaces it")
-    return bool(names)
+    return there
 
 
-@contextmanager
-def _under_way(partial: Path, settings: Mapping[str, object]) -> Iterator[tuple[dict[str, Outcome], TextIO]]:
-    """Outcomes of an interrupted call with the same settings, by the state of their files, and where to add others."""
-    partial.mkdir(parents=True, exist_ok=True)
-    path = partial / _TRIED
-    with path.open("a+", encoding="utf-8") as record:
-        try:
-            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{partial} is being written by another process") from None
-        record.seek(0)
-        earlier = _earlier(record, json.dumps(settings))
-        if not earlier:
-            record.truncate(0)
-            for other in partial.iterdir():
-                if other != path:
-                    shutil.rmtree(other) if other.is_dir() else other.unlink()
-            record.write(json.dumps(settings) + "\n")
-            record.flush()
-        shutil.rmtree(partial / _RECORDINGS, ignore_errors=True)  # what had got its name was not all
-        yield earlier, record
+def _replace(out: Path, whole: Path, aside: Path) -> None:
+    """Puts what is whole in the place of `out`; nothing is deleted before it is there."""
+    if out.exists():
+        if aside.exists():
+            shutil.rmtree(aside)
+        out.rename(aside)
+    whole.rename(out)
 
 
-def _earlier(record: Iterable[str], settings: str) -> dict[str, Outcome]:
-    lines = iter(record)
-    if next(lines, "").strip() != settings:
-        return {}
-    found = {}
-    for line in lines:
-        try:
-            state, outcome = json.loads(line)
-            found[state] = Outcome(**outcome)
-        except (ValueError, TypeError):
-            continue  # a line that an interruption cut short
-    return found
+def _send(whole: Path, out: Path, there: set[str], partial: Path, lists: Collection[str]) -> None:
+    """Sends what is whole to a URL, or what is missing there of it. The report, by which it is known, comes last."""
+    sent, replaced = partial / _SENT, partial / _REPLACED
+    if replaced.exists() or REPORT_NAME in there or not there <= _names(whole):
+        sent.unlink(missing_ok=True)
+        replaced.touch()
+        if there:
+            delete(out)
+        replaced.unlink()
+    send(whole, out, late=lambda name: 2 if name == REPORT_NAME else int(name in lists), sent=sent)
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def _prepare_all(
@@ -283,21 +265,21 @@ def _prepare_all(
     outcomes: dict[int, Outcome] = {}
     for index, item in enumerate(items):
         known = earlier.get(_state(item))
-        if known is not None and (known.left_out or _made(partial, item).is_file()):
+        if known is not None and (known.left_out or unfinished.made(partial, item).is_file()):
             outcomes[index] = known
         else:
             work.append(index)
-    for place, outcome in run([(items[index], _made(partial, items[index]), choices) for index in work]):
+    for place, outcome in run([(items[index], unfinished.made(partial, items[index]), choices) for index in work]):
         index = work[place]
         outcomes[index] = outcome
-        record.write(json.dumps([_state(items[index]), asdict(outcome)]) + "\n")
-        record.flush()
+        unfinished.note(record, _state(items[index]), outcome)
         if on_file:
             on_file(outcome.source, len(outcomes), len(items))
     ordered = [outcomes[index] for index in range(len(items))]
-    _place(items, ordered, partial)
+    _choose_paths(items, ordered)
     if all(outcome.path is None for outcome in ordered):
         raise DataError(f"none of the {len(items)} recordings can be used; the first: {ordered[0].left_out}")
+    unfinished.give_names(partial, [(i, o) for i, o in zip(items, ordered, strict=True) if o.path is not None])
     return ordered
 
 
@@ -349,8 +331,8 @@ def _alone(item: Item, target: Path, choices: Choices) -> Outcome:
             return Outcome(item.name, left_out="the process that read it died, for lack of memory or of the file")
 
 
-def _place(items: Sequence[Item], outcomes: Sequence[Outcome], partial: Path) -> None:
-    """Gives what was made its name. Of several with one name or one content the first that can be used stays."""
+def _choose_paths(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+    """Says where everything goes. Of several with one name or one content the first that can be used stays."""
     names: dict[str, str] = {}
     digests: dict[str, str] = {}
     for item, outcome in zip(items, outcomes, strict=True):
@@ -360,22 +342,9 @@ def _place(items: Sequence[Item], outcomes: Sequence[Outcome], partial: Path) ->
             outcome.left_out = f"{names[item.path]} has the same name"
         elif outcome.digest in digests:
             outcome.left_out = f"{digests[outcome.digest]} has the same audio"
-        if outcome.left_out:
-            outcome.path = None
-            continue
-        # Only what stays: whoever is left out must not cost another one its place.
-        names[item.path] = digests[outcome.digest] = item.name
-        outcome.path = item.path
-        made, place = _made(partial, item), partial / item.path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        made.replace(place)
-        if outcome.word_times != "none":
-            transcript_path(made).replace(transcript_path(place))
-
-
-def _made(partial: Path, item: Item) -> Path:
-    """Where a recording is made, under a name that no other has and that is never too long."""
-    return partial / "done" / f"{blake3(os.fsencode(item.name)).hexdigest()}.wav"
+        outcome.path = None if outcome.left_out else item.path
+        if outcome.path is not None:  # whoever is left out must not cost another one its place
+            names[item.path] = digests[outcome.digest] = item.name
 
 
 def _state(item: Item) -> str:

@@ -39,7 +39,7 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     if url_of(out) is not None:
         here = outgoing(out, f"{rank + 1}-of-{shards}")
         listed = pretokenize(corpus, here, on_recording, tar=tar)
-        send(here, out, last=lambda name: name == listed.name or name.endswith(TAR))
+        send(here, out, late=lambda name: name == listed.name or name.endswith(TAR))
         return out / listed.name
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)

@@ -205,23 +205,36 @@ def outgoing(target: Path, part: str = "whole") -> Path:
     return remote_cache() / "outgoing" / target.relative_to(copies_folder()) / part
 
 
-def send(folder: Path, target: Path, last: Callable[[str], bool]) -> None:
-    """Sends the files of a folder to the URL that `target` stands for, and deletes the folder. A file that is there
-    with as many bytes is sent only if it is one of the `last`, which lead readers to all others.
+def send(folder: Path, target: Path, late: Callable[[str], int], sent: Path | None = None) -> None:
+    """Sends the files of a folder to the URL that `target` stands for, and deletes the folder.
+
+    Args:
+        late: by name, which come after others; those above 0 lead readers to all before them and are always sent.
+        sent: a file that remembers what has arrived, so that the same call goes on where it was interrupted; None takes
+            a file that is there with as many bytes for the same.
 
     Raises:
         DataError: one did not arrive; the folder is still there.
     """
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    arrived = None if sent is None else _lines(sent)
     try:
-        for name in sorted(names, key=lambda name: (last(name), name)):
+        for name in sorted(names, key=lambda name: (late(name), name)):
             file, place = folder / name, named_in(target, name)
-            version = None if last(name) else version_of(place)
-            if version is None or version.size != file.stat().st_size:
+            stat, version = file.stat(), None if late(name) else version_of(place)
+            line = json.dumps([name, stat.st_size, stat.st_mtime_ns])
+            if version is None or version.size != stat.st_size or (arrived is not None and line not in arrived):
                 put(file, place)
+                if sent is not None:
+                    with sent.open("a", encoding="utf-8") as record:
+                        record.write(line + "\n")
     except DataError as error:
         raise DataError(f"{error}; everything lies in {folder}") from error
     shutil.rmtree(folder)
+
+
+def _lines(path: Path) -> set[str]:
+    return set(read_text(path).splitlines()) if path.is_file() else set()
 
 
 def delete(folder: Path) -> None:
