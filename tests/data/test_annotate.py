@@ -10,6 +10,7 @@ import sys
 import time
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ import soundfile
 
 from tests.data.small_whisper import make_small_whisper
 from ttt_moshi.cli.main import main
-from ttt_moshi.data.annotate import pieces
+from ttt_moshi.data.annotate import annotate, pieces
+from ttt_moshi.data.recognisers import Heard
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
+from ttt_moshi.data.words import TimedWord
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.synthetic.espeak import Span, Voice, speak
 
@@ -123,6 +126,26 @@ def test_words_of_each_channel_with_their_times_reach_training(calls, tmp_path, 
     ]
 
 
+class Tones:
+    """An engine that hears which tone sounds."""
+
+    facts: ClassVar[dict[str, str]] = {"engine": "tones"}
+
+    def hear(self, samples: np.ndarray, language: str | None) -> Heard:
+        hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)[np.abs(np.fft.rfft(samples)).argmax()]
+        return Heard([TimedWord(f"{round(hertz / 100)}", 0.1, 0.4)], "en")
+
+
+@pytest.mark.parametrize("channels", [(3, 1), (1, 3)])
+def test_of_chosen_channels_a_is_the_one_that_comes_first(tmp_path, channels):
+    t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tones = [0.3 * np.sin(2 * np.pi * hertz * t) * (t < 0.7) for hertz in (300, 500, 700)]
+    soundfile.write(tmp_path / "a.wav", np.stack(tones, axis=1), SAMPLE_RATE)
+    list(annotate(tmp_path, Tones(), channels=channels))
+    segments = json.loads((tmp_path / "a.json").read_text())["segments"]
+    assert [(s["speaker"], s["words"][0]["word"]) for s in segments] == [("A", "3"), ("B", "7")]
+
+
 @pytest.mark.slow
 def test_overwrite_makes_again_and_channels_choose(calls, tmp_path, capsys):
     folder = copied(calls[0], tmp_path / "calls")
@@ -131,12 +154,12 @@ def test_overwrite_makes_again_and_channels_choose(calls, tmp_path, capsys):
     main(argv)
     assert (folder / "stereo.json").read_text() == "[]"
     main([*argv, "--overwrite", "--channels", "2,1"])
-    swapped = json.loads((folder / "stereo.json").read_text())["segments"]
+    both = json.loads((folder / "stereo.json").read_text())["segments"]
     assert (folder / "known.json").is_file() and (folder / "known.srt").is_file()
     assert "left out  deep/mono.flac: there is no channel 2, it has 1" in capsys.readouterr().out
     main([*argv, "--overwrite", "--channels", "2"])
     alone = json.loads((folder / "stereo.json").read_text())["segments"]
-    assert [segment["words"] for segment in alone] == [swapped[0]["words"]]
+    assert [segment["words"] for segment in alone] == [both[1]["words"]]
     assert "speaker" not in alone[0]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,86 @@ def test_moshi_may_be_the_right_channel(tmp_path, write_recording):
 def test_a_transcript_that_says_who_moshi_is_cannot_be_overruled(recordings, tmp_path):
     result = prepare(recordings, tmp_path / "out", Choices(moshi_speaker="B"))
     assert "SPEAKER_MAIN" in outcomes(result)["right.wav"].left_out
+
+
+SIDES = [
+    {"speaker": "A", "word": "left", "start": 0.1, "end": 0.4},
+    {"speaker": "B", "word": "right", "start": 0.5, "end": 0.8},
+]
+MAIN_LEFT = {"alignments": [["left", [0.1, 0.4], "SPEAKER_MAIN"], ["right", [0.5, 0.8], "SPEAKER_01"]]}
+
+
+@pytest.mark.parametrize(
+    ("document", "options", "said", "channel"),
+    [
+        (SIDES, ["--channels", "2,1"], "right", 1),
+        ("A: left\nB: right\n", ["--channels", "2,1"], "right", 1),
+        (SIDES, ["--channels", "2"], "right", 1),
+        (SIDES, ["--channels", "1,2"], "left", 0),
+        (SIDES, ["--channels", "2,1", "--moshi_label", "Agent"], "right", 1),
+        (SIDES, ["--moshi_label", "B", "--moshi_speaker", "B"], "right", 1),
+        (SIDES, ["--moshi_label", "A", "--channels", "2,1"], "left", 1),
+        (MAIN_LEFT, ["--moshi_label", "SPEAKER_01", "--channels", "2,1"], "right", 1),
+        (MAIN_LEFT, ["--moshi_label", "SPEAKER_01", "--moshi_speaker", "B"], "right", 1),
+        (MAIN_LEFT, ["--moshi_label", "SPEAKER_MAIN", "--channels", "2,1"], "left", 1),
+        (SIDES, ["--moshi_label", "B"], "B on the right channel.* add `--moshi_speaker B`", None),
+        ("A: left\nB: right\n", ["--moshi_label", "b"], "B on the right channel.* add `--moshi_speaker B`", None),
+        (SIDES, ["--moshi_label", "A", "--moshi_speaker", "B"], "A on the left channel.* `--moshi_speaker A`", None),
+        (MAIN_LEFT, ["--moshi_label", "SPEAKER_01"], "SPEAKER_01 on the right channel", None),
+        (MAIN_LEFT, ["--channels", "2,1"], "SPEAKER_MAIN, left.*--moshi_label.*SPEAKER_01, SPEAKER_MAIN", None),
+        (MAIN_LEFT, ["--channels", "2"], "SPEAKER_MAIN, left", None),
+    ],
+)
+def test_moshis_words_are_those_of_moshis_channel(tmp_path, write_recording, capsys, document, options, said, channel):
+    source = write_recording(tmp_path / "in" / "a.wav", 1.0, document=None if isinstance(document, str) else document)
+    if isinstance(document, str):
+        source.with_suffix(".txt").write_text(document)
+    done = main(["data", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *options])
+    if channel is None:
+        assert done == 2 and re.search(said, capsys.readouterr().err)
+        return
+    made = tmp_path / "out" / "recordings" / "a.wav"
+    assert np.abs(read_audio(made)[0] - read_audio(source)[channel]).max() < 1e-4
+    words = read_transcript(made.with_suffix(".json")).words
+    assert [w.text for w in words if w.speaker == "SPEAKER_MAIN"] == [said] and len(words) == 2
+
+
+def test_a_label_goes_before_a_and_b_where_they_are_no_channels(tmp_path, write_recording):
+    folder = tmp_path / "in"
+    write_recording(folder / "mixed.wav", 1.0, channels=1, seed=1).with_suffix(".txt").write_text("A: left\nB: right\n")
+    result = prepare(folder, tmp_path / "mono", Choices(moshi_label="B", mono_mix=True))
+    assert moshis_words(tmp_path / "mono", result) == [["right"]]
+    (folder / "mixed.wav").unlink()
+    for seed, name in enumerate(("c_a.wav", "c_b.wav")):
+        write_recording(folder / name, 1.0, channels=1, seed=seed)
+    (folder / "c.json").write_text(json.dumps(SIDES))
+    result = prepare(folder, tmp_path / "pair", Choices(moshi_label="B"), pair="c_{b,a}.wav")
+    assert moshis_words(tmp_path / "pair", result) == [["right"]]
+
+
+def test_of_many_channels_a_is_the_one_that_comes_first(tmp_path, write_recording):
+    write_recording(tmp_path / "in" / "a.wav", 1.0, channels=4, document=SIDES)
+    for channels, said in (((2, 4), "left"), ((4, 2), "right")):
+        result = prepare(tmp_path / "in", tmp_path / said, Choices(channels=channels))
+        assert moshis_words(tmp_path / said, result) == [[said]]
+    with pytest.raises(DataError, match=r"has the speakers A, B: .*--moshi_label"):
+        prepare(tmp_path / "in", tmp_path / "out", Choices(channels=(3,)))
+
+
+def test_a_transcript_of_one_file_of_a_pair_has_one_speaker(tmp_path, write_recording):
+    for seed, (name, speaker) in enumerate((("c_agent.wav", "Anna"), ("c_customer.wav", "Ben"))):
+        path = write_recording(tmp_path / "in" / name, 1.0, channels=1, seed=seed)
+        path.with_suffix(".srt").write_text(f"1\n00:00:00,100 --> 00:00:00,400\n{speaker}: {speaker.lower()}\n")
+    result = prepare(tmp_path / "in", tmp_path / "out", pair="c_{customer,agent}.wav")
+    assert moshis_words(tmp_path / "out", result) == [["ben"]]
+    (tmp_path / "in" / "c_agent.json").write_text(json.dumps(SIDES))
+    with pytest.raises(DataError, match=r"c_agent\.json has the speakers A, B"):
+        prepare(tmp_path / "in", tmp_path / "no", pair="c_{customer,agent}.wav")
+
+
+def moshis_words(out: Path, result: Prepared) -> list[list[str]]:
+    transcripts = [read_transcript((out / str(outcome.path)).with_suffix(".json")) for outcome in result.outcomes]
+    return [[word.text for word in found.words if word.speaker == "SPEAKER_MAIN"] for found in transcripts]
 
 
 def test_plain_words_lie_where_their_speaker_is_loud(tmp_path):

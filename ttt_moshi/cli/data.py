@@ -110,7 +110,7 @@ def run_prepare(argv: list[str]) -> int:
     parser.add_argument(
         "--moshi_speaker", choices=("A", "B"), default="A", help="who becomes Moshi: A the left channel, B the right"
     )
-    parser.add_argument("--moshi_label", help="who is Moshi in transcripts whose speakers have names, such as Agent")
+    parser.add_argument("--moshi_label", help="Moshi's name in transcripts that have it, such as Agent")
     parser.add_argument(
         "--channels", help="which channels are Moshi's and the user's, from 1: `3,1`, or `2` for no user"
     )

@@ -31,7 +31,7 @@ def run_annotate(argv: list[str]) -> int:
     parser.add_argument(
         "--language", help="code of the language spoken, such as en; by default each channel's is found"
     )
-    parser.add_argument("--channels", help="which channels are heard as A and B, from 1, such as `3,1`; or one alone")
+    parser.add_argument("--channels", help="which channels are heard, from 1: `1,3`, of which A comes first; or one")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8, for several processes or GPUs")
     parser.add_argument("--overwrite", action="store_true", help="make transcripts again that are there")

@@ -139,14 +139,14 @@ def annotate_one(
 
 
 def _channels(there: int, channels: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Which of them are heard, from 0."""
+    """Which of them are heard, from 0; the one that comes first in the file is A, as `data prepare` has it."""
     if channels is None:
         if there > 2:
             raise DataError(f"{there} channels: `--channels 1,2` says which are heard")
         return tuple(range(there))
     if max(channels) > there:
         raise DataError(f"there is no channel {max(channels)}, it has {there}")
-    return tuple(number - 1 for number in channels)
+    return tuple(number - 1 for number in sorted(channels))
 
 
 def _hear(

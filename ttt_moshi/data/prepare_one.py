@@ -36,9 +36,9 @@ from ttt_moshi.data.transcripts import (
     Word,
     alignments,
     find_transcript,
-    names_speakers,
     read_any,
     require_short_name,
+    speakers_of,
     told_repairs,
     transcript_path,
 )
@@ -58,7 +58,7 @@ class Choices:
     moshi_speaker: MoshiSpeaker = "A"
     """whose channel becomes Moshi's: A is left in the source, B right"""
     moshi_label: str | None = None
-    """Moshi's name in transcripts whose speakers have names"""
+    """Moshi's name, in transcripts that have it"""
     channels: tuple[int, ...] | None = None
     """numbers from 1 of Moshi's and the user's channel; of Moshi's alone"""
     mono_mix: bool = False
@@ -159,7 +159,7 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
     order = _channels(item, infos, choices)
     mono = infos[0].channels == 1 and len(item.files) == 1
     separation = _separation(item, choices) if mono and choices.separate else None
-    found = _read_words(item, choices)
+    found = _read_words(item, infos, choices)
     if separation is not None:
         order, outcome.separated = (0, 1), True
         found = _by_owner(item, found, separation)
@@ -219,7 +219,7 @@ def _separation(item: Item, choices: Choices) -> Separation:
 
 def _by_owner(item: Item, found: Transcript | Untimed | None, separation: Separation) -> Transcript | Untimed | None:
     """Words of a transcript without speakers belong to whom their middle belongs to."""
-    if found is None or item.transcript is None or names_speakers(item.transcript):
+    if found is None or item.transcript is None or speakers_of(item.transcript):
         return found
     if isinstance(found, Untimed):
         raise DataError(f"{item.transcript.name} has neither times nor speakers: nothing tells whose its words are")
@@ -228,18 +228,52 @@ def _by_owner(item: Item, found: Transcript | Untimed | None, separation: Separa
     return replace(found, words=tuple(words))
 
 
-def _read_words(item: Item, choices: Choices) -> Transcript | Untimed | None:
+def _read_words(item: Item, infos: Sequence[AudioInfo], choices: Choices) -> Transcript | Untimed | None:
     if item.transcript is not None:
-        found = read_any(item.transcript, choices.moshi_speaker, choices.moshi_label)
-        if isinstance(found, Transcript) and found.format == "alignments" and choices.moshi_speaker == "B":
-            raise DataError(
-                f"{item.transcript.name} says itself which speaker is the agent (SPEAKER_MAIN, left); "
-                "leave `--moshi_speaker` at A"
-            )
-        return found
+        channels = infos[0].channels if len(item.files) == 1 else 1
+        if channels == 2 or choices.moshi_speaker == "B":
+            _refuse_the_channel_of_another(item.transcript, choices)
+        return read_any(item.transcript, _moshis_side(channels, choices), choices.moshi_label)
     if len(item.files) == 1:
         return None
     return _words_of_a_pair(item.files)
+
+
+def _moshis_side(channels: int, choices: Choices) -> MoshiSpeaker | None:
+    """Which of A and B is Moshi: of the channels that are used, A comes first in the file. None where nothing says it.
+
+    Args:
+        channels: of the recording; 1 where there are two files.
+    """
+    if choices.separate and channels == 1:
+        return None  # a diarizer names the speakers
+    if choices.channels is None or channels == 1:
+        return choices.moshi_speaker
+    if len(choices.channels) == 2:
+        return "A" if choices.channels[0] < choices.channels[1] else "B"
+    return None if channels > 2 else "A" if choices.channels == (1,) else "B"
+
+
+def _refuse_the_channel_of_another(transcript: Path, choices: Choices) -> None:
+    """Raises where one speaker's words would get another one's channel, unless both have been said.
+
+    A and B are the left and the right channel, and SPEAKER_MAIN is the left one.
+    """
+    names = {name.casefold(): name for name in speakers_of(transcript)}
+    main, label = MAIN_SPEAKER.casefold(), (choices.moshi_label or "").casefold()
+    side = _moshis_side(2, choices)
+    if label in names and choices.channels is None and (main in names or names.keys() <= {"a", "b"}):
+        own = "A" if label in ("a", main) else "B"
+        if own != side:
+            raise DataError(
+                f"{transcript.name} has {names[label]} on the {'left' if own == 'A' else 'right'} channel, and the "
+                f"other one is Moshi's: add `--moshi_speaker {own}`, or say with `--channels` which channel is Moshi's"
+            )
+    elif label not in names and main in names and side == "B":
+        raise DataError(
+            f"{transcript.name} says itself which speaker is the agent (SPEAKER_MAIN, left): take the left channel, or "
+            f"say with `--moshi_label` whose words belong to the right one (it has {', '.join(names.values())})"
+        )
 
 
 def _words_of_a_pair(files: Sequence[Path]) -> Transcript | None:
@@ -255,7 +289,13 @@ def _words_of_a_pair(files: Sequence[Path]) -> Transcript | None:
     for path, speaker in zip(own, (MAIN_SPEAKER, OTHER_SPEAKER), strict=True):
         if path is None:
             continue
-        found = read_any(path)
+        names = speakers_of(path)
+        if len(names) > 1:
+            raise DataError(
+                f"{path.name} has the speakers {', '.join(names)}, and the recording beside it one: the words of both "
+                "belong into one transcript, named as both files are"
+            )
+        found = read_any(path, moshi_label=names[0] if names else None)
         if isinstance(found, Untimed):
             raise DataError(f"{path.name} has no times: the words of a pair without times belong into one transcript")
         words += [replace(word, speaker=speaker) for word in found.words]

@@ -117,7 +117,7 @@ def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: 
 
     Args:
         moshi_speaker: which speaker is the agent where the speakers are A (left) and B (right).
-        moshi_label: which speaker is the agent where they have other names.
+        moshi_label: the name of the agent, which goes before everything else where the file has it.
 
     Raises:
         DataError: a missing or corrupt file, one without times, or speakers of whom none is known to be Moshi.
@@ -128,8 +128,10 @@ def read_transcript(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: 
     return found
 
 
-def read_any(path: Path, moshi_speaker: MoshiSpeaker = "A", moshi_label: str | None = None) -> Transcript | Untimed:
-    """`read_transcript` for formats without times too.
+def read_any(
+    path: Path, moshi_speaker: MoshiSpeaker | None = "A", moshi_label: str | None = None
+) -> Transcript | Untimed:
+    """`read_transcript` for formats without times too. With `moshi_speaker` None, A and B are names like any others.
 
     Raises:
         DataError: see `read_transcript`.
@@ -170,13 +172,13 @@ def told_repairs(repairs: dict[str, int]) -> list[str]:
     return _told(repairs)
 
 
-def names_speakers(path: Path) -> bool:
-    """Whether a transcript says who speaks.
+def speakers_of(path: Path) -> list[str]:
+    """The speakers that a transcript names, each once.
 
     Raises:
         DataError: see `read_transcript`.
     """
-    return any(piece.speaker is not None for piece in read_raw(path).pieces)
+    return sorted(_labels(read_raw(path)).values())
 
 
 def _told(repairs: dict[str, int]) -> list[str]:
@@ -191,19 +193,24 @@ def _clean(text: str, repairs: Counter[str]) -> str:
     return " ".join(text.split())
 
 
+def _labels(raw: RawTranscript) -> dict[str, str]:
+    """The speakers of a file by their names in small letters."""
+    return {piece.speaker.casefold(): piece.speaker for piece in raw.pieces if piece.speaker is not None}
+
+
 def _speakers(
-    path: Path, raw: RawTranscript, moshi_speaker: MoshiSpeaker, moshi_label: str | None, repairs: Counter[str]
+    path: Path, raw: RawTranscript, moshi_speaker: MoshiSpeaker | None, moshi_label: str | None, repairs: Counter[str]
 ) -> list[str]:
     """Of every piece `MAIN_SPEAKER` or another name."""
-    labels = {piece.speaker.casefold(): piece.speaker for piece in raw.pieces if piece.speaker is not None}
+    labels = _labels(raw)
     if not labels:
         return [MAIN_SPEAKER] * len(raw.pieces)
-    if labels.keys() <= {MAIN_SPEAKER.casefold(), OTHER_SPEAKER.casefold()} or MAIN_SPEAKER in labels.values():
-        moshi = MAIN_SPEAKER.casefold()
-    elif labels.keys() <= {"a", "b"}:
-        moshi = moshi_speaker.casefold()
-    elif moshi_label is not None and moshi_label.casefold() in labels:
+    if moshi_label is not None and moshi_label.casefold() in labels:
         moshi = moshi_label.casefold()
+    elif labels.keys() <= {MAIN_SPEAKER.casefold(), OTHER_SPEAKER.casefold()} or MAIN_SPEAKER in labels.values():
+        moshi = MAIN_SPEAKER.casefold()
+    elif moshi_speaker is not None and labels.keys() <= {"a", "b"}:
+        moshi = moshi_speaker.casefold()
     else:
         names = ", ".join(sorted(labels.values()))
         told = f", none of them is {moshi_label}" if moshi_label is not None else ""
@@ -214,7 +221,8 @@ def _speakers(
     for index, piece in enumerate(raw.pieces):
         if piece.speaker is not None:
             main = piece.speaker.casefold() == moshi
-            speakers.append(MAIN_SPEAKER if main else piece.speaker if raw.format == "alignments" else OTHER_SPEAKER)
+            named = raw.format == "alignments" and piece.speaker.casefold() != MAIN_SPEAKER.casefold()
+            speakers.append(MAIN_SPEAKER if main else piece.speaker if named else OTHER_SPEAKER)
         elif raw.format == "plain text" and not speakers:
             speakers.append(MAIN_SPEAKER)  # a text that begins without a label begins with Moshi
         else:
