@@ -146,6 +146,29 @@ def test_of_chosen_channels_a_is_the_one_that_comes_first(tmp_path, channels):
     assert [(s["speaker"], s["words"][0]["word"]) for s in segments] == [("A", "3"), ("B", "7")]
 
 
+TURNS = "SPEAKER call 1 0.0 1.0 <NA> <NA> SPEAKER_00 <NA> <NA>\n"
+LEXEMES = "LEXEME call 1 0.1 0.3 hello lex SPEAKER_00 <NA> <NA>\n"
+
+
+@pytest.mark.parametrize(
+    ("beside", "there"),
+    [
+        ({"call.rttm": TURNS}, None),
+        ({"call.wav.rttm": TURNS}, None),
+        ({"call.rttm": TURNS, "call.srt": "1\n00:00:00,100 --> 00:00:00,300\nhello\n"}, "call.srt"),
+        ({"call.rttm": TURNS + LEXEMES}, "call.rttm"),
+    ],
+)
+def test_who_speaks_when_is_no_transcript(tmp_path, beside, there):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "call.wav", rng.normal(0, 0.1, SAMPLE_RATE) * ([1] * 12000 + [0] * 12000), SAMPLE_RATE)
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text)
+    (outcome,) = annotate(tmp_path, Tones())
+    assert (outcome.there, outcome.left_out) == (there, None)
+    assert [path.name for path in tmp_path.glob("*.json")] == ([] if there else ["call.json"])
+
+
 @pytest.mark.slow
 def test_overwrite_makes_again_and_channels_choose(calls, tmp_path, capsys):
     folder = copied(calls[0], tmp_path / "calls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,44 @@ def test_what_is_missing_is_named(files, tmp_path, capsys):
     # A row without audio costs no other.
     assert prepare(source, tmp_path / "out", *words, "--hf_split", "train") == 1
     assert "left out  train/00000001: the recording nowhere.wav is not in the data set" in capsys.readouterr().out
+
+
+def test_nothing_outside_of_the_data_set_is_read(files, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    private = tmp_path / "private.wav"
+    private.write_bytes((files / "00000000.wav").read_bytes())
+    values = columns(files)
+    paths = ["../private.wav", str(private), "sounds/../../set/beside.wav"]
+    values["sound"] = [{"bytes": None, "path": path} for path in paths]
+    source = save("parquet", values, tmp_path / "set")
+    (source / "beside.wav").write_bytes((files / "00000001.flac").read_bytes())
+    for where in (str(source), f"file://{source}"):
+        assert prepare(where, tmp_path / "out", "--transcript_column", "said", "--overwrite") == 1
+        told = capsys.readouterr().out
+        for number, path in enumerate(paths[:2]):
+            assert f"left out  train/0000000{number}: the recording {path} lies outside of the data set" in told
+        assert "ok        train/00000002" in told and "1 recording," in told
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_damaged_group_costs_its_rows_alone(files, tmp_path, kind, capsys):
+    pytest.importorskip("pyarrow")
+    source = save(kind, columns(files), tmp_path / "set")
+    file = next(source.rglob("*-00000-of-*"))
+    content, group = bytearray(file.read_bytes()), "group 1 of 2"
+    if kind == "parquet":
+        from pyarrow.parquet import ParquetFile
+
+        chunk = ParquetFile(file).metadata.row_group(0).column(0)
+        begin = chunk.dictionary_page_offset or chunk.data_page_offset
+        content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    else:
+        # The lengths of the texts, 4 bytes each, the first of which begin at 0.
+        offsets = struct.pack("<3i", 0, 9, 18)
+        assert content.count(offsets) == 1
+        content[content.index(offsets) + 4 : content.index(offsets) + 8] = b"\xff\xff\xff\x7f"
+    file.write_bytes(content)
+    assert prepare(source, tmp_path / "out", "--transcript_column", "said") == 1
+    told = capsys.readouterr().out
+    assert f"left out  train/00000000: {file}, {group}, cannot be read" in told
+    assert "ok        train/00000002" in told

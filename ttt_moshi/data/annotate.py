@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from ttt_moshi.data.recognisers import Recogniser
 from ttt_moshi.data.transcripts import find_transcript, require_short_name, transcript_path
 from ttt_moshi.data.voiced import HOP, EnergyMeter, voiced_spans
 from ttt_moshi.data.words import TimedWord
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 
 OnFile = Callable[[str, int, int], None]
@@ -30,6 +31,8 @@ _PAUSE_HOPS = 25
 """pieces end in the middle of the quietest half second"""
 
 _SPEAKERS = ("A", "B")
+_LEXEME = re.compile(rb"^LEXEME\s", re.MULTILINE)
+"""a word in an RTTM, once the zeros of UTF-16 are gone"""
 
 
 @dataclass
@@ -114,11 +117,11 @@ def annotate_one(
         OSError: the transcript cannot be written.
     """
     outcome = Annotated(file.relative_to(folder).as_posix())
-    there = find_transcript(file)
-    if there is not None and not overwrite:
-        outcome.there = there.name
-        return outcome
     try:
+        there = _words_beside(file)
+        if there is not None and not overwrite:
+            outcome.there = there.name
+            return outcome
         require_short_name(file)
         info = read_info(file)
         outcome.seconds = info.seconds
@@ -136,6 +139,14 @@ def annotate_one(
             outcome.languages[speaker] = spoken
     write_atomically(transcript_path(file), _transcript(outcome, [found for found, _ in segments], recogniser.facts))
     return outcome
+
+
+def _words_beside(file: Path) -> Path | None:
+    """The transcript beside a recording. A diarizer's RTTM, which says who speaks when and has no words, is none."""
+    found = find_transcript(file)
+    if found is None or found.suffix != ".rttm" or _LEXEME.search(read_bytes(found).replace(b"\0", b"")):
+        return found
+    return find_transcript(file, but=found)
 
 
 def _channels(there: int, channels: tuple[int, ...] | None) -> tuple[int, ...]:

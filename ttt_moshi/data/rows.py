@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ttt_moshi.data.addresses import url_of
+from ttt_moshi.data.addresses import named_in, url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.digests import state_of
 from ttt_moshi.data.errors import DataError
@@ -50,6 +51,8 @@ class Row:
 
     name: str
     """split and number"""
+    folder: Path
+    """of the data set, which holds all of it"""
     file: Path
     group: int
     """of the rows in the file that are read together"""
@@ -73,11 +76,11 @@ def rows_of(rows: Rows) -> list[Row]:
         table = _open(local(file))
         audio = rows.audio or _only_audio(rows.folder, table.schema)
         for column in (audio, rows.transcript):
-            if column not in (*table.schema.names, NO_TRANSCRIPTS):
-                raise DataError(f"{file} has no column {column}; it has {', '.join(table.schema.names)}")
+            if column not in (*table.names, NO_TRANSCRIPTS):
+                raise DataError(f"{file} has no column {column}; it has {', '.join(table.names)}")
         for group, count in enumerate(table.groups):
             found += [
-                Row(f"{split}/{len(found) + number:08}", file, group, number, audio, rows.transcript)
+                Row(f"{split}/{len(found) + number:08}", rows.folder, file, group, number, audio, rows.transcript)
                 for number in range(count)
             ]
     if not found:
@@ -95,13 +98,13 @@ def as_files(row: Row) -> Iterator[tuple[Path, Path | None]]:
     """A row as a recording and its transcript on the disk, as long as the body runs.
 
     Raises:
-        DataError: a row without audio, or whose transcript is no such thing.
+        DataError: a row without audio, or whose transcript is no such thing; or one that cannot be read.
     """
     values = _read(local(row.file), row.group, row.audio, row.transcript)[row.number]
     audio = values[row.audio]
     content, stored = (audio.get("bytes"), audio.get("path")) if isinstance(audio, dict) else (audio, None)
     if content is None and stored:
-        content = _content(row, Path(stored))
+        content = _content(row, stored)
     if not isinstance(content, bytes):
         raise DataError("the row has no audio")
     suffix = Path(stored or "").suffix.lower()
@@ -148,13 +151,19 @@ class _Table:
     """A file with rows that are read group by group."""
 
     schema: Any
+    names: Sequence[str]
+    """of the columns"""
     groups: Sequence[int]
     """rows of each"""
     opened: Any
 
     def read(self, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         if isinstance(self.opened, list):
-            return self.opened[group].select(columns).to_pylist()  # type: ignore[no-any-return]
+            batch = self.opened[group].select(columns)
+            batch.validate(
+                full=True
+            )  # which decoding does for Parquet files: the offsets of damaged ones lead anywhere
+            return batch.to_pylist()  # type: ignore[no-any-return]
         return self.opened.read_row_group(group, columns=columns).to_pylist()  # type: ignore[no-any-return]
 
 
@@ -166,28 +175,39 @@ def _open(path: Path) -> _Table:
         if path.suffix == ".arrow":
             batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))))
             schema = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).schema
-            return _Table(schema, [batch.num_rows for batch in batches], batches)
+            return _Table(schema, schema.names, [batch.num_rows for batch in batches], batches)
         from pyarrow.parquet import ParquetFile
 
         opened = ParquetFile(path, memory_map=True)
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
-        return _Table(opened.schema_arrow, sizes, opened)
-    except (pyarrow.ArrowException, OSError) as error:
+        return _Table(opened.schema_arrow, opened.schema_arrow.names, sizes, opened)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are no text, too
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, group: int, audio: str, transcript: str) -> list[dict[str, Any]]:
-    """Rows follow one another, so one group is held."""
-    return _open(path).read(group, [audio] if transcript == NO_TRANSCRIPTS else [audio, transcript])
+    """Rows follow one another, so one group is held. Raises DataError: one that is damaged."""
+    import pyarrow
+
+    table = _open(path)
+    try:
+        rows = table.read(group, [audio] if transcript == NO_TRANSCRIPTS else [audio, transcript])
+        if len(rows) != table.groups[group]:
+            raise ValueError(f"it has {len(rows)} rows of {table.groups[group]}")
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"{path}, group {group + 1} of {len(table.groups)}, cannot be read: {told}") from error
+    return rows
 
 
 def _only_audio(folder: Path, schema: Any) -> str:
     """The column that the library calls audio, or that looks like it."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    sounds = [
-        name for name, feature in described.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"
-    ]
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        described = ()  # the types are still there
+    sounds = [name for name, feature in described if isinstance(feature, dict) and feature.get("_type") == "Audio"]
     if not sounds:
         sounds = [field.name for field in schema if str(field.type).startswith("struct<bytes: binary, path: string")]
     if len(sounds) != 1:
@@ -196,15 +216,18 @@ def _only_audio(folder: Path, schema: Any) -> str:
     return str(sounds[0])
 
 
-def _content(row: Row, stored: Path) -> bytes:
-    """Of a recording that the data set names and does not hold."""
-    path = stored if stored.is_absolute() else row.file.parent / stored
+def _content(row: Row, stored: str) -> bytes:
+    """Of a recording that lies beside the rows. What a data set names elsewhere is no part of it, and none of its
+    business: it may come from anybody.
+    """
     try:
+        path = Path(os.path.abspath(named_in(row.file.parent, stored)))
+        if Path(os.path.abspath(row.folder)) not in path.parents:
+            raise DataError(f"the recording {stored} lies outside of the data set, where nothing is read")
         return local(path).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the recording {stored} is not in the data set, and cannot be read: {error.strerror}"
-        ) from error
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise DataError(f"the recording {stored} is not in the data set, and cannot be read: {told}") from error
 
 
 def _write_transcript(recording: Path, value: Any) -> Path | None:
