@@ -265,6 +265,7 @@ SOUNDS: list[Sound] = [
     Sound("empty.wav", Path.touch, "refused", "not an audio file"),
     Sound("text.wav", lambda path: path.write_text("hello " * 1000), "refused", "not an audio file"),
     Sound("two in one.wav", twice_over(wav), "refused", "several wav files"),
+    Sound("two in one, with notes.wav", twice_over(with_more_chunks), "refused", "several wav files"),
     Sound("two in one.flac", twice_over(flac), "refused", "goes on to|cannot be decoded"),
     Sound("zeros.mp3", lambda path: path.write_bytes(bytes(20000)), "refused", "not an audio file"),
     Sound("playlist.mp3", lambda path: path.write_text("#EXTM3U\ntalk.ogg\n"), "refused", "not an audio file"),

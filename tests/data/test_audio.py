@@ -1,5 +1,7 @@
 """Sound files of many kinds against arithmetic and against one-shot reading and resampling."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -119,3 +121,38 @@ def test_a_flac_cut_short_is_named(tmp_path, write_recording):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=r"a\.flac (cannot be decoded|ends) after \d"):
         read_audio(path)
+
+
+def wav_of_bytes(content: bytes, *behind: bytes) -> bytes:
+    """Mono, 8 bits, 8 kHz; what stands behind the audio is taken as it is."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8)
+    body = b"WAVE" + form + struct.pack("<4sI", b"data", len(content)) + content + b"".join(behind)
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+NOTE = struct.pack("<4sI", b"LIST", 15) + b"INFOICMT\x03\0\0\0hi\0"
+
+
+@pytest.mark.parametrize(
+    ("samples", "behind"),
+    [
+        (8000, ()),
+        (8001, (b"\0",)),
+        (8001, ()),  # nobody filled it up
+        (8000, (NOTE, b"\0", NOTE, b"\0")),
+        (8001, (b"\0", NOTE)),
+    ],
+)
+def test_wavs_that_were_joined_are_refused_whatever_stands_behind_the_audio(tmp_path, samples, behind):
+    one = wav_of_bytes(np.random.default_rng(0).integers(0, 255, samples, np.uint8).tobytes(), *behind)
+    (tmp_path / "one.wav").write_bytes(one)
+    assert read_info(tmp_path / "one.wav").samples == samples
+    (tmp_path / "two.wav").write_bytes(2 * one)
+    with pytest.raises(DataError, match="several wav files"):
+        read_info(tmp_path / "two.wav")
+
+
+def test_what_else_stands_behind_the_audio_is_no_wav(tmp_path):
+    for tail in (bytes(64), b"TAG" + b"RIFF" * 31, struct.pack("<4sI", b"LIST", 1 << 31), b"LI"):
+        (tmp_path / "a.wav").write_bytes(wav_of_bytes(bytes(range(200)) * 40) + tail)
+        assert read_info(tmp_path / "a.wav").samples == 8000

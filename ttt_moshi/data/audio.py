@@ -110,7 +110,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-_LOOKED_AT = "audio 1"
+_LOOKED_AT = "audio 2"
 """its number is raised whenever the same file would be found otherwise"""
 
 
@@ -227,8 +227,7 @@ def _refuse_a_cut_wav(path: Path, file: IO[bytes]) -> None:
             if name == b"data":
                 begin = file.tell()
                 there = file.seek(0, io.SEEK_END) - begin
-                file.seek(begin + size + size % 2)
-                if size < there and file.read(4) == b"RIFF":
+                if _another_wav_follows(file, begin, size):
                     raise DataError(f"{path} holds several wav files one after the other; split them")
                 # A program that writes into a pipe cannot know the size, and puts something enormous or nothing.
                 if there < size < _UNKNOWN_SIZE:
@@ -236,6 +235,23 @@ def _refuse_a_cut_wav(path: Path, file: IO[bytes]) -> None:
                 break
             file.seek(size + size % 2, io.SEEK_CUR)
     file.seek(0)
+
+
+def _another_wav_follows(file: IO[bytes], at: int, size: int) -> bool:
+    """Whether one begins among the chunks behind that whose content lies at a byte and has so many."""
+    while True:
+        at += size
+        file.seek(at)
+        # Not everybody fills up chunks of odd sizes, and no name begins with a zero.
+        at += size % 2 if file.read(1) == b"\0" else 0
+        file.seek(at)
+        header = file.read(8)
+        if len(header) < 8 or min(header[:4]) < ord(" "):
+            return False
+        name, size = struct.unpack("<4sI", header)
+        if name in (b"RIFF", b"RF64"):
+            return True
+        at += 8
 
 
 def _trusted_header(container: av.container.InputContainer, stream: av.AudioStream) -> AudioInfo | None:
