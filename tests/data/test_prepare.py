@@ -638,3 +638,37 @@ def test_an_interruption_at_any_rename_of_the_end_costs_nothing(tmp_path, write_
             break
         assert digests(out) == digests(tmp_path / "whole") and not list(tmp_path.glob(".*"))
     assert number > 7, "two recordings with their transcripts, what was there and what is made"
+
+
+def stop_after(wanted: int):
+    def stop(name: str, done: int, total: int) -> None:
+        if done == wanted:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_lack_of_memory_is_no_reason_to_leave_a_recording_out_for_good(recordings, tmp_path, monkeypatch):
+    (recordings / "broken.wav").write_text("hm")
+
+    def no_memory(*args, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as short, pytest.raises(KeyboardInterrupt):
+        short.setattr(soundfile, "SoundFile", no_memory)
+        prepare(recordings, tmp_path / "out", on_file=stop_after(4))
+    tried = []
+    result = prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert tried == ["mono.flac", "music.mp3", "sub/phone.wav"], "neither what was copied nor what is broken"
+    assert [o.source for o in result.outcomes if o.left_out] == ["broken.wav"]
+    prepare(recordings, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_outcomes_of_another_version_are_not_believed(recordings, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recordings, tmp_path / "out", on_file=stop_after(2))
+    monkeypatch.setattr("ttt_moshi.data.prepare.__version__", "99.0")
+    tried = []
+    prepare(recordings, tmp_path / "out", on_file=lambda name, *_: tried.append(name))
+    assert len(tried) == 4

@@ -453,3 +453,28 @@ def test_replacing_goes_on_where_it_was_interrupted(data, monkeypatch, cache):
     fsspec.filesystem("memory").pipe_file("/tars/mine.txt", b"mine")
     with pytest.raises(DataError, match="was not made by this command"):
         prepare(data / "calls", located_out("memory://tars"), overwrite=True)
+
+
+def test_a_recording_whose_store_was_away_is_tried_again(data, tmp_path, monkeypatch, cache):
+    (data / "calls" / "0.wav").write_bytes(b"RIFF, cut short")
+    upload(data, "memory://in")
+    store = type(fsspec.filesystem("memory"))
+    fetch = store.get_file
+
+    def away(self, name, *args, **options):
+        if name.endswith("1.wav"):
+            raise ConnectionError("no route to the store")
+        return fetch(self, name, *args, **options)
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "get_file", away)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(located("memory://in/calls"), tmp_path / "set", on_file=stop)
+    monkeypatch.setattr(store, "get_file", fetch)
+    tried: list[str] = []
+    result = prepare(located("memory://in/calls"), tmp_path / "set", on_file=lambda name, *_: tried.append(name))
+    assert tried == ["1.wav", "3.wav"], "what a broken file is, its content has decided"
+    assert [outcome.source for outcome in result.outcomes if outcome.left_out] == ["0.wav"]

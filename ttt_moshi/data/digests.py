@@ -18,7 +18,7 @@ from pathlib import Path
 import blake3
 
 from ttt_moshi.data.addresses import made_beside, url_of
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import PassingError
 from ttt_moshi.data.remote import local, version_of
 from ttt_moshi.data.shards import container, read_stored
 
@@ -44,7 +44,7 @@ def file_digest(path: Path) -> str:
     """64 hex digits of a file's content.
 
     Raises:
-        DataError: a file that cannot be read.
+        PassingError: a file that cannot be read.
     """
     digest = blake3.blake3()
     try:
@@ -54,7 +54,7 @@ def file_digest(path: Path) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise PassingError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -75,7 +75,7 @@ class Digests:
         """64 hex digits of a file's content.
 
         Raises:
-            DataError: a file that cannot be read.
+            PassingError: a file that cannot be read.
         """
         return self.remember(path, "blake3", file_digest)
 
@@ -83,7 +83,7 @@ class Digests:
         """Something else that a file's content decides and that takes long to find, such as how long it sounds.
 
         Raises:
-            DataError: a file that cannot be read, and whatever `find` raises.
+            PassingError: a file that cannot be read; and whatever `find` raises.
         """
         name = f"{what} {os.path.abspath(path)}"
         with self._lock:
@@ -142,14 +142,14 @@ class Digests:
 
 
 def state_of(path: Path) -> State:
-    """Equal where a file, or the tar file around it, has not been touched. Raises DataError where there is none."""
+    """Equal where a file, or the tar file around it, has not been touched. Raises PassingError where there is none."""
     try:
         file = container(path)
         if url_of(file) is not None:
             return _state_at_url(file)
         stat = file.stat()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise PassingError(f"cannot read {path}: {error.strerror or error}") from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

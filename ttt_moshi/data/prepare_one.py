@@ -20,7 +20,7 @@ from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.align import Aligner, align_in
 from ttt_moshi.data.audio import AudioInfo, read_blocks, read_info
 from ttt_moshi.data.digests import file_digest
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import DataError, PassingError
 from ttt_moshi.data.levels import LevelMeter
 from ttt_moshi.data.loudness import gains
 from ttt_moshi.data.remote import is_there, local
@@ -110,6 +110,8 @@ class Outcome:
     """what was done to it, and what to know of it, in words"""
     left_out: str | None = None
     """why it is not in the data set"""
+    passing: bool = False
+    """whether another attempt may find otherwise, since neither its content nor the choices left it out"""
     digest: str = ""
 
 
@@ -130,7 +132,7 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
             with as_files(item.row) as (recording, transcript):
                 return prepare_one(Item(item.name, item.path, (recording,), transcript), target, choices)
         except DataError as error:
-            return Outcome(item.name, left_out=str(error))
+            return Outcome(item.name, left_out=str(error), passing=isinstance(error, PassingError))
     outcome = Outcome(item.name)
     try:
         digests = [file_digest(file) for file in item.files]
@@ -140,10 +142,12 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
     except DataError as error:
         told = str(error).removeprefix(readable(str(item.files[0]))).lstrip(": ")
         outcome.left_out = told.replace(readable(f"{item.files[0].parent}{os.sep}"), "")
+        outcome.passing = isinstance(error, PassingError)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others
         outcome.left_out = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        outcome.passing = True
     if outcome.left_out:
         target.unlink(missing_ok=True)
         transcript_path(target).unlink(missing_ok=True)

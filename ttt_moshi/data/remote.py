@@ -33,7 +33,7 @@ from ttt_moshi.data.addresses import (
     set_remote_cache,
     url_of,
 )
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import DataError, PassingError
 from ttt_moshi.files import partial_beside, read_text, write_atomically
 
 DEFAULT_GB = 50.0
@@ -370,7 +370,7 @@ def _make_room(url: str, size: int) -> None:
     """Deletes copies until one more of `size` bytes has room, those first that were not used for longest."""
     bound = _copies.bound
     if size > bound:
-        raise DataError(
+        raise PassingError(
             f"{url} has {size / 1e9:.2f} GB, and all copies together may take {bound / 1e9:g} GB: raise "
             "`data.remote_cache_gb`, in commands `--remote_cache_gb`"
         )
@@ -412,7 +412,7 @@ def _locked(name: str) -> Iterator[None]:
         locks.mkdir(parents=True, exist_ok=True)
         file = (locks / name).open("a")
     except OSError as error:
-        raise DataError(
+        raise PassingError(
             f"copies of remote files cannot be kept in {remote_cache()}: {error.strerror or error}; "
             "`data.remote_cache_dir`, in commands `--remote_cache_dir`, names another folder"
         ) from error
@@ -425,7 +425,7 @@ def _trying(what: str, work: Callable[[], _T]) -> _T:
     """Does what may fail for a moment.
 
     Raises:
-        DataError: it failed for good; begins with `what`.
+        PassingError: none of several attempts was a success; begins with `what`.
     """
     for pause in (*_PAUSES, None):
         try:
@@ -436,6 +436,6 @@ def _trying(what: str, work: Callable[[], _T]) -> _T:
             lasting = isinstance(error, (ImportError, PermissionError, NotImplementedError, ValueError))
             if pause is None or lasting:
                 told = " ".join(str(error).split()) or type(error).__name__
-                raise DataError(f"{what}: {told}") from error
+                raise PassingError(f"{what}: {told}") from error
             time.sleep(pause)
     raise AssertionError("the last attempt has ended")

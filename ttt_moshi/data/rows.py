@@ -20,7 +20,7 @@ from typing import Any
 from ttt_moshi.data.addresses import named_in, url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.digests import state_of
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import DataError, PassingError
 from ttt_moshi.data.remote import local
 from ttt_moshi.extras import need
 
@@ -182,7 +182,8 @@ def _open(path: Path) -> _Table:
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
         return _Table(opened.schema_arrow, opened.schema_arrow.names, sizes, opened)
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are no text, too
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        kind = PassingError if isinstance(error, OSError) else DataError
+        raise kind(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -227,7 +228,8 @@ def _content(row: Row, stored: str) -> bytes:
         return local(path).read_bytes()
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
-        raise DataError(f"the recording {stored} is not in the data set, and cannot be read: {told}") from error
+        kind = PassingError if isinstance(error, OSError) else DataError
+        raise kind(f"the recording {stored} is not in the data set, and cannot be read: {told}") from error
 
 
 def _write_transcript(recording: Path, value: Any) -> Path | None:

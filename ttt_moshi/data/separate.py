@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from ttt_moshi.data.audio import read_blocks
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import DataError, PassingError
 from ttt_moshi.data.formats.raw import decode
 from ttt_moshi.data.remote import local
 from ttt_moshi.data.voiced import runs
@@ -121,7 +121,7 @@ def read_turns(path: Path) -> list[tuple[float, float, str]]:
     try:
         text, _ = decode(path, read_bytes(local(path)))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise PassingError(f"cannot read {path}: {error.strerror or error}") from error
     turns = []
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()

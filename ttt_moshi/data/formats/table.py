@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from ttt_moshi.data.errors import DataError
+from ttt_moshi.data.errors import DataError, PassingError
 from ttt_moshi.data.formats.annotations import read_ctm, read_elan, read_rttm, read_textgrid
 from ttt_moshi.data.formats.captions import read_captions
 from ttt_moshi.data.formats.json_layouts import (
@@ -50,7 +50,7 @@ def read_raw(path: Path) -> RawTranscript:
     except FileNotFoundError:
         raise DataError(f"no transcript at {path}") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise PassingError(f"cannot read {path}: {error.strerror or error}") from error
     text, remarks = decode(path, content)
     try:
         raw = _read(text, plain=path.suffix.lower() in PLAIN_SUFFIXES)
