@@ -24,7 +24,7 @@ import soxr
 from ttt_moshi.data import remote
 from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.digests import Digests
-from ttt_moshi.data.errors import DataError, PassingError
+from ttt_moshi.data.errors import DataError, PassingError, kind_of
 from ttt_moshi.data.remote import local
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 
@@ -215,7 +215,7 @@ def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.AudioStr
                     raise DataError(f"{path} has {stream.channels} channels; 1 to {MAX_CHANNELS} can be read")
                 yield container, stream  # type: ignore[misc]  # a container that is read is an InputContainer
         except (av.FFmpegError, OSError) as error:
-            raise _kind(error)(f"{path} is not an audio file that can be read: {_reason(error)}") from error
+            raise kind_of(error)(f"{path} is not an audio file that can be read: {_reason(error)}") from error
 
 
 def _refuse_a_cut_wav(path: Path, file: IO[bytes]) -> None:
@@ -344,7 +344,7 @@ def _decode(path: Path, container: av.container.InputContainer, stream: av.Audio
             samples += block.shape[1]
             yield block
     except av.FFmpegError as error:
-        raise _kind(error)(f"{path} cannot be decoded after {samples / rate:.2f} s: {_reason(error)}") from error
+        raise kind_of(error)(f"{path} cannot be decoded after {samples / rate:.2f} s: {_reason(error)}") from error
 
 
 def _to_float(frame: av.AudioFrame) -> np.ndarray:
@@ -382,11 +382,6 @@ def _wrong_length(path: Path, header: AudioInfo, read: int) -> str:
     if read < header.samples:
         return f"{path} ends after {seconds:.2f} of the {header.seconds:.2f} s that its header promises; copy it again"
     return f"{path} goes on to {seconds:.2f} s after the {header.seconds:.2f} s of its header; write it anew"
-
-
-def _kind(error: Exception) -> type[DataError]:
-    """What libav reports of a disk or of memory is not the content's fault."""
-    return PassingError if isinstance(error, (OSError, MemoryError)) else DataError
 
 
 def _reason(error: Exception) -> str:

@@ -13,3 +13,8 @@ class DataError(UserError):
 
 class PassingError(DataError):
     """What another attempt may find otherwise: a disk or a store that did not give something, or too little memory."""
+
+
+def kind_of(error: Exception) -> type[DataError]:
+    """What becomes of a library's error: that of a disk or of memory is not the content's fault."""
+    return PassingError if isinstance(error, (OSError, MemoryError)) else DataError

@@ -20,7 +20,7 @@ from typing import Any
 from ttt_moshi.data.addresses import named_in, url_of
 from ttt_moshi.data.audio import AUDIO_SUFFIXES, files_below
 from ttt_moshi.data.digests import state_of
-from ttt_moshi.data.errors import DataError, PassingError
+from ttt_moshi.data.errors import DataError, kind_of
 from ttt_moshi.data.remote import local
 from ttt_moshi.extras import need
 
@@ -182,8 +182,7 @@ def _open(path: Path) -> _Table:
         sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
         return _Table(opened.schema_arrow, opened.schema_arrow.names, sizes, opened)
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are no text, too
-        kind = PassingError if isinstance(error, OSError) else DataError
-        raise kind(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise kind_of(error)(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -198,7 +197,7 @@ def _read(path: Path, group: int, audio: str, transcript: str) -> list[dict[str,
             raise ValueError(f"it has {len(rows)} rows of {table.groups[group]}")
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         told = " ".join(str(error).split())
-        raise DataError(f"{path}, group {group + 1} of {len(table.groups)}, cannot be read: {told}") from error
+        raise kind_of(error)(f"{path}, group {group + 1} of {len(table.groups)}, cannot be read: {told}") from error
     return rows
 
 
@@ -228,8 +227,7 @@ def _content(row: Row, stored: str) -> bytes:
         return local(path).read_bytes()
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
-        kind = PassingError if isinstance(error, OSError) else DataError
-        raise kind(f"the recording {stored} is not in the data set, and cannot be read: {told}") from error
+        raise kind_of(error)(f"the recording {stored} is not in the data set, and cannot be read: {told}") from error
 
 
 def _write_transcript(recording: Path, value: Any) -> Path | None:
