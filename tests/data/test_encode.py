@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load
 
 from ttt_moshi.cli.data_shown import encoding, throughput
 from ttt_moshi.cli.main import main
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data import Codec, Corpus, DataError
+from ttt_moshi.data.encoded import write_encoded
+from ttt_moshi.data.pretokenize import pretokenize
 from ttt_moshi.moshi import resolve_model
 from ttt_moshi.moshi.paths import text_tokenizer
 
@@ -177,6 +181,39 @@ def test_a_log_has_a_line_a_minute_and_a_screen_none(capsys, monkeypatch):
         assert summary().startswith("0:00:10 of audio in 0:00:00")
     told = capsys.readouterr().err
     assert told.startswith("encoding a.wav: 0:00:10 of 0:00:20, ") and told.count("\n") == 1
+
+
+def test_another_number_of_shards_is_refused_before_the_work(tmp_path, capsys):
+    for i in range(6):
+        write_encoded(tmp_path / f"{i}.safetensors", torch.full((17, 50 + i), 5))
+    lines = [json.dumps({"path": f"{i}.safetensors", "duration": (50 + i) / 12.5}) for i in range(6)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    source, out = str(tmp_path / "data.jsonl"), tmp_path / "codes_alone"
+
+    def encode(number: int, shards: int) -> Path:
+        return pretokenize(Corpus(source, None, None, 1.0, shard=(number, shards)), out)
+
+    for number in (0, 1, 2, 0):  # a part may be made again
+        encode(number, 3)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for shards, told in ((2, "in 3 parts (data-00001-of-00003.jsonl, ...)"), (1, "`--shard` of 1")):
+        with pytest.raises(DataError, match=re.escape(told)):
+            encode(0, shards)
+        # There is no such model, and nobody asks for it.
+        command = ["data", "encode", source, "--hf_repo_id", str(tmp_path / "none"), "--out", str(out)]
+        assert main([*command, "--shard", f"1/{shards}"]) == 2
+        assert told in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert len(Corpus(str(out), None, None, 1.0).recordings) == 6
+    # Lists of both, as an earlier version or somebody's copy has left them.
+    shutil.copy(out / "data-00001-of-00003.jsonl", out / "data-00001-of-00002.jsonl")
+    shutil.copy(out / "data-00001-of-00003.jsonl", out / "data.jsonl")
+    told = "is there whole (data.jsonl) and in 2 parts (data-00001-of-00002.jsonl, ...) and in 3 parts ("
+    with pytest.raises(DataError, match=re.escape(told)):
+        Corpus(str(out), None, None, 1.0)
+    for command in (["check", str(out)], ["report", str(out), "--out", str(tmp_path / "page.html")]):
+        assert main(["data", *command]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_tar_files_hold_the_same_codes(codes_alone, tiny_material, tmp_path, capsys):

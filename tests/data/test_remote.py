@@ -324,6 +324,8 @@ def test_check_report_encode_and_prepare_at_urls(data, tiny_material, tmp_path, 
         assert main([*encode, "--out", "memory://codes", "--shard", shard]) == 0
         assert main([*encode, "--out", "memory://tars", "--tar", "--shard", shard]) == 0
     assert "memory://tars/data-00002-of-00002.jsonl: 2 recordings" in capsys.readouterr().out
+    assert main([*encode, "--out", "memory://codes"]) == 2
+    assert "memory://codes has a data set in 2 parts (data-00001-of-00002.jsonl, ...)" in capsys.readouterr().err
     use_cache(cache, 1.0)
     whole = [Corpus(url, None, None, 1.0) for url in ("memory://codes", "memory://tars")]
     contents = [sorted(one.whole(r).numpy().tobytes() for r in one.recordings) for one in whole]

@@ -260,12 +260,14 @@ def run_encode(argv: list[str]) -> int:
     if args.tar and args.out is None:
         raise UserError("`--tar` says how `--out` is written: name a folder")
     from ttt_moshi.data.addresses import readable
-    from ttt_moshi.data.pretokenize import pretokenize
+    from ttt_moshi.data.pretokenize import pretokenize, require_same_shards
     from ttt_moshi.data.remote import is_there, located_out
 
     out = None if args.out is None else located_out(args.out)
     if out is not None and is_there(out):
         raise UserError(f"`--out {args.out}` is a file; name a folder")
+    if out is not None:
+        require_same_shards(out, shards)  # before hours of work
 
     with cluster_chosen(args, "shard") as cluster:
         told = None if cluster is None else _encode_over(cluster, args)

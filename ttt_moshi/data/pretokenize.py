@@ -10,11 +10,13 @@ from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.corpus import Corpus, OnRecording
 from ttt_moshi.data.encoded import SUFFIX, encoded_bytes, read_encoded_info, write_encoded
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.remote import outgoing, send
+from ttt_moshi.data.remote import files_below, outgoing, send
 from ttt_moshi.data.shards import TAR, write_tar
-from ttt_moshi.data.sources import Recording
+from ttt_moshi.data.sources import Recording, parts, told_divisions
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
+
+_LIST = "data"
 
 
 def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = None, *, tar: bool = False) -> Path:
@@ -32,10 +34,11 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
         The list of this shard.
 
     Raises:
-        DataError: a recording or transcript that cannot be used.
+        DataError: a recording or transcript that cannot be used, or `out` has the lists of another number of shards.
         OSError: `out` cannot be written.
     """
     rank, shards = corpus.shard
+    require_same_shards(out, shards)
     if url_of(out) is not None:
         here = outgoing(out, f"{rank + 1}-of-{shards}")
         listed = pretokenize(corpus, here, on_recording, tar=tar)
@@ -44,7 +47,7 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)
     part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
-    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"data{part}.jsonl"
+    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{_LIST}{part}.jsonl"
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
@@ -60,6 +63,20 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
                 write_encoded(out / folder / name, corpus.whole(recording))
     write_atomically(listed, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return listed
+
+
+def require_same_shards(out: Path, shards: int) -> None:
+    """Raises DataError where `out` has lists of another number of shards: beside them those of this one would name
+    every recording once more. Nobody knows here whether they are wanted, so they are not deleted.
+    """
+    files = files_below(out, ".jsonl") if url_of(out) is not None else out.glob("*.jsonl")
+    others = parts(files).get((out, _LIST), {})
+    others.pop(shards, None)
+    if others:
+        raise DataError(
+            f"{out} has a data set {told_divisions(others)}, and with `--shard` of {shards} every recording would be "
+            "in it once more: delete these lists (what they name in `codes` is not made again), or name another folder"
+        )
 
 
 def _name(corpus: Corpus, recording: Recording) -> str:

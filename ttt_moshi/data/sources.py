@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 DigestsFor = Callable[[Path], Digests]
 
+_PART = re.compile(r"(.+)-\d+-of-(\d+)")
 _LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
 
 
@@ -178,10 +180,39 @@ def jsonl_files(path: Path) -> list[Path]:
     remembered there, and what an unfinished `data prepare` has left.
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing there; or the same list in different numbers of parts, so that recordings would come twice.
     """
-    if url_of(path) is not None:
-        return _jsonl_files_at_url(path)
+    files = _jsonl_files_at_url(path) if url_of(path) is not None else _jsonl_files_on_disk(path)
+    for (folder, name), divisions in parts(files).items():
+        if len(divisions) > 1:
+            raise DataError(
+                f"{folder / name}.jsonl is there {told_divisions(divisions)}: every recording would be read "
+                f"{len(divisions)} times; delete what an earlier `data encode` left, or name the lists that are meant"
+            )
+    return files
+
+
+def parts(lists: Iterable[Path]) -> dict[tuple[Path, str], dict[int, list[Path]]]:
+    """Lists by folder and name, and by the number of parts that there are: `data-00002-of-00008.jsonl` is one of the
+    eight parts of `data`, `data.jsonl` the whole.
+    """
+    found: dict[tuple[Path, str], dict[int, list[Path]]] = {}
+    for path in sorted(lists):
+        match = _PART.fullmatch(path.stem)
+        name, count = (path.stem, 1) if match is None else (match[1], int(match[2]))
+        found.setdefault((path.parent, name), {}).setdefault(count, []).append(path)
+    return found
+
+
+def told_divisions(divisions: dict[int, list[Path]]) -> str:
+    """For people, of what `parts` says of one list."""
+    return " and ".join(
+        f"whole ({paths[0].name})" if count == 1 else f"in {count} parts ({paths[0].name}, ...)"
+        for count, paths in sorted(divisions.items())
+    )
+
+
+def _jsonl_files_on_disk(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
