@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import blake3
 import numpy as np
 import pytest
 import soundfile
@@ -212,10 +213,36 @@ def test_tasks_that_cannot_be_used_are_refused(tiny_material, tmp_path, capsys):
     assert "no staged tasks: expected" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_command_holds_what_the_server_says(tiny_material, tmp_path, monkeypatch):
+def test_the_command_holds_what_the_server_says(tiny_material, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ttt_moshi.evaluation.examiner.LONGEST_SEC", 1.0)  # the tiny model never falls silent
     write_task(tmp_path, "daily", "a", [{"audio": "0.wav", "text": "who are you"}])
     assert evaluate(tiny_material, tmp_path, tmp_path / "a") == 0
     task = json.loads((tmp_path / "a/results.json").read_text())["tasks"]["examiner"]
     assert task["n"] == 2 and set(task["examined"]) == {"slow", "fast", "daily, slow", "daily, fast"}
     assert soundfile.read(tmp_path / "a/conversations/examiner/daily-a-slow/output.wav")[0].any()
+    # Another type of the weights says something else, whatever the state id.
+    assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--dtype", "bfloat16") == 2
+    assert "daily-a-slow holds another conversation (differs in dtype)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_server_of_another_type_is_another_model(tiny_material, tmp_path, capsys):
+    write_task(tmp_path, "daily", "a", [{"audio": "0.wav"}])
+    weights = (tiny_material.base_model / "model.safetensors").read_bytes()
+    facts = {"state_id": f"base:{blake3.blake3(weights).hexdigest()}"}
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.json_response(facts)
+
+    async def evaluated() -> str:
+        app = web.Application()
+        app.router.add_get("/api/hello", hello)
+        async with TestServer(app) as site:
+            address = str(site.make_url("/"))
+            assert await asyncio.to_thread(evaluate, tiny_material, tmp_path, tmp_path / "a", "--server", address) == 2
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "in a type that it does not tell, and the state base:" in asyncio.run(evaluated())
+    facts["dtype"] = "bfloat16"
+    assert "in bfloat16, and the state base:" in asyncio.run(evaluated())
+    facts["dtype"] = "float32"
+    assert "turns visitors away: 404" in asyncio.run(evaluated())  # the same model: it is called

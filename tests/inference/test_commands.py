@@ -246,6 +246,14 @@ def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp
     capsys.readouterr()
     assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all", "--seed", "9") == 2
     assert "user0 holds another conversation (differs in seed)" in capsys.readouterr().err
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all", "--dtype", "bfloat16") == 2
+    assert "user0 holds another conversation (differs in dtype)" in capsys.readouterr().err
+    made_by = tmp_path / "all" / "user0" / "made_by.json"
+    facts = json.loads(made_by.read_text())
+    assert facts.pop("dtype") == "float32"
+    made_by.write_text(json.dumps(facts))
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all") == 2
+    assert "differs in dtype; of an earlier version, which did not write down its dtype" in capsys.readouterr().err
     assert (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns == kept
 
 

@@ -42,7 +42,7 @@ def test_the_command_talks_through_a_server_of_its_own_and_goes_on(tiny_material
     assert (other / "output.wav").stat().st_mtime_ns == made
     capsys.readouterr()
     assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--seed", "3") == 2
-    assert "holds another conversation (seed differ)" in " ".join(capsys.readouterr().out.split())
+    assert "holds another conversation (differs in seed)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

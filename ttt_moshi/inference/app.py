@@ -97,6 +97,7 @@ async def _hello(request: web.Request) -> web.StreamResponse:
         "greets": server.settings.greeting,
         "speaks": server.speaks,
         "state_id": server.state_id,
+        "dtype": server.dtype,
     }
     return web.json_response(facts)
 

@@ -140,8 +140,8 @@ async def call(server: str) -> AsyncIterator[Call]:
         raise InferenceError(f"nobody to talk with at {server}: {error}") from None
 
 
-async def served_state(server: str) -> str | None:
-    """The state id of the model that a server serves; None where it does not say.
+async def served_model(server: str) -> dict[str, str | None]:
+    """`state_id` and `dtype` of the model that a server serves; None where it does not say.
 
     Raises:
         InferenceError: nobody answers there, or turns the visitor away.
@@ -150,7 +150,8 @@ async def served_state(server: str) -> str | None:
         async with aiohttp.ClientSession() as session, session.get(_address(server, "/api/hello")) as response:
             if response.status != 200:
                 raise InferenceError(f"{server} does not say what it serves: {response.status} {response.reason}")
-            return (await response.json()).get("state_id")
+            facts = await response.json()
+            return {key: facts.get(key) for key in ("state_id", "dtype")}
     except (aiohttp.ClientError, ValueError, AttributeError) as error:
         raise InferenceError(f"nobody to talk with at {server}: {error}") from None
 

@@ -160,6 +160,7 @@ class Driver:
         prompt = self._prompt if given is None else _digest({"codes": given.codes, "user": given.user})
         return {
             "state_id": self.speaker.state_id,
+            "dtype": self.speaker.dtype,
             "sink": self.speaker.sink,
             **({"conditions": dict(self.speaker.conditions)} if self.speaker.conditions else {}),
             **({"cfg": self.speaker.cfg} if self.speaker.cfg != 1.0 else {}),
@@ -180,11 +181,11 @@ class Driver:
             made_by = json.loads(read_text(folder / MADE_BY))
         except (OSError, ValueError):
             made_by = None
-        if made_by == wanted:
-            return
-        differs = [key for key in wanted if not isinstance(made_by, dict) or made_by.get(key) != wanted[key]]
-        what = f"differs in {', '.join(differs)}" if made_by else "does not say what made it"
-        raise InferenceError(f"{folder} holds another conversation ({what}): choose another folder, or overwrite it")
+        if made_by != wanted:
+            what = difference(made_by, wanted)
+            raise InferenceError(
+                f"{folder} holds another conversation ({what}): choose another folder, or overwrite it"
+            )
 
     def _write(self, folder: Path, found: Answer, said: _Growing, sample_rate: int, identity: dict[str, Any]) -> None:
         (folder / WORDS).unlink(missing_ok=True)
@@ -287,6 +288,15 @@ def read_conversation(folder: Path) -> Conversation:
     except (OSError, SafetensorError, soundfile.SoundFileError, ValueError, KeyError, TypeError) as error:
         raise InferenceError(f"{folder} is no conversation that was written here ({error!r})") from None
     return Conversation(folder, tokens, seconds, said)
+
+
+def difference(made_by: Any, wanted: Mapping[str, Any]) -> str:
+    """In words, how what made a conversation that is there is not what is wanted."""
+    if not isinstance(made_by, dict):
+        return "does not say what made it"
+    keys = [key for key in {**wanted, **made_by} if made_by.get(key) != wanted.get(key)]
+    unsaid = "; of an earlier version, which did not write down its dtype" if "dtype" not in made_by else ""
+    return f"differs in {', '.join(keys)}{unsaid}"
 
 
 def seed_of(seed: int, name: str) -> int:

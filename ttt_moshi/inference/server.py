@@ -48,7 +48,7 @@ class Server:
         prepare: called first in the thread of the model.
 
     Attributes:
-        state_id: of the model.
+        state_id, dtype: of the model.
         speaks: whether the model says anything.
         takes_prompts: whether visitors may say who Moshi should be.
         live: visits by the session that is going on in them.
@@ -72,7 +72,7 @@ class Server:
         self.live: dict[str, Visitor] = {}
         self.tick_seconds = 0.0
         self.failure: BaseException | None = None
-        self.state_id = slots.speaker.state_id
+        self.state_id, self.dtype = slots.speaker.state_id, slots.speaker.dtype
         self.speaks = slots.speaker.speaks
         self.takes_prompts = start is None and self.speaks
         self._visits: set[Visitor] = set()

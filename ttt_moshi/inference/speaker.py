@@ -60,6 +60,11 @@ class Speaker:
     sink: int = 0
 
     @property
+    def dtype(self) -> str:
+        """Type of the frozen weights, as `--dtype` names it; the same weights in another say something else."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def translates(self) -> bool:
         """Whether the model is told when a recording ends, and says when it has finished (Hibiki)."""
         return self.model_type == "hibiki"

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +38,8 @@ from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.files import read_bytes, read_text, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
-from ttt_moshi.inference.client import call, served_state
-from ttt_moshi.inference.driver import read_words, write_audio, write_words
+from ttt_moshi.inference.client import call, served_model
+from ttt_moshi.inference.driver import difference, read_words, write_audio, write_words
 from ttt_moshi.inference.hosting import hosted
 from ttt_moshi.inference.slots import Slots
 
@@ -171,15 +171,16 @@ class Examination:
     ) -> None:
         """The conversations that are not there yet, as many at once as the driver has slots."""
         driver, folder = talker.driver, talker.folder / self.name
-        identity = {"state_id": driver.speaker.state_id, "served": self.server is not None}
+        model = {"state_id": driver.speaker.state_id, "dtype": driver.speaker.dtype}
+        identity = {**model, "served": self.server is not None}
         if self.server is None:
             identity |= {"seed": driver.seed, "sink": driver.speaker.sink, "sampling": asdict(driver.sampling)}
         else:
-            served = await served_state(self.server)
-            if served != driver.speaker.state_id:
+            served = await served_model(self.server)
+            if served != model:
                 raise EvaluationError(
-                    f"{self.server} serves the state {served and served[:16]}, and {driver.speaker.state_id[:16]} is "
-                    "evaluated: serve the same checkpoint"
+                    f"{self.server} serves {_in_words(served)}, and {_in_words(model)} is evaluated: serve the same "
+                    "checkpoint with the same --dtype"
                 )
         made_by = {_called(*one): {**identity, "pace": one[1], "task": _digest([one[0]])} for one in wanted}
         left = [one for one in wanted if not _is_there(folder / _called(*one), made_by[_called(*one)])]
@@ -211,6 +212,11 @@ class Examination:
                 await asyncio.gather(*conversations, return_exceptions=True)
 
 
+def _in_words(model: Mapping[str, str | None]) -> str:
+    state, dtype = model["state_id"], model["dtype"]
+    return f"the state {state and state[:16]} in {dtype or 'a type that it does not tell'}"
+
+
 def _called(task: StagedTask, pace: str) -> str:
     return f"{task.name}-{pace}"
 
@@ -227,8 +233,8 @@ def _is_there(folder: Path, made_by: dict[str, Any]) -> bool:
     with well_formed(path):
         found = json.loads(read_text(path))["made_by"]
     if found != made_by:
-        differs = ", ".join(key for key in made_by if found.get(key) != made_by[key])
-        raise EvaluationError(f"{folder} holds another conversation ({differs} differ): choose another --out")
+        what = difference(found, made_by)
+        raise EvaluationError(f"{folder} holds another conversation ({what}): choose another --out")
     return True
 
 
