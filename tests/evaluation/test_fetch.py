@@ -233,6 +233,25 @@ def test_an_address_is_unpacked_and_trusted_as_the_first_time(hub, tmp_path, cap
     assert fetch(tmp_path, "--url", url, "--into", "mine") == 2 and "b.wav is corrupt" in capsys.readouterr().err
 
 
+def test_an_archive_whose_unpacking_broke_off_is_not_fetched_again(hub, tmp_path, capsys):
+    hub.files["data.zip"] = packed("zip", {"set/a.wav": b"aaa", "set/b.wav": b"bbb"})
+    url, blocked = f"{hub.address}/data.zip", tmp_path / "mine/set"
+    blocked.parent.mkdir()
+    blocked.write_text("where a folder belongs")
+    assert fetch(tmp_path, "--url", url, "--into", "mine") == 2 and "mine/set" in capsys.readouterr().err
+    assert (tmp_path / "data.zip").is_file() and len(hub.asked) == 1
+    blocked.unlink()
+    assert fetch(tmp_path, "--url", url, "--into", "mine") == 0 and len(hub.asked) == 1
+    found = lies_in(tmp_path)
+    del found["fetched.json"]
+    assert found == {"mine/set/a.wav": b"aaa", "mine/set/b.wav": b"bbb"}
+    # One that has changed meanwhile is not the one, and is fetched.
+    (tmp_path / "mine/set/a.wav").unlink()
+    (tmp_path / "data.zip").write_bytes(packed("zip", {"set/a.wav": b"evil"}))
+    assert fetch(tmp_path, "--url", url, "--into", "mine") == 0 and len(hub.asked) == 2
+    assert (tmp_path / "mine/set/a.wav").read_bytes() == b"aaa"
+
+
 def test_a_record_of_elsewhere_is_held_against(hub, tmp_path, capsys):
     """`fetched.json` in an empty folder asks for those very bytes."""
     hub.files["a.bin"] = b"the first"

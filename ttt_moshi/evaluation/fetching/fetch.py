@@ -110,7 +110,7 @@ def _bring(
         if trusted is not None and _all_there(root, found.files):
             return
         packed = inside(out, Path(name).name, url)
-        known[name] = download(url, packed, expected, told, headers)
+        known[name] = _left_by_an_earlier_call(packed, expected) or download(url, packed, expected, told, headers)
         write_record(out, record)
         for file in unpack(packed, root):
             path = root / file
@@ -128,6 +128,15 @@ def _bring(
     else:
         known[name] = download(url, path, expected, told, headers)
     write_record(out, record)
+
+
+def _left_by_an_earlier_call(packed: Path, expected: Expected) -> str | None:
+    """The SHA-256 of an archive whose unpacking was interrupted; None where it is not here, or not surely the one."""
+    if not packed.is_file() or not (expected.sha256 or expected.md5 or expected.git_blob):
+        return None
+    with writing(packed):
+        sha256, wrong = held_against(packed, expected)
+    return None if wrong else sha256
 
 
 def _all_there(root: Path, files: dict[str, str]) -> bool:
