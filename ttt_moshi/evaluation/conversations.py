@@ -35,6 +35,15 @@ class Talker:
         """That of the model."""
         return self.driver.speaker.state_id
 
+    def check(self, task: str, items: Sequence[Item], ranks: Ranks) -> None:
+        """Looks whether the conversations that are there are this model's, for tasks that do other work before they
+        talk. Call it on all ranks.
+
+        Raises:
+            EvaluationError: one that is not.
+        """
+        ranks.together(lambda: self.driver.lacking(ranks.share(items), self.folder / task))
+
     def converse(
         self,
         task: str,

@@ -108,7 +108,7 @@ class Driver:
         Raises:
             InferenceError: a conversation in `folder` is of another model, other options or another recording.
         """
-        left = list(items) if overwrite else self._left(items, folder)
+        left = list(items) if overwrite else self.lacking(items, folder)
         if not left:
             return
 
@@ -140,8 +140,12 @@ class Driver:
                     on_unfinished(name)
                 on_done(name, found.failure)
 
-    def _left(self, items: Iterable[Item], folder: Path) -> list[Item]:
-        """The items that are not there yet; those that are there must be what would be made now."""
+    def lacking(self, items: Iterable[Item], folder: Path) -> list[Item]:
+        """The items whose conversations are not in `folder` yet.
+
+        Raises:
+            InferenceError: as `converse`.
+        """
         left = []
         for item in items:
             if (folder / item.name / WORDS).exists():

@@ -23,6 +23,7 @@ from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.hour.talking import minute_statistics, spans_of
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.evaluation.tasks.curves import by_minute, group_sums, mean_nll, point
 from ttt_moshi.evaluation.tasks.free_running import STATISTICS, collapse_minute, minutes_of
@@ -56,10 +57,11 @@ class Continuation:
 
     def run(self, engine: Engine) -> Outcome:
         talker = needed(self.talker)
-        nll = engine.nll(self.examples, self.name)
-        frames = {id: values.shape[1] for id, values in nll.items()}
+        frames = {example.id: count_frames(example) for example in self.examples}
         prompts = {id: prompt_frames(T, engine.scorer.window) for id, T in frames.items()}
         items = [self._item(engine, example, prompts[example.id]) for example in self.examples]
+        talker.check(self.name, items, engine.ranks)
+        nll = engine.nll(self.examples, self.name)
         heard = engine.counting(f"{self.name}: talking", sum(frames[id] - prompts[id] for id in frames))
         held = talker.converse(self.name, items, engine.ranks, heard)
         padding = engine.scorer.text_padding

@@ -61,6 +61,8 @@ class Hour:
     name: str = "hour"
 
     def run(self, engine: Engine) -> Outcome:
+        if self.talk is not None:
+            self.talk.talker.check(self.name, self.talk.items, engine.ranks)
         if self.encode is not None:
             self.encode(engine.ranks, engine.encoding(self.name))
         examples = engine.ranks.together(self.tokens.examples)
