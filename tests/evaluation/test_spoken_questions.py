@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.processes import ROOT, TORCHRUN
 from ttt_moshi.cli.main import main
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.judge import Judged, judge_answers
@@ -128,6 +129,59 @@ def test_a_file_of_ratings_is_a_judge(tmp_path):
             judge_answers(str(ratings), cases)
     with pytest.raises(EvaluationError, match="cannot read"):
         judge_answers(str(tmp_path / "none.jsonl"), cases)
+
+
+RANK_PROGRAM = """
+import sys, torch.distributed as dist
+from ttt_moshi.evaluation import EvaluationError
+from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.scoring.ranks import Ranks
+rank, meet, judge = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
+for id in ("a", "b"):
+    try:
+        print(Ranks(rank, 2).on_main(lambda: judge_answers(judge, [Judged(id, "", "", "")])))
+    except EvaluationError as error:
+        print(error)
+"""
+
+ONCE = """
+import json, random, sys
+from pathlib import Path
+with Path(__file__).with_name("calls").open("a") as file:
+    file.write("called\\n")
+for line in sys.stdin:
+    case = json.loads(line)
+    if case["id"] == "b":
+        sys.exit("no key")
+    print(json.dumps({"id": case["id"], "score": random.random()}))
+"""
+
+
+def test_what_one_process_judges_all_know(tmp_path, warm):
+    (tmp_path / "judge.py").write_text(ONCE)
+    judge = f"{sys.executable} {tmp_path / 'judge.py'}"
+    both = [warm.start(["-c", RANK_PROGRAM, rank, tmp_path / "meet", judge]) for rank in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    (score, failure), others = (process.stdout.splitlines()[-2:] for process in both)  # after Gloo's own
+    assert [score, failure] == others and 0 <= json.loads(score)[0] < 1 and failure.endswith("with status 1: no key")
+    assert (tmp_path / "calls").read_text() == "called\n" * 2
+
+
+def test_several_processes_ask_a_judge_once(tiny_material, tmp_path, warm):
+    sound(tmp_path / "judged_answers" / "a.wav")
+    line = {"audio": "a.wav", "question": "Why?", "reference": "because"}
+    (tmp_path / "judged_answers" / "mine.jsonl").write_text(2 * (json.dumps(line) + "\n"))
+    (tmp_path / "judge.py").write_text(ONCE)
+    options = [
+        "--checkpoint_dir", "base", "--hf_repo_id", tiny_material.base_model, "--dtype", "float32", "--device", "cpu",
+        "--data_root", tmp_path, "--out", tmp_path / "out", "--tasks", "judged_answers", "--answer_seconds", "0.4",
+        "--judge", f"{sys.executable} {tmp_path / 'judge.py'}",
+    ]  # fmt: skip
+    done = warm.run([*TORCHRUN, 2, ROOT / "eval_from_checkpoint.py", *options])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text())["tasks"]["judged_answers"]["n"] == 2
+    assert (tmp_path / "calls").read_text() == "called\n"
 
 
 def ask(material, out, *options) -> int:

@@ -66,6 +66,12 @@ class Ranks:
             raise EvaluationError(reasons[0])
         return result  # type: ignore[return-value]
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work()` returns on rank 0, on all ranks: for what costs something or may come out otherwise each time.
+        Where it fails, it fails on all as in `together`. Call it on all ranks."""
+        found = self.together(lambda: work() if self.is_main else None)
+        return self.gather(found)[0]  # type: ignore[return-value]
+
     def stop_if(self, asked: bool) -> None:
         """Raises `EvaluationStopped` on all ranks when one of them was asked to stop. Call it on all ranks."""
         if any(self.gather(asked)):

@@ -118,7 +118,7 @@ class Overlaps:
                 Judged(overlap.id, overlap.text, _text(clean, 0.0), _text(said, overlap.span.start))
                 for overlap, (said, clean) in zip(self.overlaps, pairs, strict=True)
             ]
-            ratings = engine.ranks.together(lambda: judge_answers(command, cases))
+            ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
         by_kind = {kind: [one for one in samples if one["kind"] == kind] for kind in KINDS}

@@ -175,7 +175,7 @@ class SpokenQuestions:
                 Judged(item.name, question.text, question.answers[0] if question.answers else "", text)
                 for item, (question, text) in zip(items, self._with_questions(said), strict=True)
             ]
-            scores = engine.ranks.together(lambda: self._rated(cases))
+            scores = engine.ranks.on_main(lambda: self._rated(cases))
         else:
             scores = [float(_right(question, text)) for question, text in self._with_questions(said)]
         return self._outcome(items, said, np.array(scores).reshape(len(self.questions), -1))
