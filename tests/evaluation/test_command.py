@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from tests.processes import TORCHRUN, Process, Warm
+from ttt_moshi.cli.eval_options import Request, parser
 from ttt_moshi.cli.main import main
+from ttt_moshi.config import TrainArgs
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,7 +220,7 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
     """A whole training configuration may be given; what it says about the model changes nothing."""
     config = tmp_path / "c.yaml"
     config.write_text(
-        f"run_dir: x\nduration_sec: 4\ndata:\n  eval_data: {tiny_material.eval_data}\n"
+        f"run_dir: x\nduration_sec: 4\nbatch_size: 1\ndata:\n  eval_data: {tiny_material.eval_data}\n"
         f"paper_metrics:\n  data_root: {bench}\n  tasks: swuggy\n  split: dev\n  max_items: 2\n"
         "ttt:\n  enable: true\n  layers: all\nlora:\n  enable: true\n"
     )
@@ -237,9 +239,27 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
     assert found["config"]["duration_sec"] == 4.0
     assert list(found["tasks"]) == ["perplexity", "swuggy"]
     assert found["tasks"]["swuggy"]["n"] == 2 and found["config"]["split"] == "dev"
+    # The items of `paper_metrics` are those of benchmarks, and a batch of training is none of an evaluation.
+    assert found["config"]["paper_metrics_max_items"] == 2 and found["config"]["max_items"] is None
+    assert found["data"]["perplexity"]["samples"] > 2 and found["config"]["batch_size"] is None
+    assert not (out / "submission").exists()
     assert found["checkpoint"]["kind"] == "base"
     assert main([*arguments, "--config", str(config), "--out", str(out), "--tasks", "ssc", "--max_items", "1"]) == 0
     assert results(out)["tasks"]["ssc"]["status"] == "ok" and results(out)["config"]["max_items"] == 1
+
+
+@pytest.mark.parametrize(("words", "recorded"), [
+    ([], (None, None)),
+    (["--tasks", "perplexity,dialogue"], (None, None)),
+    (["--tasks", "perplexity,ssc"], (None, 2)),
+    (["--tasks", "perplexity,ssc", "--max_items", "3"], (3, None)),
+])  # fmt: skip
+def test_what_bounds_the_items_is_recorded_where_it_acts(tmp_path, words, recorded):
+    config = tmp_path / "c.yaml"
+    config.write_text("paper_metrics:\n  max_items: 2\n")
+    options = parser().parse_args(["--checkpoint_dir", "c", "--config", str(config), *words])
+    found = Request.of(options).recorded(TrainArgs(run_dir="x"))
+    assert (found["max_items"], found["paper_metrics_max_items"]) == recorded
 
 
 def test_mistakes_are_one_clear_line(tiny_material, tmp_path, capsys):

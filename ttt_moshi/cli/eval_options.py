@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BASE = "base"
 MAX_ANSWER_SECONDS = 3600
-DATA_KEYS = ("data", "duration_sec", "batch_size", "paper_metrics")
+DATA_KEYS = ("data", "duration_sec", "paper_metrics")
 
 
 def parser() -> Parser:
@@ -37,7 +37,8 @@ def parser() -> Parser:
     add(
         "--config",
         type=Path,
-        help="YAML whose data and evaluation keys replace the checkpoint's; others mean nothing here",
+        help="YAML whose `data`, `duration_sec` and `paper_metrics` replace the checkpoint's; others, such as the "
+        "`batch_size` of training, mean nothing here",
     )
     add(
         "--eval_type",
@@ -56,7 +57,8 @@ def parser() -> Parser:
         "--max_items",
         "--limit",
         type=positive,
-        help="at most so many items a task (clips, pairs, books): a seeded sample from every stratum",
+        help="at most so many items a task (clips, pairs, books): a seeded sample from every stratum; default: "
+        "benchmarks take the `paper_metrics.max_items` of --config, and everything else all",
     )
     add("--seed", type=seed, default=0, help="seed of samples (default: %(default)s)")
     add("--text", choices=TEXT_MODES, help="text stream of every task (default: given in recordings, else absent)")
@@ -143,7 +145,7 @@ class Request:
         controls: options of all tasks.
         overrides: keys of `--config` and `--data` that replace the checkpoint's.
         base: where the base model is now, None where the checkpoint knows.
-        max_items: of `--max_items` or else the YAML's `paper_metrics`, for benchmarks.
+        max_items: of benchmarks: of `--max_items` or else the YAML's `paper_metrics`.
     """
 
     options: Any
@@ -213,11 +215,14 @@ class Request:
 
     def recorded(self, args: TrainArgs) -> dict[str, Any]:
         """Everything that can change a number, without paths of this machine."""
-        options = self.options
+        from ttt_moshi.evaluation.tasks.registry import ON_RECORDINGS
+
+        options, on_benchmarks = self.options, bool(set(self.names) - set(ON_RECORDINGS))
         return {
             "eval_type": options.eval_type or "standard",
             "split": self.split,
-            "max_items": self.max_items,
+            "max_items": options.max_items,
+            "paper_metrics_max_items": self.max_items if options.max_items is None and on_benchmarks else None,
             "text": options.text,
             "user": options.user,
             "ttt": options.ttt,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.evaluation.interchange import ZEROSPEECH, write_submission
+from ttt_moshi.evaluation.interchange import ZEROSPEECH, most_items, write_submission
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.report.write import write_run_report
 from ttt_moshi.evaluation.results import Results, write_json, write_results, write_text
@@ -25,7 +25,7 @@ def write_evaluation(out: Path, results: Results, outcomes: Mapping[str, Outcome
     for name, outcome in outcomes.items():
         lines = [json.dumps({"task": name, **sample}, allow_nan=False) + "\n" for sample in outcome.samples]
         write_text(out / "samples" / f"{name}.jsonl", "".join(lines))
-        if name in ZEROSPEECH and results.config["max_items"] is None:
+        if name in ZEROSPEECH and most_items(results.config) is None:
             write_submission(out / "submission", name, results.config["split"], outcome.scores)
     write_json(out / "timing.json", timing)
     write_run_report(out, results)

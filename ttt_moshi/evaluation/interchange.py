@@ -13,6 +13,11 @@ from ttt_moshi.evaluation.statistics import RESAMPLES
 ZEROSPEECH = {"swuggy": "lexical", "sblimp": "syntactic"}
 
 
+def most_items(config: Mapping[str, Any]) -> int | None:
+    """At most so many items of a benchmark were looked at, by the recorded options; None where all were."""
+    return config.get("max_items") or config.get("paper_metrics_max_items")
+
+
 def write_submission(folder: Path, task: str, split: str, scores: Mapping[str, float]) -> Path:
     """`lexical/<split>.txt` or `syntactic/<split>.txt`: `<filename> <score>` a line, higher = likelier.
 
@@ -99,7 +104,7 @@ def as_lm_eval(results: Results, timing: Mapping[str, Any], date: float) -> dict
             "model": "ttt-moshi",
             "model_args": model_args,
             "batch_size": config.get("batch_size"),
-            "limit": config.get("max_items"),
+            "limit": most_items(config),
             "bootstrap_iters": RESAMPLES,
             "random_seed": results.seed,
             "model_dtype": config.get("dtype"),
