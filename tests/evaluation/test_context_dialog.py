@@ -88,6 +88,26 @@ def test_the_gain_is_what_the_beginnings_differ_by(bench, recordings):
     assert semantic == [ANSWERED * cost["a"], ANSWERED * cost["b"]]  # the answer's frames and no others
 
 
+def test_questions_about_one_dialogue_are_one_item(bench, recordings, tmp_path):
+    folder, lines = bench / "context_dialog", []
+    for about, asks in (("a", "a"), ("a", "b"), ("b", "b")):
+        turns = [str(folder / f"{about}{i}.wav") for i in range(len(TURNS[about]))]
+        asked = {"question": str(folder / f"{asks}q.wav"), "answer": str(folder / f"{asks}a.wav")}
+        lines.append({"turns": turns, **asked, "dialogue": about, "recalls": 0})
+    (tmp_path / "context_dialog").mkdir()
+    (tmp_path / "context_dialog/three.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recalls = find_recalls(tmp_path)
+    outcome = ContextDialog(recalls, recalls).run(Engine(Beginning(), recordings, NLLCache(None, "beginning")))
+    # Both questions about `a` gain what the one about `b` loses; of two items the interval is from one to the other.
+    first, second, third = [sample["score"] for sample in outcome.samples]
+    assert first == second == -third != 0
+    assert [sample["item"] for sample in outcome.samples] == ["three/a", "three/a", "three/b"]
+    for found in (outcome.entry, outcome.entry["gains"]["semantic"]):
+        assert (found["value"], found["ci95"], found["n"]) == (0.0, [-abs(first), abs(first)], 2)
+    assert outcome.entry["questions"] == 3 and outcome.entry["likelier"]["value"] == 0.5
+    assert {side: one["n"] for side, one in outcome.entry["recalled"].items()} == {"agent": 1, "user": 1}
+
+
 def go(material, bench, out, *options) -> int:
     base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
     base += ["--tasks", "context_dialog", "--data_root", str(bench), "--batch_size", "1"]

@@ -218,7 +218,12 @@ def test_the_command_holds_what_the_server_says(tiny_material, tmp_path, capsys,
     write_task(tmp_path, "daily", "a", [{"audio": "0.wav", "text": "who are you"}])
     assert evaluate(tiny_material, tmp_path, tmp_path / "a") == 0
     task = json.loads((tmp_path / "a/results.json").read_text())["tasks"]["examiner"]
-    assert task["n"] == 2 and set(task["examined"]) == {"slow", "fast", "daily, slow", "daily, fast"}
+    assert set(task["examined"]) == {"slow", "fast", "daily, slow", "daily, fast"}
+    # Two conversations of one task are one item.
+    assert (task["n"], task["unit_of_n"], task["conversations"]) == (1, "tasks", 2)
+    assert task["stages"][0]["answered"]["n"] == 1
+    samples = [json.loads(line) for line in (tmp_path / "a/samples/examiner.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["item"]) for one in samples] == [("daily-a-slow", "daily-a"), ("daily-a-fast", "daily-a")]
     assert soundfile.read(tmp_path / "a/conversations/examiner/daily-a-slow/output.wav")[0].any()
     # Another type of the weights says something else, whatever the state id.
     assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--dtype", "bfloat16") == 2

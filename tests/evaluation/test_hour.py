@@ -155,6 +155,40 @@ def test_the_worth_of_distant_context_is_a_share_of_its_ceiling(kit):
     assert values["window"] == 0.0 and len({round(v, 6) for v in values.values()}) == len(values)
 
 
+class Known(Parrot):
+    """A frame costs its semantic code in nats, and nothing through a wide window."""
+
+    def varied(self, **changes):
+        return Known(replace(self.options, **changes), has_memory=False)
+
+    def score(self, codes, frames, prefix_lengths=None, others=None):
+        nll = torch.full((len(codes), 9, codes.shape[-1]), float("nan"))
+        nll[:, 1] = codes[:, 1] * float(self.window < 160)
+        return Scores(nll, ~nll.isnan())
+
+
+def test_no_frame_is_a_target_of_distant_context_twice():
+    """24 recordings of 10 frames where an eighth of the whole is 20: two streams that share targets would be resampled
+    as if they were independent."""
+    told = recordings(24, 10)
+    for number, one in enumerate(told):
+        one.codes[1] = 24 if number == 7 else 0
+    material = Material(told, passage=4, longest=160, sink=2)
+    found = distant_context(engine_of(Known(ScoringOptions(), has_memory=False)), material, "test")
+    assert found["target_frames"] == 10
+    wide = found["baselines"]["wide"]
+    # One stream of 24 gains 24: of a resample as many as have drawn it, with 97.5 % three times at most.
+    assert (wide["value"], wide["ci95"], wide["n"]) == (1.0, [0.0, 3.0], 24)
+    # Recordings of all lengths: each ends one stream, and a longer one than the whole gives its end.
+    mixed = [replace(one, codes=one.codes[:, : 10 + number % 9]) for number, one in enumerate(recordings(24, 18))]
+    mixed[3] = recordings(1, 300, seed=1)[0]
+    material = Material(mixed, passage=4, longest=160, sink=2)
+    streams = [material.ending_with(i, 160) for i in range(24)]
+    for i, (codes, names) in enumerate(streams):
+        assert codes.shape[1] == 160 and names[-1] == mixed[i].id and len(set(names)) == len(names)
+        np.testing.assert_array_equal(codes[:, -10:], mixed[i].codes[:, -10:])
+
+
 def test_what_cannot_be_exact_or_is_not_there_is_refused(new_clips, kit):
     with pytest.raises(EvaluationError, match=r"three recordings are needed .* there are 2"):
         Material.of(recordings(2, 400), 0.5, 4)
@@ -252,6 +286,12 @@ def test_the_command_reads_and_talks_and_goes_on_where_it_was(tiny_material, tmp
     assert hour(tiny_material, tmp_path / "a", "--minutes", "0.05", "--max_items", "3", "--slots", "1") == 0
     assert (folder / "output.wav").stat().st_mtime_ns == made
     assert (missing / "tokens.safetensors").read_bytes() == told  # the same, whoever talked beside it
+    # Conversations of another seed are refused before anything is read.
+    capsys.readouterr()
+    fresh = ["--minutes", "0.05", "--max_items", "3", "--seed", "5", "--cache_dir", str(tmp_path / "fresh")]
+    assert hour(tiny_material, tmp_path / "a", *fresh) == 2
+    assert "user0 holds another conversation (differs in seed)" in " ".join(capsys.readouterr().out.split())
+    assert not list((tmp_path / "fresh").rglob("*.safetensors"))
 
 
 @pytest.mark.slow

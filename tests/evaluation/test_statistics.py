@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from ttt_moshi.evaluation.statistics import bootstrap_mean, bootstrap_ratio, mcnemar, paired_difference
+from ttt_moshi.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    mcnemar,
+    means_by_name,
+    paired_difference,
+)
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
@@ -35,6 +41,17 @@ def test_tokens_of_one_item_are_not_independent():
     low, high = bootstrap_ratio(means * 100, np.full(10, 100.0))
     assert (low, high) == pytest.approx(bootstrap_mean(means))
     assert high - low > 3
+
+
+def test_samples_of_one_item_are_not_independent_either():
+    """Twenty items, each of them twice: the mean and the interval are those of twenty, not of forty."""
+    values = np.random.default_rng(2).random(20)
+    twice = [{"item": f"task {i}", "taken": value + way} for way in (-0.25, 0.25) for i, value in enumerate(values)]
+    found = means_by_name(twice, ["taken", "rating"])["taken"]
+    assert found["value"] == pytest.approx(values.mean()) and found["n"] == 20
+    assert found["ci95"] == pytest.approx(bootstrap_mean(values))
+    alone = means_by_name([{"taken": value} for value in values], ["taken"])["taken"]
+    assert alone["ci95"] == pytest.approx(found["ci95"]) and alone["n"] == 20
 
 
 def test_a_ratio_is_weighted_by_tokens_and_ignores_items_without_any():

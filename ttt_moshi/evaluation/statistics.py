@@ -1,14 +1,14 @@
 """Uncertainty: bootstrap intervals over items, paired comparisons, McNemar's test.
 
-The resampled unit is always the item (a clip, a word pair with all its voices, a book), never the token or the voice:
-tokens of one recording are not independent. Every function is a pure function of its arguments; resampling uses its
-own generator with a fixed seed, so two evaluations print the same interval.
+The resampled unit is always the item (a clip, a word pair with all its voices, a book, a dialogue with all its
+questions), never the token or the voice: tokens of one recording are not independent. Every function is a pure function
+of its arguments; resampling uses its own generator with a fixed seed, so two evaluations print the same interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,25 @@ def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
     return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
 
 
+def item_means(items: Sequence[Hashable], values: Iterable[float]) -> np.ndarray:
+    """Mean of the values of each item, in the order of the items' first ones: what depends on one another is resampled
+    as one."""
+    own: dict[Hashable, list[float]] = {}
+    for item, value in zip(items, values, strict=True):
+        own.setdefault(item, []).append(float(value))
+    return np.array([np.mean(group) for group in own.values()])
+
+
 def means_by_name(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """{name: {"value", "ci95", "n"}} over the samples that have it, without the names that none has."""
+    """{name: {"value", "ci95", "n"}} over the samples that have it, without the names that none has.
+
+    Samples of one `item` are averaged first; those without are items themselves.
+    """
     found = {}
     for name in names:
-        values = np.array([sample[name] for sample in samples if name in sample])
-        if len(values):
+        own = [(sample.get("item", i), sample[name]) for i, sample in enumerate(samples) if name in sample]
+        if own:
+            values = item_means([item for item, _ in own], [value for _, value in own])
             found[name] = {**mean_and_interval(values), "n": len(values)}
     return found
 

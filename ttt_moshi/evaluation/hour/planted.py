@@ -92,6 +92,13 @@ def join(recordings: Sequence[Told], frames: int) -> tuple[np.ndarray, list[str]
     return np.concatenate(parts, axis=1), names
 
 
+def join_up_to(recordings: Sequence[Told], frames: int) -> tuple[np.ndarray, list[str]]:
+    """As `join`, of the last `frames` frames of recordings end to end."""
+    backwards = [Told(one.id, one.codes[:, ::-1]) for one in reversed(recordings)]
+    codes, names = join(backwards, frames)
+    return np.ascontiguousarray(codes[:, ::-1]), names[::-1]
+
+
 def passage(recording: Told, frames: int, padding: tuple[int, int]) -> np.ndarray:
     """The stretch of a recording in which its agent says most, [1 + 2K, frames]: by words, and where there is no text
     by changes of the semantic code; the first of several.

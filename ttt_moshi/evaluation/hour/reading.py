@@ -22,6 +22,7 @@ from ttt_moshi.evaluation.hour.planted import (
     Told,
     exact_window,
     join,
+    join_up_to,
     passage,
     plant,
     reach,
@@ -75,6 +76,11 @@ class Material:
         """The stream of item `i`: recordings from the one after its two passages on, and their ids."""
         n = len(self.recordings)
         return join([self.recordings[(i + 2 + k) % n] for k in range(n - 2)], frames)
+
+    def ending_with(self, i: int, frames: int) -> tuple[np.ndarray, list[str]]:
+        """A stream that ends where recording `i` does, after as many before it as are needed, and their ids."""
+        n = len(self.recordings)
+        return join_up_to([self.recordings[(i + 1 + k) % n] for k in range(n)], frames)
 
     def passages(self, i: int, padding: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """What item `i` hears and says again, and what its twin hears instead."""
@@ -186,15 +192,19 @@ def _shares(found: Mapping[str, dict[str, Any]], ceiling: str) -> dict[str, Any]
 def distant_context(engine: Engine, material: Material, what: str) -> dict[str, Any]:
     """What each baseline gains over the window alone at fixed targets: each stream's last minute, at most an eighth.
 
+    Every stream ends with a recording of its own, and its targets are no longer than the shortest of them: so none is
+    heard as a target twice, and streams may be resampled as items.
+
     {"window", "wide", "target_frames", "baselines": {name: {"nll", "value" (nats a token less than the window alone),
     "ci95"}}, "share_of_ceiling"}
     """
     frames = material.longest
     place = _Place.of(frames, material, engine)
-    targets = min(round(60 * FRAME_RATE), frames // 8)
+    shortest = min(recording.codes.shape[1] for recording in material.recordings)
+    targets = min(round(60 * FRAME_RATE), frames // 8, shortest)
     held, examples = Held(), []
     for i in range(len(material.recordings)):
-        host, names = material.hosts(i, frames)
+        host, names = material.ending_with(i, frames)
         examples.append(held.add(f"{i}:whole", host, names))
     nll: dict[str, np.ndarray] = {}
     found: dict[str, dict[str, Any]] = {}

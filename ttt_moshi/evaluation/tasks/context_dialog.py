@@ -5,7 +5,8 @@ context_dialog/<name>.jsonl    {"turns": ["0.wav", "1.wav", ...], "question": "q
 
 Two sides take turns: the last turn before the user's question is the agent's, the one before it the user's, and so on.
 The question is asked after its own dialogue and after another one. The answer is frame for frame the same tokens both
-times, so only what is known of the dialogue can tell the two apart.
+times, so only what is known of the dialogue can tell the two apart. Questions about one dialogue are averaged first:
+the dialogue is the item of the statistics.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ttt_moshi.evaluation.examples import Example, Piece, Source
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import mean_and_interval
+from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.tasks.curves import GROUPS, group_sums, mean_difference
 from ttt_moshi.files import read_bytes
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
@@ -134,18 +134,23 @@ class ContextDialog:
         spans = [(nll[own.id][:, -starts[own.id] :], nll[other.id][:, -starts[own.id] :]) for own, other in examples]
         after = [{group: (group_sums(a, group), group_sums(b, group)) for group in GROUPS} for a, b in spans]
         gains = np.array([s2 / n2 - s1 / n1 for (s1, n1), (s2, n2) in (sums["semantic"] for sums in after)])
+        dialogues = [recall.dialogue for recall in self.recalls]
+        by_dialogue = item_means(dialogues, gains)
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": "nats by which a semantic token of the answer is likelier after its own dialogue than another",
             "better": "higher",
             "chance": 0.0,
-            **mean_and_interval(gains),
-            "n": len(gains),
-            "unit_of_n": "questions",
+            **mean_and_interval(by_dialogue),
+            "n": len(by_dialogue),
+            "unit_of_n": "dialogues",
+            "questions": len(gains),
             "window": engine.scorer.window,
-            "likelier": mean_and_interval(np.where(gains == 0, 0.5, gains > 0)),
+            "likelier": mean_and_interval(item_means(dialogues, np.where(gains == 0, 0.5, gains > 0))),
             "gains": {
-                group: mean_difference([sums[group][0] for sums in after], [sums[group][1] for sums in after])
+                group: mean_difference(
+                    [sums[group][0] for sums in after], [sums[group][1] for sums in after], dialogues
+                )
                 for group in GROUPS
                 if all(count for sums in after for _, count in sums[group])
             },
@@ -154,6 +159,7 @@ class ContextDialog:
         samples = [
             {
                 "id": recall.id,
+                "item": recall.dialogue,
                 "score": float(gain),
                 "groups": {"recalled": SIDES[recall.side(recall.recalls)]} if recall.recalls is not None else {},
                 "nll": {group: [own[0], other[0]] for group, (own, other) in sums.items()},
@@ -170,11 +176,12 @@ class ContextDialog:
 
     def _by_side(self, gains: np.ndarray) -> dict[str, Any]:
         """The gain by who had said what is asked for."""
-        rows: dict[str, list[int]] = defaultdict(list)
-        for i, recall in enumerate(self.recalls):
-            if recall.recalls is not None:
-                rows[SIDES[recall.side(recall.recalls)]].append(i)
-        return {side: {**mean_and_interval(gains[own]), "n": len(own)} for side, own in sorted(rows.items())}
+        samples = [
+            {"item": recall.dialogue, SIDES[recall.side(recall.recalls)]: gain}
+            for recall, gain in zip(self.recalls, gains.tolist(), strict=True)
+            if recall.recalls is not None
+        ]
+        return means_by_name(samples, SIDES)
 
 
 class _Written:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.reductions import channel_group
-from ttt_moshi.evaluation.statistics import bootstrap_ratio, mean_and_interval
+from ttt_moshi.evaluation.statistics import bootstrap_ratio, item_means, mean_and_interval
 
 GROUPS = ("text", "semantic", "acoustic")
 
@@ -35,9 +35,18 @@ def mean_nll(sums: list[tuple[float, int]]) -> dict[str, Any]:
     }
 
 
-def mean_difference(first: list[tuple[float, int]], second: list[tuple[float, int]]) -> dict[str, Any]:
-    """{"value", "ci95", "n"} of the mean over recordings of (mean NLL of `second` - mean NLL of `first`)."""
-    differences = np.array([s2 / c2 - s1 / c1 for (s1, c1), (s2, c2) in zip(first, second, strict=True) if c1 and c2])
+def mean_difference(
+    first: list[tuple[float, int]], second: list[tuple[float, int]], items: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """{"value", "ci95", "n"} of the mean over recordings of (mean NLL of `second` - mean NLL of `first`).
+
+    `items`: of which item each recording is; those of one are averaged first. None where each is its own.
+    """
+    names = range(len(first)) if items is None else items
+    own = [
+        (name, s2 / c2 - s1 / c1) for name, (s1, c1), (s2, c2) in zip(names, first, second, strict=True) if c1 and c2
+    ]
+    differences = item_means([name for name, _ in own], [difference for _, difference in own])
     if not len(differences):
         raise EvaluationError("no recording has tokens on both sides of the comparison")
     return {**mean_and_interval(differences), "n": len(differences)}

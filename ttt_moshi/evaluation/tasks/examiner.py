@@ -3,7 +3,8 @@
 examiner/<family>/<id>/task.json    {"goal": "...", "turns": [{"audio": "0.wav", "text": "...", "at"?: seconds,
                                      "expects"?: ["...", ...]}, ...]}
 
-Every task is held twice, with a patient and a quick examiner, see `ttt_moshi.evaluation.examiner`. The conversations
+Every task is held twice, with a patient and a quick examiner, see `ttt_moshi.evaluation.examiner`; the two are one item
+of the statistics. The conversations
 go over moshi's web socket: with the server of `--server`, or with one that is started for them.
 """
 
@@ -34,7 +35,7 @@ from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
+from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.files import read_bytes, read_text, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
@@ -145,7 +146,7 @@ class Examination:
         if self.judge is not None:
             command = self.judge
             cases = [_case(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
-            ratings = engine.ranks.together(lambda: judge_answers(command, cases))
+            ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -153,14 +154,18 @@ class Examination:
             groups[one["pace"]].append(one)
             groups[f"{one['family']}, {one['pace']}"].append(one)
         most = max(len(one["turns"]) for one in samples)
-        by_turn = [[one["turns"][i] for one in samples if i < len(one["turns"])] for i in range(most)]
+        by_turn = [
+            [{**one["turns"][i], "item": one["item"]} for one in samples if i < len(one["turns"])] for i in range(most)
+        ]
+        scores = item_means([one["item"] for one in samples], [one["score"] for one in samples])
         entry: dict[str, Any] = {
             "status": "ok",
             "metric": "share of the examiner's turns that are answered: the turn is taken after and not within them",
             "better": "higher",
-            **mean_and_interval(np.array([one["score"] for one in samples])),
-            "n": len(samples),
-            "unit_of_n": "conversations",
+            **mean_and_interval(scores),
+            "n": len(scores),
+            "unit_of_n": "tasks",
+            "conversations": len(samples),
             "examined": {group: means_by_name(own, MEASURES) for group, own in sorted(groups.items())},
             "stages": [means_by_name(own, MEASURES) for own in by_turn],
         }
@@ -274,6 +279,7 @@ def _sample(task: StagedTask, pace: str, exchange: Exchange) -> dict[str, Any]:
     seconds = len(exchange.heard) / SAMPLE_RATE
     return {
         "id": _called(task, pace),
+        "item": task.name,
         "score": means["answered"],
         "family": task.family,
         "pace": pace,

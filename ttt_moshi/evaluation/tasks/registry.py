@@ -149,7 +149,7 @@ def _hour(b: Benchmarks) -> Task:
     recorded, talk, silent = b.recordings(), None, "no model that talks"
     if b.talker is not None and recorded.codec is not None:
         try:
-            items = recorded.users(b.minutes, b.max_items or hour.CONVERSATIONS)
+            items = recorded.users(b.minutes, recorded.max_items or hour.CONVERSATIONS)
             talk = hour.Talk(b.talker, recorded.codec, items)
         except EvaluationError as reason:
             silent = str(reason)
@@ -369,6 +369,7 @@ TASKS: dict[str, TaskSpec] = {
         _context_dialog,
         "context_dialog/<name>.jsonl with turns, question and answer",
         "what was said in a dialogue makes the answer to a question about it likelier",
+        version=2,
         user="natural",
         cannot_apply=context_dialog.cannot_apply,
     ),
@@ -402,6 +403,7 @@ TASKS: dict[str, TaskSpec] = {
         _examiner,
         "examiner/<family>/<id>/task.json with recorded turns; --judge, if conversations are to be rated",
         "this share of an examiner's turns is answered after its end and not interrupted",
+        version=2,
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots", "judge", "server"}),
