@@ -10,7 +10,6 @@ import sys
 import time
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -129,7 +128,8 @@ def test_words_of_each_channel_with_their_times_reach_training(calls, tmp_path, 
 class Tones:
     """An engine that hears which tone sounds."""
 
-    facts: ClassVar[dict[str, str]] = {"engine": "tones"}
+    def __init__(self) -> None:
+        self.facts = {"engine": "tones"}
 
     def hear(self, samples: np.ndarray, language: str | None) -> Heard:
         hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)[np.abs(np.fft.rfft(samples)).argmax()]
