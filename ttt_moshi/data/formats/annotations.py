@@ -108,11 +108,11 @@ def _parents(tiers: Mapping[str, ElementTree.Element]) -> dict[str, set[str]]:
     """Of every tier those that it depends on, directly or not."""
     found: dict[str, set[str]] = {}
     for name in tiers:
-        above, at = set[str](), tiers[name].get("PARENT_REF")
-        while at in tiers and at not in above:
-            above.add(at)
+        found[name] = set()
+        at = tiers[name].get("PARENT_REF")
+        while at is not None and at in tiers and at not in found[name]:
+            found[name].add(at)
             at = tiers[at].get("PARENT_REF")
-        found[name] = above
     return found
 
 
