@@ -175,6 +175,24 @@ def test_a_file_a_speaker(tmp_path):
             prepare(folder, tmp_path / "bad", pair=bad)
 
 
+def test_recordings_that_are_named_as_no_pair_are_told_of(tmp_path, capsys, write_recording):
+    from ttt_moshi.cli.main import main
+
+    names = ("call_1_agent", "call_1_customer", "call_2_Agent", "call_2_Customer", "greeting")
+    for seed, name in enumerate(names):
+        write_recording(tmp_path / "in" / f"{name}.wav", 0.5, channels=1, seed=seed)
+    pair = "call_*_{agent,customer}.wav"
+    assert main(["data", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--pair", pair]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("left out")] == [
+        f"left out  {name}.wav: it is not named as `--pair {pair}` says" for name in names[2:]
+    ]
+    assert len((tmp_path / "out" / "data.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(DataError, match="one recording cannot be split"):
+        prepare(tmp_path / "in", tmp_path / "split", pair=pair, eval_fraction=0.5)
+    assert not list(tmp_path.glob(".split*")), "before anything was read"
+
+
 def test_channels_are_chosen_by_number(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

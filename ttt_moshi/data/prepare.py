@@ -97,7 +97,7 @@ def prepare(
         items, passed_over = _row_items(source), dict[str, int]()
     else:
         items, passed_over = _items(source, [out, partial.resolve()], pair, choices.separate)
-    if eval_fraction and len(items) < 2:
+    if eval_fraction and sum(item.unusable is None for item in items) < 2:
         raise DataError(_ONE_RECORDING)
     settings = {"version": __version__, "source": _same(source), "choices": asdict(choices), "pair": pair}
     with unfinished.under_way(partial, settings) as (earlier, record):
@@ -157,19 +157,22 @@ def _passed_over(files: Sequence[Path], audio: Sequence[Path], pair: str | None)
 
 
 def _pairs(source: Path, audio: Sequence[Path], pair: str) -> Iterator[Item]:
-    """Recordings of a file a speaker; what has no partner is an item of its own, to be told of."""
+    """Recordings of a file a speaker; what has no partner, or another name, is an item of its own, to be told of."""
     match = re.fullmatch(r"([^{}]*)\{([^{},]+),([^{},]+)\}([^{}]*)", pair)
     if match is None:
         raise DataError(f"`--pair {pair}` must name the two speakers, Moshi's first: 'call_*_{{agent,customer}}.wav'")
     before, moshi, user, after = match.groups()
     patterns = [re.compile(f"({_glob(before)}){re.escape(name)}({_glob(after)})") for name in (moshi, user)]
     found: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    others: list[Path] = []
     for file in audio:
         for side, pattern in enumerate(patterns):
             named = pattern.fullmatch(file.name)
             if named:
                 found.setdefault((file.parent, named[1], named[2]), {})[side] = file
                 break
+        else:
+            others.append(file)
     if not found:
         raise DataError(f"no recording below {source} is named as `--pair {pair}` says")
     for (folder, start, end), files in sorted(found.items()):
@@ -181,6 +184,9 @@ def _pairs(source: Path, audio: Sequence[Path], pair: str) -> Iterator[Item]:
             (file,) = files.values()
             missing = file.with_name(start + (user if 0 in files else moshi) + end)
             yield Item(_name(source, file), _path(source, file), (file, missing), None)
+    for file in others:
+        told = f"it is not named as `--pair {pair}` says"
+        yield Item(_name(source, file), _path(source, file), (file,), None, unusable=told)
 
 
 def _glob(text: str) -> str:

@@ -89,6 +89,8 @@ class Item:
     """RTTM beside it that says who speaks when, where it may be needed"""
     row: Row | None = None
     """of a data set, in the place of files"""
+    unusable: str | None = None
+    """why it is left out, where its name alone says so"""
 
 
 @dataclass
@@ -127,6 +129,8 @@ def prepare_one(item: Item, target: Path, choices: Choices) -> Outcome:
     Raises:
         OSError: `target` cannot be written.
     """
+    if item.unusable is not None:
+        return Outcome(item.name, left_out=item.unusable)
     if item.row is not None:
         try:
             with as_files(item.row) as (recording, transcript):
