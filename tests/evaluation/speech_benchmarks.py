@@ -13,7 +13,8 @@ VOICES = (Voice("en-us", 180), Voice("en-us+f2", 200, 60))
 
 
 def make(root: Path) -> Path:
-    """sLM21 lexical and syntactic, sSC, tSC, SALMon, Libri-Light books and needles; about a minute of speech."""
+    """sLM21 lexical and syntactic, sSC, tSC, SALMon, Libri-Light books, needles, repeated passages and a question about
+    each of two dialogues; more than a minute of speech."""
     words = [("kitchen", "kitzen", 40), ("window", "wimbow", 3), ("garden", "garben", 0)]
     _slm21(root, "lexical", [
         ({"id": i, "frequency": f, "word": w, "phones": "", "length": 5}, w, n) for i, (w, n, f) in enumerate(words)
@@ -43,7 +44,27 @@ def make(root: Path) -> Path:
         for i, (kind, value) in enumerate((("correct", "blue"), ("incorrect", "green"))):
             text = "the word is blue " + "and so on " * int(distance) + f"the word is {value}"
             _say(root / "needle" / distance / f"{i}_n_{kind}.wav", text)
+    for seconds in (1, 2):
+        for i, passage in enumerate(("a red door", "nine green boats")):
+            _repeat(root / "repeat" / f"{seconds}" / f"{i}.wav", passage, seconds)
+    folder, lines = root / "context_dialog", []
+    for told in ("an owl", "a boat"):
+        said = {"turn": f"i saw {told}", "question": "what was it", "answer": told}
+        names = {part: _say(folder / f"{told}-{part}.wav", text).name for part, text in said.items()}
+        turn = names.pop("turn")
+        lines.append(json.dumps({"turns": [turn], **names}) + "\n")
+    (folder / "seen.jsonl").write_text("".join(lines))
     return root
+
+
+def _repeat(path: Path, text: str, seconds: int) -> None:
+    """A passage, silence, and the passage again, so many seconds after its first hearing has ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    passage = speak(text, VOICES[0]).samples
+    soundfile.write(path, np.concatenate([passage, np.zeros(seconds * 24_000, np.float32), passage]), 24_000)
+    end = len(passage) / 24_000
+    spans = {"first": [0, end], "second": [end + seconds, 2 * end + seconds]}
+    path.with_suffix(".json").write_text(json.dumps(spans))
 
 
 def _slm21(root: Path, kind: str, items: list[tuple[dict, str, str]]) -> None:

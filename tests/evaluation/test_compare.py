@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ttt_moshi.cli.main import main
 from ttt_moshi.evaluation import EvaluationError, Results, write_results
 from ttt_moshi.evaluation.compare import compare, compare_task, load
 from ttt_moshi.evaluation.report.write import write_comparison
@@ -123,12 +124,79 @@ def test_values_of_other_recordings_are_marked_and_not_drawn(tmp_path):
     for one, seconds in ((a, 100.0), (b, 4.0)):
         one.results.config["duration_sec"] = seconds
         one.results.data["perplexity"]["digest"] = str(seconds)
-    found = compare([a, b])["tasks"]
-    assert found["perplexity"]["values"][1]["other_data"] and "other_data" not in found["ssc"]["values"][1]
-    assert "clips of 100.0 and 4.0 s: give both the same" in found["perplexity"]["against_first"][0]["reason"]
+    found = compare([a, b])
+    reason = found["tasks"]["perplexity"]["against_first"][0]["reason"]
+    assert "clips of 100.0 and 4.0 s: give both the same" in reason
+    assert [v.get("not_comparable") for v in found["tasks"]["perplexity"]["values"]] == [None, reason]
+    assert [v.get("not_comparable") for v in found["tasks"]["ssc"]["values"]] == [None, None]
+    assert found["pareto"] == [True, True]  # as good in `ssc`, which alone can be compared
     page = write_comparison(tmp_path / "out", [a, b]).read_text()
-    assert "3.0000 (1.0000 – 9.0000) (other recordings)" in page
-    assert "ssc over steps" in page and "perplexity over steps" not in page
+    assert "3.0000 (1.0000 – 9.0000) (not comparable)" in page
+    assert "ssc over steps" in page and "perplexity over steps" not in page and "trade-off" not in page
+    b.results.data["perplexity"]["digest"] = "100.0"
+    assert compare([a, b])["pareto"] == [False, True]
+    assert "trade-off" in write_comparison(tmp_path / "out", [a, b]).read_text()
+
+
+PROTOCOL = {"dtype": "float32", "answers": 1, "judge": "python judge.py"}
+
+
+@pytest.mark.parametrize(("changed", "told"), [
+    ({"answers": 5}, "`answers` (1 and 5)"),
+    ({"judge": "a file of ratings"}, "`judge` (python judge.py and a file of ratings)"),
+    ({"dtype": "bfloat16", "answers": 2}, "`dtype` (float32 and bfloat16), `answers` (1 and 2)"),
+])  # fmt: skip
+def test_values_that_were_measured_in_other_ways_are_not_compared(tmp_path, changed, told):
+    a = write(tmp_path / "a", 1, {"x": 1.0, "y": 0.0}, perplexity=4.0, protocol=PROTOCOL)
+    b = write(tmp_path / "b", 2, {"x": 0.0, "y": 0.0}, perplexity=3.0, protocol=PROTOCOL | changed)
+    found = compare([a, b])
+    assert f"the two differ in {told}: " in found["tasks"]["ssc"]["against_first"][0]["reason"]
+    assert "not_comparable" in found["tasks"]["ssc"]["values"][1] and found["pareto"] == [False, True]
+    assert "ssc over steps" not in write_comparison(tmp_path / "out", [a, b]).read_text()
+    same = write(tmp_path / "c", 3, {"x": 0.0, "y": 0.0}, protocol=dict(PROTOCOL))
+    assert compare_task("ssc", a, same)["difference"] == -0.5
+
+
+def test_of_an_earlier_version_that_is_compared_which_it_has_recorded(tmp_path):
+    """Entries without a protocol: their draws and the settings beside them are known, how tokens were drawn is not."""
+    new = write(tmp_path / "new", 1, {"x": 1.0}, protocol={"dtype": "float32", "answers": 1, "temp": 0.8})
+    old = write(tmp_path / "old", 2, {"x": 1.0}, draws=1, options={"ttt": "on"})
+    old.results.config |= {"dtype": "float32", "minutes": 60.0}
+    assert compare_task("ssc", new, old)["status"] == compare_task("ssc", old, old)["status"] == "ok"
+    old.results.tasks["ssc"]["draws"] = 5
+    assert "`answers` (1 and 5)" in compare_task("ssc", new, old)["reason"]
+    hours = []
+    for minutes in (1.0, 60.0):
+        hours.append(write(tmp_path / f"{minutes}", 1, {"x": 1.0}))
+        hours[-1].results.tasks["hour"] = hours[-1].results.tasks.pop("ssc") | {"minutes": minutes}
+        hours[-1].items["hour"] = hours[-1].items.pop("ssc")
+    assert "`minutes` (1.0 and 60.0)" in compare_task("hour", *hours)["reason"]
+    assert compare_task("hour", hours[0], hours[0])["difference"] == 0
+
+
+def test_who_rated_in_two_files_is_not_known_and_said(tmp_path):
+    a, b = (write(tmp_path / n, 1, {"x": 1.0}, protocol={"judge": "a file of ratings"}) for n in "ab")
+    assert "one judge" in compare_task("ssc", a, b)["note"]
+    assert "whether by one judge is not recorded" in write_comparison(tmp_path / "out", [a, b]).read_text()
+
+
+def test_a_task_that_the_first_lacks_is_held_against_the_first_that_has_it(tmp_path, capsys):
+    base, a, b, c = (write(tmp_path / n, i, {"x": float(i > 1), "y": 0.0}) for i, n in enumerate(("base", *"abc")))
+    base.results.tasks["ssc"] = skipped("no layers")
+    c.results.data["ssc"]["digest"] = "other"
+    task = compare([base, a, b, c])["tasks"]["ssc"]
+    assert task["reference"] == 1
+    assert "base (step 0): no layers" in task["against_first"][0]["reason"]
+    assert task["against_first"][1]["difference"] == 0.5
+    assert "different recordings" in task["against_first"][2]["reason"]
+    assert ["not_comparable" in value for value in task["values"]] == [False, False, False, True]
+    page = write_comparison(tmp_path / "out", [base, a, b, c]).read_text()
+    assert "b (step 2), from a (step 1)" in page
+    for one in (base, a, b, c):
+        write_results(one.folder / "results.json", one.results)
+    folders = [str(one.folder) for one in (base, a, b, c)]
+    assert main(["eval", "compare", *folders, "--out", str(tmp_path / "out")]) == 1
+    assert "ssc, from a (step 1)\n" in capsys.readouterr().out
 
 
 def test_the_report_of_many_checkpoints(tmp_path):

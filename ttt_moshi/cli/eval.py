@@ -112,10 +112,12 @@ class _Run:
             found = run_suite(request.names, benchmarks, engine, refused)
         if options.reference:
             add_reference(found.tasks, options.reference)
+        read = {key: value for key in ("dtype", "sampled_texts") if (value := self.results.config[key]) is not None}
         for name, outcome in found.outcomes.items():
-            spec = known[name]
+            spec, entry = known[name], found.tasks[name]
             applied = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
-            found.tasks[name].setdefault("options", applied)
+            entry.setdefault("options", applied)
+            entry["protocol"] = {**(read if entry["options"] else {}), **spec.protocol(benchmarks)}
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes

@@ -76,12 +76,13 @@ def _compare(argv: list[str], console: Console) -> int:
     _refuse_file("--out", options.out)
     page = write_comparison(options.out, [load(folder) for folder in options.folders])
     comparison = json.loads(read_text(options.out / "comparison.json"))
-    first, *others = (checkpoint["label"] for checkpoint in comparison["checkpoints"])
-    console.print(f"differences from {first}, item by item; positive is better", soft_wrap=True, markup=False)
+    labels = [checkpoint["label"] for checkpoint in comparison["checkpoints"]]
+    console.print(f"differences from {labels[0]}, item by item; positive is better", soft_wrap=True, markup=False)
     complete = True
     for name, task in comparison["tasks"].items():
-        console.print(f"[bold]{escape(name)}[/]")
-        for label, found in zip(others, task["against_first"], strict=True):
+        since = f", from {labels[task['reference']]}" if task["reference"] else ""
+        console.print(f"[bold]{escape(name)}[/]{escape(since)}", soft_wrap=True)
+        for label, found in zip(labels[1:], task["against_first"], strict=True):
             complete &= found["status"] == "ok"
             console.print(Padding(escape(f"{label}: {_difference(found)}"), (0, 0, 0, 2)))
     console.print(f"report: {page}", soft_wrap=True)
@@ -98,7 +99,8 @@ def _difference(found: dict[str, Any]) -> str:
         return f"not compared, {found['reason']}"
     low, high = found["ci95"]
     p = f", McNemar's p {found['mcnemar']:.3g}" if "mcnemar" in found else ""
-    return f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f}), {found['n']} items{p}"
+    note = f"; {found['note']}" if "note" in found else ""
+    return f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f}), {found['n']} items{p}{note}"
 
 
 def _report(argv: list[str], console: Console) -> int:

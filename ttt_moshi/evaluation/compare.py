@@ -7,6 +7,7 @@ comparison of two accuracies over a thousand pairs cannot see two points; a pair
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.judge import RATINGS, judged_by
 from ttt_moshi.evaluation.results import OK, Results, read_results
 from ttt_moshi.evaluation.statistics import mcnemar, paired_difference
 from ttt_moshi.files import read_text
@@ -63,25 +65,11 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
     """How `second` differs from `first` in one task, over the items that both answered.
 
     {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}; tasks of choices add "mcnemar" (p
-    value) and the counts "first_only", "second_only" of items that one of the two got right. Differences of scores are
-    positive when `second` is better.
+    value) and the counts "first_only", "second_only" of items that one of the two got right, ratings from two files a
+    "note". Differences of scores are positive when `second` is better.
     """
-    for evaluation in (first, second):
-        task = evaluation.results.tasks.get(name)
-        if task is None or task["status"] != OK:
-            reason = "was not asked for" if task is None else task["reason"]
-            return {"status": "skipped", "reason": f"{evaluation.label}: {reason}"}
-        if (reason := not_applied(name, evaluation.results)) is not None:
-            return {"status": "skipped", "reason": f"{evaluation.label}: {reason}"}
-    versions = [e.results.tasks[name].get("version", 1) for e in (first, second)]
-    if versions[0] != versions[1]:
-        return {"status": "skipped", "reason": "the two are of versions {} and {} of the task".format(*versions)}
-    if not _same_data(name, first, second):
-        lengths = [e.results.config.get("duration_sec") for e in (first, second)]
-        if name == "perplexity" and lengths[0] != lengths[1]:
-            clips = "clips of {} and {} s: give both the same `duration_sec` (--config)".format(*lengths)
-            return {"status": "skipped", "reason": f"the two were evaluated on {clips}"}
-        return {"status": "skipped", "reason": "the two were evaluated on different recordings"}
+    if (reason := incomparable(name, first, second)) is not None:
+        return {"status": "skipped", "reason": reason}
     if not (first.items[name].keys() & second.items[name].keys()):
         return {"status": "skipped", "reason": "the two have no item in common"}
     shared = sorted(first.items[name].keys() & second.items[name].keys())
@@ -103,11 +91,60 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
         found["first_only"] = int((right_a & wrong_b).sum())
         found["second_only"] = int((wrong_a & right_b).sum())
         found["mcnemar"] = mcnemar(found["first_only"], found["second_only"])
+    if protocol(name, first.results).get("judge") == RATINGS:
+        found["note"] = "the ratings of both are from files, and whether by one judge is not recorded"
     return found
 
 
-def _same_data(name: str, first: Evaluation, second: Evaluation) -> bool:
-    return first.results.data.get(name, {}).get("digest") == second.results.data.get(name, {}).get("digest")
+def incomparable(name: str, first: Evaluation, second: Evaluation) -> str | None:
+    """Why the values of a task in two evaluations are not of one quantity, None where they are."""
+    for evaluation in (first, second):
+        if (reason := _lacks(name, evaluation.results)) is not None:
+            return f"{evaluation.label}: {reason}"
+    versions = [e.results.tasks[name].get("version", 1) for e in (first, second)]
+    if versions[0] != versions[1]:
+        return "the two are of versions {} and {} of the task".format(*versions)
+    one, other = (protocol(name, e.results) for e in (first, second))
+    # What is in one of the two alone had no meaning for the other, or an earlier version did not record it.
+    apart = [f"`{key}` ({one[key]} and {other[key]})" for key in one if key in other and one[key] != other[key]]
+    if apart:
+        return f"the two differ in {', '.join(apart)}: evaluate one of them again as the other was"
+    digests = [e.results.data.get(name, {}).get("digest") for e in (first, second)]
+    if digests[0] != digests[1]:
+        lengths = [e.results.config.get("duration_sec") for e in (first, second)]
+        if name == "perplexity" and lengths[0] != lengths[1]:
+            clips = "clips of {} and {} s: give both the same `duration_sec` (--config)".format(*lengths)
+            return f"the two were evaluated on {clips}"
+        return "the two were evaluated on different recordings"
+    return None
+
+
+def protocol(name: str, results: Results) -> dict[str, Any]:
+    """What decided the number of a task beside the model, how it was read, and the data.
+
+    Entries say it themselves. Of an earlier version's it is what they and the settings beside them tell.
+    """
+    task, config = results.tasks[name], results.config
+    if "protocol" in task:
+        return task["protocol"]
+    judge = config.get("judge")
+    told = {
+        "dtype": config.get("dtype") if task.get("options") else None,
+        "sampled_texts": config.get("sampled_texts") if task.get("options") else None,
+        "minutes": task.get("minutes") if name == "hour" else None,
+        "answers": task.get("draws"),
+        "answer_seconds": task.get("answer_seconds"),
+        "judge": judged_by(judge) if judge is not None and name == "judged_answers" else None,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _lacks(name: str, results: Results) -> str | None:
+    """Why there is no number of a task that can be compared, None where there is one."""
+    task = results.tasks.get(name)
+    if task is None:
+        return "was not asked for"
+    return task["reason"] if task["status"] != OK else not_applied(name, results)
 
 
 def not_applied(name: str, results: Results) -> str | None:
@@ -131,45 +168,63 @@ def not_applied(name: str, results: Results) -> str | None:
 
 
 def compare(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Every later evaluation against the first, those that were read in another way also against the same checkpoint
-    read as usual (None where there is none), and which of all are not beaten in everything (Pareto).
+    """Every later evaluation against the first, in each task that this one lacks against the first that has it
+    ("reference", its number); those that were read in another way also against the same checkpoint read as usual (None
+    where there is none); and which of all are not beaten in everything (Pareto).
 
     Raises `EvaluationError` for fewer than two.
     """
     if len(evaluations) < 2:
         raise EvaluationError("a comparison needs at least two evaluations")
     names = list(dict.fromkeys(name for e in evaluations for name in e.results.tasks))
-    first = evaluations[0]
     usual = {e.results.checkpoint["state_id"]: e for e in evaluations if not e.way}
     read_otherwise = [(usual.get(e.results.checkpoint["state_id"]) if e.way else None, e) for e in evaluations]
+    tasks = {}
+    for name in names:
+        at = next((i for i, e in enumerate(evaluations) if _lacks(name, e.results) is None), 0)
+        tasks[name] = {
+            "reference": at,
+            "values": [_value(e, name, evaluations[at]) for e in evaluations],
+            "against_first": _against(name, evaluations, at),
+            "against_own": [None if own is None else compare_task(name, own, e) for own, e in read_otherwise],
+        }
     return {
         "schema": 1,
         "checkpoints": [{"label": e.label, "way": e.way, **e.results.checkpoint} for e in evaluations],
-        "tasks": {
-            name: {
-                "values": [_value(e, name, first) for e in evaluations],
-                "against_first": [compare_task(name, first, e) for e in evaluations[1:]],
-                "against_own": [None if own is None else compare_task(name, own, e) for own, e in read_otherwise],
-            }
-            for name in names
-        },
-        "pareto": pareto(evaluations, names),
+        "tasks": tasks,
+        "pareto": pareto(evaluations, tasks),
     }
 
 
-def _value(evaluation: Evaluation, name: str, first: Evaluation) -> dict[str, Any]:
-    """`other_data`: whether it was measured on other recordings than the value of `first`."""
+def _against(name: str, evaluations: list[Evaluation], at: int) -> list[dict[str, Any]]:
+    """Every later evaluation against the one with number `at`, the first that has the task; that one itself against
+    the first of all, which says why that one is not compared."""
+    return [
+        compare_task(name, evaluations[0 if number == at else at], evaluation)
+        for number, evaluation in enumerate(evaluations)
+        if number > 0
+    ]
+
+
+def _value(evaluation: Evaluation, name: str, reference: Evaluation) -> dict[str, Any]:
+    """`not_comparable`: why it is of another quantity than the value of `reference`."""
     task = evaluation.results.tasks.get(name)
     if task is None or task["status"] != OK:
         return {"status": "skipped", "value": None, "ci95": None}
     found = {"status": OK, "value": task["value"], "ci95": task["ci95"]}
-    measured = first.results.tasks.get(name, {}).get("status") == OK
-    return found | ({"other_data": True} if measured and not _same_data(name, first, evaluation) else {})
+    reason = incomparable(name, reference, evaluation)
+    return found if reason is None else found | {"not_comparable": reason}
 
 
-def pareto(evaluations: list[Evaluation], names: list[str]) -> list[bool]:
-    """For each evaluation whether no other one is at least as good in every task that all have, and better in one."""
-    common = [n for n in names if all(e.results.tasks.get(n, {}).get("status") == OK for e in evaluations)]
+def is_comparable(value: dict[str, Any]) -> bool:
+    """Whether there is a value, of the same quantity as that of the first evaluation that has one."""
+    return value["status"] == OK and "not_comparable" not in value
+
+
+def pareto(evaluations: list[Evaluation], tasks: Mapping[str, Mapping[str, Any]]) -> list[bool]:
+    """For each evaluation whether no other one is at least as good in every task in which all can be compared, and
+    better in one."""
+    common = [name for name, task in tasks.items() if all(is_comparable(value) for value in task["values"])]
     sign = {n: 1.0 if evaluations[0].results.tasks[n]["better"] == "higher" else -1.0 for n in common}
     points = [np.array([sign[n] * e.results.tasks[n]["value"] for n in common]) for e in evaluations]
     return [not any((q >= p).all() and (q > p).any() for q in points) for p in points]

@@ -92,7 +92,7 @@ def as_lm_eval(results: Results, timing: Mapping[str, Any], date: float) -> dict
                 "description": task["metric"],
                 "num_fewshot": 0,
                 "metric_list": [{"metric": metrics[name], "higher_is_better": task["better"] == "higher"}],
-                "metadata": {"version": task.get("version", 1), **task.get("options", {})},
+                "metadata": {"version": task.get("version", 1), **task.get("options", {}), **task.get("protocol", {})},
             }
             for name, task in tasks.items()
         },

@@ -18,6 +18,8 @@ from pathlib import Path
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.files import read_text
 
+RATINGS = "a file of ratings"
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -32,6 +34,11 @@ class Judged:
 def is_file_of_ratings(judge: str) -> bool:
     """Whether a judge is a file and no command: its name ends so."""
     return Path(judge).suffix == ".jsonl"
+
+
+def judged_by(judge: str) -> str:
+    """What tells one judge from another: the command; of files, who rated in them is not known."""
+    return RATINGS if is_file_of_ratings(judge) else judge
 
 
 def as_lines(cases: Sequence[Judged]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ttt_moshi.evaluation.compare import is_comparable
 from ttt_moshi.evaluation.report.headline import headlines
 from ttt_moshi.evaluation.report.hour import hour_details
 from ttt_moshi.evaluation.report.tables import interval, table
@@ -203,25 +204,31 @@ def _place(point: dict[str, Any]) -> str:
     return f"{point['start']} - {point['stop']}" if "stop" in point else str(point["frames"])
 
 
+UNBEATEN = "no other checkpoint is at least as good in every task in which all can be compared, and better in one"
+
+
 def comparison_report(comparison: dict[str, Any]) -> str:
     """A table of all checkpoints, then the paired differences from the first."""
     labels = [c["label"] for c in comparison["checkpoints"]]
-    names = list(comparison["tasks"])
+    tasks = comparison["tasks"]
     rows = []
     for i, label in enumerate(labels):
-        values = [comparison["tasks"][n]["values"][i] for n in names]
-        cells = [_compared(value) for value in values]
+        cells = [_compared(task["values"][i]) for task in tasks.values()]
         rows.append([label + (" ★" if comparison["pareto"][i] else ""), *cells])
     parts = [
         "# Comparison\n",
-        "★: no other checkpoint is at least as good everywhere and better somewhere.\n",
-        table(["checkpoint", *names], rows),
+        f"★: {UNBEATEN}.\n",
+        table(["checkpoint", *tasks], rows),
         f"## Paired differences from {labels[0]}\n",
-        "Positive means better than the first; same items, so what they have in common cancels.\n",
+        "Positive means better than the first; same items, so what they have in common cancels. Of a task that it "
+        "lacks, the differences are from the first that has it.\n",
     ]
-    tasks = comparison["tasks"]
-    parts.append(_differences([(n, d) for n in names for d in zip(labels[1:], tasks[n]["against_first"], strict=True)]))
-    own = [(n, (label, d)) for n in names for label, d in zip(labels, tasks[n]["against_own"], strict=True) if d]
+    found, own = [], []
+    for name, task in tasks.items():
+        since = f", from {labels[task['reference']]}" if task["reference"] else ""
+        found += [(name, (label + since, d)) for label, d in zip(labels[1:], task["against_first"], strict=True)]
+        own += [(name, (label, d)) for label, d in zip(labels, task["against_own"], strict=True) if d]
+    parts.append(_differences(found))
     if own:
         parts += [
             "## Paired differences from the same checkpoint read as usual\n",
@@ -234,7 +241,7 @@ def comparison_report(comparison: dict[str, Any]) -> str:
 def _compared(value: dict[str, Any]) -> str:
     if value["status"] != OK:
         return "not run"
-    return interval(value) + (" (other recordings)" if "other_data" in value else "")
+    return interval(value) + ("" if is_comparable(value) else " (not comparable)")
 
 
 def _differences(found: Iterable[tuple[str, tuple[str, dict[str, Any]]]]) -> str:
@@ -246,7 +253,8 @@ def _differences(found: Iterable[tuple[str, tuple[str, dict[str, Any]]]]) -> str
             continue
         low, high = difference["ci95"]
         p = f"{difference['mcnemar']:.3g}" if "mcnemar" in difference else ""
-        value = f"{difference['difference']:+.4f} ({low:+.4f} – {high:+.4f})"
+        note = f"; {difference['note']}" if "note" in difference else ""
+        value = f"{difference['difference']:+.4f} ({low:+.4f} – {high:+.4f}){note}"
         rows.append([name, label, value, str(difference["n"]), p, "yes" if difference["significant"] else "no"])
     header = ["task", "checkpoint", "difference of score", "items", "McNemar p", "interval excludes 0"]
     if not any(row[4] for row in rows):

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from ttt_moshi.evaluation.compare import is_comparable
+
 matplotlib.use("agg")
 
 # Middle tones, readable on white and on black.
@@ -221,7 +223,7 @@ def trade_off(
 
 def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str, Any]], chance: float | None) -> Figure:
     """One task's value at several training steps, a line for every way in which the model was read; evaluations that
-    lack it, or have it of other recordings, leave a gap. The base, where it is among them, goes on as a thin line.
+    lack it, or whose value is of another quantity, leave a gap. The base, where it is there, goes on as a thin line.
 
     Args:
         checkpoints: "step", "way" and "kind" of each evaluation.
@@ -229,17 +231,17 @@ def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str,
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _axes(3.0)
         ways = list(dict.fromkeys(c["way"] for c in checkpoints))
-        comparable = [(c, v) for c, v in zip(checkpoints, values, strict=True) if "other_data" not in v]
+        comparable = [(c, v) for c, v in zip(checkpoints, values, strict=True) if is_comparable(v)]
         found = sorted(comparable, key=lambda pair: pair[0]["step"])
         for way, colour in zip(ways, (ORANGE, BLUE, GREEN, VIOLET) * len(ways), strict=False):
-            known = [(c["step"], v) for c, v in found if c["way"] == way and v["status"] == "ok"]
+            known = [(c["step"], v) for c, v in found if c["way"] == way]
             y = [v["value"] for _, v in known]
             low = [v["value"] - v["ci95"][0] for _, v in known]
             high = [v["ci95"][1] - v["value"] for _, v in known]
             label = way or "as it is"
             axes.errorbar([s for s, _ in known], y, [low, high], marker="o", capsize=3, color=colour, label=label)
         for c, v in found:
-            if c["kind"] == "base" and v["status"] == "ok" and not c["way"]:
+            if c["kind"] == "base" and not c["way"]:
                 axes.axhline(v["value"], color=GREY, linewidth=1.0, label="base")
         if chance is not None:
             axes.axhline(chance, color=GREY, linestyle="--", linewidth=1.2, label="chance")

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttt_moshi.evaluation.compare import Evaluation, compare
+from ttt_moshi.evaluation.compare import Evaluation, compare, is_comparable
 from ttt_moshi.evaluation.errors import well_formed, writing
-from ttt_moshi.evaluation.report.markdown import comparison_report, run_report
+from ttt_moshi.evaluation.report.markdown import UNBEATEN, comparison_report, run_report
 from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
 from ttt_moshi.extras import installed, remedy
@@ -66,19 +66,19 @@ def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     figures = {}
     checkpoints = comparison["checkpoints"]
     for name, task in comparison["tasks"].items():
-        if sum(v["status"] == OK and "other_data" not in v for v in task["values"]) > 1:
-            chance = next((e.results.tasks[name].get("chance") for e in evaluations if name in e.results.tasks), None)
-            figures[f"{name} over steps"] = over_steps(checkpoints, task["values"], chance)
-            text += f"\n## {name} over steps\n\n{task_caption(evaluations, name)}\n"
+        if sum(map(is_comparable, task["values"])) > 1:
+            entry = evaluations[task["reference"]].results.tasks[name]
+            figures[f"{name} over steps"] = over_steps(checkpoints, task["values"], entry.get("chance"))
+            text += f"\n## {name} over steps\n\n{entry['metric']}\n"
     if (figure := _trade_off(comparison)) is not None:
         figures["trade-off"] = figure
-        text += "\n## trade-off\n\nFilled: no other checkpoint is at least as good everywhere and better somewhere.\n"
+        text += f"\n## trade-off\n\nFilled: {UNBEATEN}.\n"
     return _write(out, "Comparison", text, figures)
 
 
 def _trade_off(comparison: dict[str, Any]) -> Figure | None:
-    """Perplexity against accuracies, when all checkpoints have both."""
-    complete = {n: t["values"] for n, t in comparison["tasks"].items() if all(v["status"] == OK for v in t["values"])}
+    """Perplexity against accuracies, where those of all checkpoints can be compared."""
+    complete = {n: t["values"] for n, t in comparison["tasks"].items() if all(map(is_comparable, t["values"]))}
     panels = {n: [v["value"] for v in values] for n, values in complete.items() if n in ACCURACIES}
     if "perplexity" not in complete or not panels:
         return None
@@ -87,15 +87,6 @@ def _trade_off(comparison: dict[str, Any]) -> Figure | None:
     shown = dict(list(panels.items())[:4])
     labels = [f"{c['step']} {c['way']}".strip() for c in comparison["checkpoints"]]
     return trade_off(labels, [v["value"] for v in complete["perplexity"]], shown, comparison["pareto"])
-
-
-def task_caption(evaluations: list[Evaluation], name: str) -> str:
-    """What the values of a task are."""
-    for evaluation in evaluations:
-        task = evaluation.results.tasks.get(name, {})
-        if task.get("status") == OK:
-            return task["metric"]
-    return ""
 
 
 def _write(

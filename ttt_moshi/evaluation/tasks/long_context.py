@@ -118,14 +118,11 @@ class Context:
                 "metric": f"the same with all but the last {window} frames from another speaker's book",
                 **mean_difference(semantic(examples[reference], reference), semantic(foreign, longest)),
             }
-        samples = [
-            {
-                "id": book.id,
-                "score": -_mean(nll[examples[longest][i].id], longest),
-                "nll": {str(c): _mean(nll[examples[c][i].id], c) for c in contexts},
-            }
-            for i, book in enumerate(books)
-        ]
+        samples = []
+        for i, book in enumerate(books):
+            after = {c: _mean(nll[examples[c][i].id], c) for c in contexts}
+            score = after[reference] - after[longest]
+            samples.append({"id": book.id, "score": score, "nll": {str(c): value for c, value in after.items()}})
         return Outcome(entry, samples, data_digest=engine.tokens.digest(every))
 
     def _example(self, book: Book, context: int, target: int) -> Example:

@@ -6,18 +6,19 @@ A package adds tasks of its own by the entry point group `ttt_moshi.tasks`, each
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ttt_moshi.evaluation.controls import Controls, runs_no_model
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
+from ttt_moshi.evaluation.judge import judged_by
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of, subset
 from ttt_moshi.evaluation.recorded import EvaluationData
@@ -116,6 +117,8 @@ class TaskSpec:
         options: those of the command that few tasks know, and this one does.
         of_text: whether it is a number of the text too, which a model that says nothing has.
         cannot_apply: the reason why some option has no meaning for it, None where it has.
+        protocol: what decides its number beside the model, how that is read, and the data; values that differ in it are
+            not compared.
     """
 
     build: Callable[[Benchmarks], Task]
@@ -130,6 +133,7 @@ class TaskSpec:
     talks: bool = False
     of_text: bool = False
     options: frozenset[str] = frozenset()
+    protocol: Callable[[Benchmarks], Mapping[str, Any]] = lambda benchmarks: {}
 
 
 def _perplexity(b: Benchmarks) -> Task:
@@ -237,6 +241,24 @@ def _listed(name: str, find: Callable[[Path], spoken_questions.Lists]) -> Callab
     return build
 
 
+def _drawn(b: Benchmarks) -> dict[str, Any]:
+    """How a model that talks draws what it says."""
+    return {} if b.talker is None else asdict(b.talker.driver.sampling)
+
+
+def _examined(b: Benchmarks) -> dict[str, Any]:
+    """A server draws by options of its own."""
+    return {"server": b.server is not None, **({} if b.server is not None else _drawn(b))}
+
+
+def _answered(b: Benchmarks) -> dict[str, Any]:
+    return {**_drawn(b), "answers": b.asking.draws, "answer_seconds": b.asking.seconds}
+
+
+def _judged(b: Benchmarks) -> dict[str, Any]:
+    return {**_answered(b), **({} if b.asking.judge is None else {"judge": judged_by(b.asking.judge)})}
+
+
 _ASKING = frozenset({"slots", "answers", "answer_seconds"})
 
 
@@ -254,6 +276,7 @@ def _questions(name: str) -> TaskSpec:
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,
+        protocol=_answered,
     )
 
 
@@ -293,6 +316,7 @@ TASKS: dict[str, TaskSpec] = {
         check=lambda b: b.recordings().check(),
         options=frozenset({"minutes", "slots"}),
         version=2,
+        protocol=lambda b: {"minutes": b.minutes},
     ),
     "turns": TaskSpec(
         _turns,
@@ -304,6 +328,7 @@ TASKS: dict[str, TaskSpec] = {
         check=lambda b: b.recordings().check(),
         talks=True,
         options=frozenset({"slots"}),
+        protocol=_drawn,
     ),
     "free_running": TaskSpec(
         _free_running,
@@ -349,7 +374,10 @@ TASKS: dict[str, TaskSpec] = {
         "a semantic token of a whole book costs so many nats; lower is better",
     ),
     "context": TaskSpec(
-        lambda b: Context(*b.books()), _BOOKS, "what was said longer ago makes the end of a book easier to predict"
+        lambda b: Context(*b.books()),
+        _BOOKS,
+        "what was said longer ago makes the end of a book easier to predict",
+        version=2,
     ),
     "repeat": TaskSpec(
         lambda b: Repeat(*b.books()), _BOOKS, "a passage is easier to predict where it was heard before"
@@ -358,7 +386,7 @@ TASKS: dict[str, TaskSpec] = {
         _spoken_repeat,
         "repeat/<seconds>/*.wav with .json",
         "a passage is easier to predict where it was heard before",
-        version=2,
+        version=3,
     ),
     "needle": TaskSpec(
         _needle,
@@ -390,6 +418,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots", "outputs_of"}),
+        protocol=lambda b: _drawn(b) if b.outputs_of is None else {},
     ),
     "overlap": TaskSpec(
         _overlap,
@@ -398,6 +427,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots", "judge"}),
+        protocol=_drawn,
     ),
     "examiner": TaskSpec(
         _examiner,
@@ -407,6 +437,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=frozenset({"slots", "judge", "server"}),
+        protocol=_examined,
     ),
     **{name: _questions(name) for name in spoken_questions.LAYOUTS},
     "spoken_choices": TaskSpec(
@@ -417,6 +448,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,
+        protocol=_answered,
     ),
     "judged_answers": TaskSpec(
         _listed("judged_answers", published_questions.judged),
@@ -426,6 +458,7 @@ TASKS: dict[str, TaskSpec] = {
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING | {"judge"},
+        protocol=_judged,
     ),
     "inner": TaskSpec(
         _inner,

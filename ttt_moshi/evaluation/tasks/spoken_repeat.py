@@ -103,8 +103,13 @@ class SpokenRepeat:
             "left_out": sorted({p.example.id for p in self.passages} - twins.keys()),
             "distances": points,
         }
+        farthest = max(p.seconds for p in paired)
         samples = [
-            {"id": p.example.id, "score": c / k - b / m, "nll": {"first": a / n, "second": b / m, "never": c / k}}
+            {
+                "id": p.example.id,
+                "score": c / k - b / m if p.seconds == farthest else None,  # as the value, of the last distance alone
+                "nll": {"first": a / n, "second": b / m, "never": c / k},
+            }
             for p, (a, n), (b, m), (c, k) in zip(paired, first, second, never, strict=True)
         ]
         return Outcome(entry, samples, data_digest=engine.tokens.digest(every))
