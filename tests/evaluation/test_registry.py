@@ -1,11 +1,16 @@
 """Tasks of other packages: found by their entry points, run and recorded like our own."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ttt_moshi.cli.main import main
-from ttt_moshi.evaluation.tasks.registry import known_tasks
+from ttt_moshi.evaluation.conversations import Talker
+from ttt_moshi.evaluation.tasks.registry import TASKS, Benchmarks, known_tasks
+from ttt_moshi.evaluation.tasks.spoken_questions import Asking
+from ttt_moshi.inference.driver import Driver
+from ttt_moshi.inference.sampling import Sampling
 
 MODULE = """
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ class Sevens:
                  "unit_of_n": "items"}
         return Outcome(entry, [{"id": "a", "score": 7.0}], data_digest="d")
 
-SPEC = TaskSpec(lambda benchmarks: Sevens(), "nothing", version=3,
+SPEC = TaskSpec(lambda benchmarks: Sevens(), "nothing", version=3, protocol=lambda benchmarks: {"of": 7},
                 cannot_apply=lambda c: "`--ttt off` is no seven" if c.ttt == "off" else None)
 OTHER = 5
 """
@@ -52,9 +57,33 @@ def test_a_task_of_another_package_runs_like_our_own(install, tiny_material, tmp
     assert main([*base, "--out", str(tmp_path / "out")]) == 0
     task = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["sevens"]
     assert task["value"] == 7.0 and task["version"] == 3 and task["options"]["ttt"] == "on"
+    assert task["protocol"] == {"dtype": "bfloat16", "of": 7}
     capsys.readouterr()
     assert main([*base, "--out", str(tmp_path / "no"), "--ttt", "off"]) == 2
     assert "`--ttt off` is no seven" in capsys.readouterr().err
+
+
+DRAWN = {"greedy": False, "temp": 0.8, "top_k": 7, "temp_text": 0.7, "top_k_text": 25, "pad_bias": 0.0}
+ASKED = {**DRAWN, "answers": 2, "answer_seconds": 5.0}
+
+
+@pytest.mark.parametrize(("name", "server", "judge", "expected"), [
+    ("hour", None, None, {"minutes": 3.0}),
+    ("turns", None, None, DRAWN),
+    ("overlap", None, "python j.py", DRAWN),  # its value needs no judge
+    ("continuation", None, None, {}),  # nor this one what is said
+    ("trivia_qa", None, None, ASKED),
+    ("spoken_choices", None, None, ASKED),
+    ("judged_answers", None, "python j.py", {**ASKED, "judge": "python j.py"}),
+    ("judged_answers", None, "by hand.jsonl", {**ASKED, "judge": "a file of ratings"}),
+    ("examiner", None, None, {"server": False, **DRAWN}),
+    ("examiner", "http://localhost:1", None, {"server": True}),
+])  # fmt: skip
+def test_what_decides_a_number_is_told(name, server, judge, expected):
+    talker = Talker(Driver(None, Sampling(top_k=7)), Path("conversations"))
+    asking = Asking(seconds=5.0, draws=2, judge=judge)
+    found = TASKS[name].protocol(Benchmarks(None, minutes=3.0, asking=asking, talker=talker, server=server))
+    assert found == expected
 
 
 @pytest.mark.parametrize(("points", "message"), [
