@@ -94,6 +94,9 @@ NOT_RESULTS = {
     "details of another kind": json.dumps(
         RESULTS | {"tasks": {"ssc": RESULTS["tasks"]["ssc"] | {"reductions": 4, "pairs": 1, "voices": 1}}}
     ).encode(),
+    "a protocol of another kind": json.dumps(
+        RESULTS | {"tasks": {"ssc": RESULTS["tasks"]["ssc"] | {"protocol": ["dtype"]}}}
+    ).encode(),
     "no checkpoint": json.dumps(RESULTS | {"checkpoint": None}).encode(),
 }
 

@@ -120,6 +120,8 @@ def read_results(path: Path) -> Results:
             if task["status"] == OK:
                 for key in ("metric", "unit_of_n", "better"):
                     task[key]
+                for key in ("options", "protocol"):
+                    task.get(key, {}).items()
         results.config.get("ttt")
         results.data.get("codec")
     return results
