@@ -67,22 +67,24 @@ DRAWN = {"greedy": False, "temp": 0.8, "top_k": 7, "temp_text": 0.7, "top_k_text
 ASKED = {**DRAWN, "answers": 2, "answer_seconds": 5.0}
 
 
-@pytest.mark.parametrize(("name", "server", "judge", "expected"), [
-    ("hour", None, None, {"minutes": 3.0}),
-    ("turns", None, None, DRAWN),
-    ("overlap", None, "python j.py", DRAWN),  # its value needs no judge
-    ("continuation", None, None, {}),  # nor this one what is said
-    ("trivia_qa", None, None, ASKED),
-    ("spoken_choices", None, None, ASKED),
-    ("judged_answers", None, "python j.py", {**ASKED, "judge": "python j.py"}),
-    ("judged_answers", None, "by hand.jsonl", {**ASKED, "judge": "a file of ratings"}),
-    ("examiner", None, None, {"server": False, **DRAWN}),
-    ("examiner", "http://localhost:1", None, {"server": True}),
+@pytest.mark.parametrize(("name", "told", "judge", "expected"), [
+    ("hour", {}, None, {"minutes": 3.0}),
+    ("turns", {}, None, DRAWN),
+    ("overlap", {}, "python j.py", DRAWN),  # its value needs no judge
+    ("continuation", {}, None, {}),  # nor this one what is said
+    ("trivia_qa", {}, None, ASKED),
+    ("spoken_choices", {}, None, ASKED),
+    ("judged_answers", {}, "python j.py", {**ASKED, "judge": "python j.py"}),
+    ("judged_answers", {}, "by hand.jsonl", {**ASKED, "judge": "a file of ratings"}),
+    ("examiner", {}, None, {"server": False, **DRAWN}),
+    ("examiner", {"server": "http://localhost:1"}, None, {"server": True}),
+    ("full_duplex", {}, None, DRAWN),
+    ("full_duplex", {"outputs_of": "another"}, None, {}),
 ])  # fmt: skip
-def test_what_decides_a_number_is_told(name, server, judge, expected):
+def test_what_decides_a_number_is_told(name, told, judge, expected):
     talker = Talker(Driver(None, Sampling(top_k=7)), Path("conversations"))
     asking = Asking(seconds=5.0, draws=2, judge=judge)
-    found = TASKS[name].protocol(Benchmarks(None, minutes=3.0, asking=asking, talker=talker, server=server))
+    found = TASKS[name].protocol(Benchmarks(None, minutes=3.0, asking=asking, talker=talker, **told))
     assert found == expected
 
 
