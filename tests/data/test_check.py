@@ -65,6 +65,45 @@ def test_several_faults_at_once(data_set):
     assert kinds(check_data(str(jsonl))) == [("missing recording", "0.wav"), ("bad transcript", "1.json")]
 
 
+ODD_LINES = {
+    "zero byte": json.dumps({"path": "wavs/a\0b.wav", "duration": 1.0}),
+    "Infinity": '{"path": "wavs/0.wav", "duration": Infinity}',
+    "a duration beyond all numbers": '{"path": "wavs/0.wav", "duration": 1' + "0" * 400 + "}",
+    "more digits than Python reads": '{"path": "wavs/0.wav", "duration": 1' + "0" * 5000 + "}",
+    "nested": '{"path": ' + "[" * 100_000,
+    "name too long": json.dumps({"path": "x" * 300 + ".wav", "duration": 1.0}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_an_odd_line_costs_no_other_and_is_no_traceback_in_training(data_set, capsys, odd):
+    jsonl = data_set(2.0, 1.0)
+    good = jsonl.read_text().splitlines()
+    jsonl.write_text("\n".join([good[0], ODD_LINES[odd], good[1]]))
+    report = check_data(str(jsonl))
+    assert (report.recordings, report.seconds, report.words, len(report.problems)) == (3, 3.0, 4, 1)
+    (finding,) = report.problems
+    assert finding.kind in ("bad line", "unreadable") and "line 2" in f"{finding.where} {finding.message}"
+    with pytest.raises(DataError):
+        Corpus(str(jsonl), None, None, 1.0)
+    assert main(["data", "check", str(jsonl)]) == 1
+    assert "1 problem, 0 notes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("time", [10**400, -(10**400), 10**300, 1e300])
+def test_enormous_times_are_impossible_times(data_set, time):
+    jsonl = data_set(2.0, 1.0)
+    for layout in (
+        {"alignments": [["hello", [time, time], "SPEAKER_MAIN"]]},
+        [{"speaker": "A", "word": "hello", "start": time, "end": time}],
+        {"segments": [{"start": time, "end": time, "text": "hello", "words": []}]},
+        {"transcription": [{"offsets": {"from": time, "to": time}, "text": "hello"}]},
+    ):
+        wav(jsonl).with_suffix(".json").write_text(json.dumps(layout))
+        report = check_data(str(jsonl))
+        assert report.seconds == 3.0 and {where for _, where in kinds(report)} == {"0.json"}
+
+
 def test_words_of_somebody_else_only(data_set):
     jsonl = data_set(2.0)
     words(jsonl, ("hi", [0.1, 0.2], "SPEAKER_00"))

@@ -273,11 +273,19 @@ def test_trouble_that_passes_is_waited_for_and_other_trouble_has_a_name(served, 
     served.fail = lambda request: "1.wav" in request
     use_cache(cache, 50.0)
     served.asked.clear()
-    assert main(["data", "check", f"{served.url}/data.jsonl"]) in (1, 2)
+    assert main(["data", "check", f"{served.url}/data.jsonl"]) == 1
     told = capsys.readouterr()
-    assert f"{served.url}/calls/1.wav" in told.out + told.err and "503" in told.out + told.err
+    assert f"{served.url}/calls/1.wav" in told.out and "503" in told.out
+    assert "4 recordings" in told.out and "0:00:04" in told.out, "1.0, 1.4 and 1.6 s are heard"
     assert served.asked.count("HEAD /calls/1.wav") == 3
     assert "Traceback" not in told.err
+    served.fail = lambda request: "2.json" in request
+    page = cache.parent / "page.html"
+    for command in (["check"], ["report", "--out", str(page)]):
+        use_cache(cache, 50.0)
+        assert main(["data", command[0], f"{served.url}/data.jsonl", *command[1:]]) == 1
+    assert f"{served.url}/calls/2.json\n  PROBLEM  cannot read" in capsys.readouterr().out
+    assert "from 0:00, without a transcript that can be read" in page.read_text()
 
 
 def test_check_report_encode_and_prepare_at_urls(data, tiny_material, tmp_path, capsys, cache):

@@ -168,13 +168,13 @@ def test_languages_that_transcripts_name_are_kept_and_shown(data, tmp_path):
 
 def measured(seconds: float) -> Measured:
     line = Line(None, 1, f"{seconds}.wav", seconds)  # type: ignore[arg-type]
-    return Measured(line, seconds, (), 0.0, 0.0, (), None, None, frozenset())  # type: ignore[arg-type]
+    return Measured(line, seconds, (), 0.0, 0.0, (), None, None, frozenset(), False)  # type: ignore[arg-type]
 
 
 def test_clips_lie_evenly_over_all_the_audio():
     chosen = choose([measured(3600), measured(5), measured(1800)], 10)
-    assert len(chosen) == 10 and [line.duration for line, _, _ in chosen].count(3600) in (6, 7)
-    assert all(start + length <= line.duration + 1e-9 and length == CLIP_SECONDS for line, start, length in chosen)
+    assert len(chosen) == 10 and [recording.seconds for recording, _, _ in chosen].count(3600) in (6, 7)
+    assert all(start + length <= each.seconds + 1e-9 and length == CLIP_SECONDS for each, start, length in chosen)
     assert len(choose([measured(30)], 10)) == 2
     assert [round(length, 2) for _, _, length in choose([measured(5)], 10)] == [5.0]
 
@@ -202,6 +202,32 @@ def test_bad_values_are_one_line(data, tmp_path, capsys, options, message):
     assert main(["data", "report", str(data), "--out", str(tmp_path / "page.html"), *options]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and not (tmp_path / "page.html").exists()
+
+
+def test_one_bad_file_costs_no_page(data, tokenizer, tmp_path, capsys):
+    for name in ("corrupt", "empty"):
+        (data / f"{name}.json").write_bytes((data / "a.json").read_bytes())
+    samples, rate = soundfile.read(data / "a.wav")
+    soundfile.write(data / "corrupt.wav", 0.9 * samples, rate)
+    (data / "corrupt.json").write_text('{"alignments": [["hello", [0.1')
+    soundfile.write(data / "empty.wav", samples[:0], rate)
+    listed = {"empty": 0.0, "a": SECONDS, "corrupt": SECONDS}
+    (data / "data.jsonl").write_text(
+        "\n".join(json.dumps({"path": f"{name}.wav", "duration": seconds}) for name, seconds in listed.items())
+    )
+    (tmp_path / "t.model").write_bytes(tokenizer.serialized_model_proto())
+    argv = ["data", "report", str(data), "--tokenizer", str(tmp_path / "t.model"), "--out", str(tmp_path / "page.html")]
+    assert main(argv) == 1
+    page = Page((tmp_path / "page.html").read_text())
+    for told in ("bad transcript 1 corrupt.json", "too short 1 empty.wav"):
+        assert told in page.text
+    assert re.search(r"\ba\.wav from 0:\d\d ", page.text)
+    assert re.search(r"corrupt\.wav from 0:\d\d, without a transcript that can be read", page.text)
+    # Of what has no audio at all there is nothing to hear, and everything to tell.
+    (data / "data.jsonl").write_text('{"path": "empty.wav", "duration": 0.0}')
+    assert main(argv) == 1
+    assert "too short 1 empty.wav" in Page((tmp_path / "page.html").read_text()).text
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_nothing_to_hear_is_an_error(data, tmp_path, capsys):

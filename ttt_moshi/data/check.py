@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttt_moshi.data.addresses import readable
+from ttt_moshi.data.addresses import named_in, readable
 from ttt_moshi.data.audio import AudioInfo, read_info
 from ttt_moshi.data.digests import file_digest
 from ttt_moshi.data.encoded import is_encoded, read_encoded, read_encoded_info
@@ -109,7 +109,7 @@ def check_data(
         unknown = unknown_keys(text)
         if unknown:
             report.findings.append(Finding("note", "unknown key", line.where, f"nothing reads {', '.join(unknown)}"))
-        report.findings += _check_recording(line, report, seen, listened)
+        report.findings += _check_line(line, report, seen, listened)
     if tokenizer is not None:
         report.findings += _check_tokenizer(spec, coverage(tokenizer, texts, style))
     return report
@@ -125,6 +125,18 @@ def _check_tokenizer(spec: str, found: Coverage) -> Iterator[Finding]:
 
 def _all_jsonl_files(spec: str) -> list[Path]:
     return list(dict.fromkeys(file for path, _ in split_spec(spec) for file in jsonl_files(path)))
+
+
+def _check_line(line: Line, report: Report, seen: dict[str, Line], on_heard: OnHeard) -> Iterator[Finding]:
+    """Whatever is wrong with one file costs no other."""
+    name = readable(str(named_in(line.jsonl.parent, line.path)))
+    try:
+        yield from _check_recording(line, report, seen, on_heard)
+    except DataError as error:  # a store that does not answer, or a name that no file can have
+        yield Finding("problem", "unreadable", name, f"{_without_name(error, name)} ({line.where})")
+    except Exception as error:  # noqa: BLE001 - one file that nobody thought of must not cost all the others
+        told = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        yield Finding("problem", "unexpected", name, f"{told} ({line.where})")
 
 
 def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard: OnHeard) -> Iterator[Finding]:
@@ -213,10 +225,12 @@ def _check_transcript(
 ) -> Generator[Finding, None, Transcript | None]:
     path = transcript_path(line.audio)
     name = readable(str(path))
-    if not is_there(path):
-        yield Finding("problem", "missing transcript", name, "not there, so the recording would have no text stream")
-        return None
     try:
+        if not is_there(path):
+            yield Finding(
+                "problem", "missing transcript", name, "not there, so the recording would have no text stream"
+            )
+            return None
         transcript = read_transcript(path, line.moshi_speaker)
     except DataError as error:
         yield Finding("problem", "bad transcript", name, _without_name(error, name))

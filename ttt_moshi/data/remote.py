@@ -131,9 +131,14 @@ def is_there(path: Path) -> bool:
     """Whether there is a file, on the disk or at the URL that the path stands for.
 
     Raises:
-        DataError: a store that cannot be asked.
+        DataError: a store that cannot be asked, or a disk: a folder that may not be entered, a name that is too long.
     """
-    return path.is_file() if url_of(path) is None else version_of(path) is not None
+    if url_of(path) is not None:
+        return version_of(path) is not None
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def local(path: Path) -> Path:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +60,7 @@ class Line:
         A path that stands for a URL where the line, or the place of the list, is one (`ttt_moshi.data.addresses`).
         """
         beside = named_in(self.jsonl.parent, self.path)
-        return beside if is_there(container(beside)) or not Path(self.path).exists() else Path(self.path)
+        return beside if is_there(container(beside)) or not is_there(Path(self.path)) else Path(self.path)
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,12 @@ def read_line(jsonl: Path, number: int, text: str) -> Line:
     where = readable(f"{jsonl}, line {number}")
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("path"), str) or not values["path"]:
         raise DataError(f'{where} is not {{"path": ..., "duration": ...}}: {text.strip()[:80]}')
+    if "\0" in values["path"]:
+        raise DataError(f"{where}: no file has a zero byte in its name, as `path` has here: {values['path']!r:.80}")
     try:
         if is_url(values["path"]):
             located(values["path"])
@@ -399,6 +401,6 @@ def _read_header(line: Line, digests: Digests) -> AudioInfo | EncodedInfo:
 
 def _seconds(where: str, values: dict[str, Any], key: str, default: float | None) -> float:
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: `{key}` must be a number of seconds, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        raise DataError(f"{where}: `{key}` must be a number of seconds, got {value!r:.80}")
     return float(value)

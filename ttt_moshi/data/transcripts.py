@@ -5,9 +5,9 @@ Whatever a file lacks is mended word by word and counted; which speaker is the a
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -308,9 +308,10 @@ def _time(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    # A whole number may be larger than any float.
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def _guess(text: str) -> float:

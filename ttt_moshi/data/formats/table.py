@@ -54,7 +54,7 @@ def read_raw(path: Path) -> RawTranscript:
     text, remarks = decode(path, content)
     try:
         raw = _read(text, plain=path.suffix.lower() in PLAIN_SUFFIXES)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError) as error:
         raise DataError(f"{path} is no transcript that can be read: {error}") from error
     raw.remarks += remarks
     return raw

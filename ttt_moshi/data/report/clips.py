@@ -13,7 +13,6 @@ import soundfile
 from ttt_moshi.data.audio import read_blocks, read_info
 from ttt_moshi.data.interleaver import ABSENT, TextStyle, absent_row, text_row
 from ttt_moshi.data.listen import moshi_first
-from ttt_moshi.data.remote import is_there
 from ttt_moshi.data.report.measure import Measured
 from ttt_moshi.data.sources import Line
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Word, read_transcript, transcript_path
@@ -60,37 +59,43 @@ class Clip:
     words: tuple[tuple[Said, ...], ...]
     tokens: tuple[Token, ...]
     """empty without a tokenizer"""
+    has_transcript: bool
+    """whether there is one that can be read"""
 
 
-def choose(recordings: Sequence[Measured], count: int) -> list[tuple[Line, float, float]]:
-    """`count` parts `(line, start, seconds)` that lie evenly over all the audio, fewer where they would overlap."""
+def choose(recordings: Sequence[Measured], count: int) -> list[tuple[Measured, float, float]]:
+    """`count` parts `(recording, start, seconds)` that lie evenly over all the audio, fewer where they would overlap or
+    where there is no audio.
+    """
     total = sum(recording.seconds for recording in recordings)
+    if not total:
+        return []
     count = max(1, min(count, int(total / CLIP_SECONDS)))
     ends = np.cumsum([recording.seconds for recording in recordings])
-    chosen: dict[tuple[int, float], tuple[Line, float, float]] = {}
+    chosen: dict[tuple[int, float], tuple[Measured, float, float]] = {}
     for middle in (np.arange(count) + 0.5) * total / count:
         index = int(np.searchsorted(ends, middle, side="right"))
         recording = recordings[index]
         inside = middle - (ends[index] - recording.seconds)
         start = max(0.0, min(float(inside) - CLIP_SECONDS / 2, recording.seconds - CLIP_SECONDS))
         start = frames_to_seconds(int(start * SAMPLE_RATE) // FRAME_SIZE)
-        chosen[index, start] = (recording.line, start, min(CLIP_SECONDS, recording.seconds - start))
+        chosen[index, start] = (recording, start, min(CLIP_SECONDS, recording.seconds - start))
     return list(chosen.values())
 
 
-def cut(line: Line, start: float, seconds: float, tokenizer: Tokenizer | None, style: TextStyle) -> Clip:
+def cut(recording: Measured, start: float, seconds: float, tokenizer: Tokenizer | None, style: TextStyle) -> Clip:
     """A part of a recording.
 
     Raises:
-        DataError: a recording or transcript that cannot be read.
+        DataError: a recording or transcript that could be measured and cannot be read any more.
     """
+    line, told = recording.line, recording.has_transcript
     info = read_info(line.audio)
     samples = _samples(line, moshi_first(info.channels, line.moshi_speaker), start, seconds)  # [channels, n]
-    path = transcript_path(line.audio)
-    words = read_transcript(path, line.moshi_speaker).words if is_there(path) else ()
+    words = read_transcript(transcript_path(line.audio), line.moshi_speaker).words if told else ()
     tokens: tuple[Token, ...] = ()
     if tokenizer is not None:
-        row = text_row(words, tokenizer, info.frames, style) if is_there(path) else absent_row(info.frames)
+        row = text_row(words, tokenizer, info.frames, style) if told else absent_row(info.frames)
         first = seconds_to_frames(start)
         tokens = tuple(_token(id, tokenizer, style) for id in row[first : first + seconds_to_frames(seconds)].tolist())
     return Clip(
@@ -101,6 +106,7 @@ def cut(line: Line, start: float, seconds: float, tokenizer: Tokenizer | None, s
         tuple(_outline(channel) for channel in samples),
         tuple(tuple(_said(words, moshi, start, seconds)) for moshi in (True, False)),
         tokens,
+        told,
     )
 
 

@@ -60,6 +60,8 @@ class Measured:
     """as the transcript names it"""
     speakers: frozenset[str]
     """names in the transcript"""
+    has_transcript: bool
+    """whether there is one that can be read"""
 
 
 def measure_recording(heard: Heard) -> Measured:
@@ -89,6 +91,7 @@ def measure_recording(heard: Heard) -> Measured:
         scripts=scripts,
         language=None if heard.transcript is None else heard.transcript.language,
         speakers=frozenset(word.speaker for word in words),
+        has_transcript=heard.transcript is not None,
     )
 
 

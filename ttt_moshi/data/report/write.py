@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.prepare import REPORT_NAME
 from ttt_moshi.data.remote import is_there, local, outgoing, put
-from ttt_moshi.data.report.clips import PIXELS_A_SECOND, choose, cut
+from ttt_moshi.data.report.clips import PIXELS_A_SECOND, Clip, choose, cut
 from ttt_moshi.data.report.measure import Measured, measure_recording
+from ttt_moshi.data.rules import Finding
 from ttt_moshi.data.sources import jsonl_files, split_spec
 from ttt_moshi.data.tokenizer import Tokenizer
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, OTHER_SPEAKER
@@ -71,6 +72,7 @@ def write_report(
     )
     if not recordings:
         raise DataError(f"{spec} holds no recording whose audio can be read; `ttt-moshi data check` says why")
+    shown = list(_clips(recordings, clips, tokenizer, style, report))
     environment = Environment(
         loader=PackageLoader("ttt_moshi.data.report", "."),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -88,7 +90,7 @@ def write_report(
         histograms=list(_histograms(recordings)),
         findings=_findings(report),
         prepared=_prepared(spec),
-        clips=[cut(*part, tokenizer, style) for part in choose(recordings, clips)],
+        clips=shown,
         pixels=PIXELS_A_SECOND,
         frame=PIXELS_A_SECOND / FRAME_RATE,
         tokens=tokenizer is not None,
@@ -100,6 +102,17 @@ def write_report(
         put(here, out)
         here.unlink()
     return report
+
+
+def _clips(
+    recordings: Sequence[Measured], count: int, tokenizer: Tokenizer | None, style: TextStyle, report: Report
+) -> Iterator[Clip]:
+    """Parts to listen to. What could be measured and cannot be read any more is a finding, and costs no other."""
+    for recording, start, seconds in choose(recordings, count):
+        try:
+            yield cut(recording, start, seconds, tokenizer, style)
+        except DataError as error:
+            report.findings.append(Finding("problem", "unreadable", recording.line.path, f"not to be heard: {error}"))
 
 
 def clock(seconds: float) -> str:
