@@ -86,10 +86,10 @@ def test_a_shard_reads_its_own_recordings_alone(codes_alone, opened, tmp_path):
         out = ["--out", str(tmp_path / "shards"), "--shard", f"{number}/4"]
         found = opened.during(folder, lambda out=out: main([*argv, *out]))
         listed = tmp_path / "shards" / f"data-{number:05}-of-00004.jsonl"
-        audio = {name for name in found if name.endswith(".wav")}
-        assert found == {"data.jsonl", *audio, *(name.replace(".wav", ".json") for name in audio)}
-        assert 1 <= len(audio) <= len(listed.read_text().splitlines()) <= 2
-        heard |= audio
+        # Of a recording that is in two shards, the second one may know the audio without opening it.
+        own = {name.replace(".json", ".wav") for name in found - {"data.jsonl"}}
+        assert 1 <= len(own) <= len(listed.read_text().splitlines()) <= 2
+        heard |= own
     assert heard == by_path
     assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
     whole, shards = (Corpus(str(tmp_path / name), None, None, 1.0) for name in ("whole", "shards"))
