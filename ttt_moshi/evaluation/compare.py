@@ -17,7 +17,7 @@ import numpy as np
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.judge import RATINGS, judged_by
 from ttt_moshi.evaluation.results import OK, Results, read_results
-from ttt_moshi.evaluation.statistics import mcnemar, paired_difference
+from ttt_moshi.evaluation.statistics import mcnemar, mean_by_item, paired_difference
 from ttt_moshi.files import read_text
 
 
@@ -52,13 +52,13 @@ def load(folder: Path) -> Evaluation:
 
 def _items(path: Path) -> dict[str, float]:
     """Mean score of every item; a pair's samples name their item, other samples are items themselves."""
-    scores: dict[str, list[float]] = {}
     with well_formed(path):
-        for line in read_text(path).splitlines():
-            sample = json.loads(line)
-            if sample["score"] is not None:
-                scores.setdefault(sample.get("item", sample["id"]), []).append(float(sample["score"]))
-    return {item: float(np.mean(values)) for item, values in scores.items()}
+        scored = [
+            (sample.get("item", sample["id"]), sample["score"])
+            for sample in map(json.loads, read_text(path).splitlines())
+            if sample["score"] is not None
+        ]
+        return mean_by_item([item for item, _ in scored], [score for _, score in scored])
 
 
 def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, Any]:

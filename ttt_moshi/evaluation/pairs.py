@@ -16,7 +16,7 @@ import blake3
 import numpy as np
 
 from ttt_moshi.evaluation.examples import Example
-from ttt_moshi.evaluation.statistics import mean_and_interval
+from ttt_moshi.evaluation.statistics import mean_and_interval, mean_by_item
 
 Item = TypeVar("Item")
 
@@ -43,10 +43,7 @@ def pair_score(correct_nll: float, incorrect_nll: float) -> float:
 
 def item_scores(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, float]:
     """Mean over voices, by item, in the order of the items' names."""
-    voices: dict[str, list[float]] = defaultdict(list)
-    for pair, score in zip(pairs, scores, strict=True):
-        voices[pair.item].append(score)
-    return {item: float(np.mean(voices[item])) for item in sorted(voices)}
+    return dict(sorted(mean_by_item([pair.item for pair in pairs], scores).items()))
 
 
 def accuracy(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, Any]:

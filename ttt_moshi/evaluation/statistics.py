@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Interval = tuple[float, float]
+Item = TypeVar("Item", bound=Hashable)
 
 RESAMPLES = 2000
 SEED = 0
@@ -65,13 +66,17 @@ def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
     return {"value": float(values.mean()), "ci95": list(bootstrap_mean(values))}
 
 
-def item_means(items: Sequence[Hashable], values: Iterable[float]) -> np.ndarray:
-    """Mean of the values of each item, in the order of the items' first ones: what depends on one another is resampled
-    as one."""
-    own: dict[Hashable, list[float]] = {}
+def mean_by_item(items: Iterable[Item], values: Iterable[float]) -> dict[Item, float]:
+    """Mean of the values of each item, in the order of the items' first ones."""
+    own: dict[Item, list[float]] = {}
     for item, value in zip(items, values, strict=True):
         own.setdefault(item, []).append(float(value))
-    return np.array([np.mean(group) for group in own.values()])
+    return {item: float(np.mean(group)) for item, group in own.items()}
+
+
+def item_means(items: Iterable[Hashable], values: Iterable[float]) -> np.ndarray:
+    """`mean_by_item` without the items, float64 [items]: what depends on one another is resampled as one."""
+    return np.array(list(mean_by_item(items, values).values()))
 
 
 def means_by_name(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
