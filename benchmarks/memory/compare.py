@@ -56,7 +56,7 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
         if window is not None:
             for place in (CLIP, FAR, LAST):
                 name = f"{arm} - window, frames {_bin(place)}"
-                found.append(_lower(_difference(name, plain[..., place], window[..., place])))
+                found.append(_lower(difference(name, plain[..., place], window[..., place])))
         found += [_no_higher(_change(arm, plain, place, place - 1)) for place in range(CLIP - 2, FAR + 1)]
         found.append(_no_higher(_change(arm, plain, FAR, CLIP)))
         found += [_change(arm, plain, LAST, CLIP), _change(arm, plain, LAST, FAR)]
@@ -67,10 +67,10 @@ def compare(curves: Curves) -> list[dict[str, Any]]:
                 found.append(_no_higher(_change(f"{arm}, {control}", values, FAR, CLIP)))
                 found.append(_change(f"{arm}, {control}", values, LAST, CLIP))
                 found.append(
-                    _difference(f"{arm}, {control} - as trained, last bin", values[..., LAST], plain[..., LAST])
+                    difference(f"{arm}, {control} - as trained, last bin", values[..., LAST], plain[..., LAST])
                 )
             elif control != AS_TRAINED:
-                change = _difference(f"{arm}, as trained - {control}, last bin", plain[..., LAST], values[..., LAST])
+                change = difference(f"{arm}, as trained - {control}, last bin", plain[..., LAST], values[..., LAST])
                 found.append(_lower(change))
     return found
 
@@ -81,14 +81,14 @@ def _bin(place: int) -> str:
 
 def _change(name: str, nll: np.ndarray, place: int, before: int) -> dict[str, Any]:
     """From one bin to another of the same curve [seeds, documents, bins]."""
-    return _difference(f"{name}, frames {_bin(place)} - {_bin(before)}", nll[..., place], nll[..., before])
+    return difference(f"{name}, frames {_bin(place)} - {_bin(before)}", nll[..., place], nll[..., before])
 
 
-def _difference(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Of NLL [seeds, documents]."""
-    difference = first - second
-    seeds = [mean_and_interval(values) for values in difference]
-    return {"name": name, **mean_and_interval(difference.mean(0)), "seeds": seeds}
+def difference(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Of NLL [seeds, documents]: the mean over seeds with its interval over documents, and the same of every seed."""
+    apart = first - second
+    seeds = [mean_and_interval(values) for values in apart]
+    return {"name": name, **mean_and_interval(apart.mean(0)), "seeds": seeds}
 
 
 def _lower(change: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.memory import arms, measure
 from benchmarks.memory.cache import continued
+from benchmarks.memory.compare import difference
 from benchmarks.memory.curves import LANGUAGES, Place, Steps, binned, prepare, train
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     for bar in bars(result["runs"], GAIN[options.language]):
         low, high = bar["ci95"]
         verdict = "met   " if bar["met"] else "MISSED"
-        seeds = ", ".join(f"{value:+.3f}" for value in bar["seeds"])
+        seeds = ", ".join(f"{seed['value']:+.3f}" for seed in bar["seeds"])
         console.print(f"{verdict} {bar['name']}: {bar['value']:+.3f} ({low:+.3f} to {high:+.3f}; seeds {seeds})")
     console.print(path)
     return 0
@@ -98,8 +99,9 @@ def bars(runs: dict[str, Any], gain: float) -> list[dict[str, Any]]:
         own = {
             key.rsplit("/", 1)[1]: np.array(run["by_bin"]) for key, run in runs.items() if key.startswith(f"{name}/")
         }
-        change = _over_seeds([nll[:, -1] - nll[:, 0] for nll in own.values()])
-        found.append({"name": f"{name}, last bin - first, not above 0", **change, "met": change["ci95"][0] <= 0})
+        every = np.array(list(own.values()))
+        change = difference(f"{name}, last bin - first, not above 0", every[..., -1], every[..., 0])
+        found.append({**change, "met": change["ci95"][0] <= 0})
         for other, least in (("window", gain), ("window-sink", 0.0)):
             pairs = [
                 (nll, np.array(runs[f"{other}/{seed}"]["by_bin"]))
@@ -107,19 +109,11 @@ def bars(runs: dict[str, Any], gain: float) -> list[dict[str, Any]]:
                 if f"{other}/{seed}" in runs
             ]
             if pairs:
-                better = _over_seeds([nll[:, -1] - theirs[:, -1] for nll, theirs in pairs])
-                met = better["value"] <= -least and better["ci95"][1] < 0
                 asked = f"at least {least} nats lower" if least else "lower"
-                found.append({"name": f"{name} - {other}, last bin, {asked}", **better, "met": met})
+                last, theirs = np.array(pairs)[..., -1].swapaxes(0, 1)
+                better = difference(f"{name} - {other}, last bin, {asked}", last, theirs)
+                found.append({**better, "met": better["value"] <= -least and better["ci95"][1] < 0})
     return found
-
-
-def _over_seeds(differences: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Mean of the seeds' differences [recordings], its interval over recordings, and the mean of each seed."""
-    return {
-        **mean_and_interval(np.mean(differences, axis=0)),
-        "seeds": [float(difference.mean()) for difference in differences],
-    }
 
 
 def _table(runs: dict[str, Any], edges: Sequence[int]) -> Table:
