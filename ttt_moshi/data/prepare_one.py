@@ -267,9 +267,11 @@ def _refuse_the_channel_of_another(transcript: Path, choices: Choices) -> None:
 
     A and B are the left and the right channel, and SPEAKER_MAIN is the left one.
     """
-    names = {name.casefold(): name for name in speakers_of(transcript)}
     main, label = MAIN_SPEAKER.casefold(), (choices.moshi_label or "").casefold()
     side = _moshis_side(2, choices)
+    if not label and side != "B":
+        return  # as usual: no need to read the transcript for this alone
+    names = {name.casefold(): name for name in speakers_of(transcript)}
     if label in names and choices.channels is None and (main in names or names.keys() <= {"a", "b"}):
         own = "A" if label in ("a", main) else "B"
         if own != side:
