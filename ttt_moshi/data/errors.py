@@ -1,4 +1,4 @@
-"""The errors of this room."""
+"""The errors of this package."""
 
 from ttt_moshi.data.addresses import readable
 from ttt_moshi.errors import UserError

@@ -281,7 +281,7 @@ def _prepare_all(
         index = work[place]
         outcomes[index] = outcome
         if not outcome.passing:  # or else the same command tries it again
-            unfinished.note(record, states[index], outcome)
+            unfinished.log_outcome(record, states[index], outcome)
         if on_file:
             on_file(outcome.source, len(outcomes), len(items))
     ordered = [outcomes[index] for index in range(len(items))]

@@ -160,9 +160,8 @@ class _Table:
     def read(self, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         if isinstance(self.opened, list):
             batch = self.opened[group].select(columns)
-            batch.validate(
-                full=True
-            )  # which decoding does for Parquet files: the offsets of damaged ones lead anywhere
+            # Decoding does this for Parquet files. Offsets in corrupt Arrow files lead anywhere.
+            batch.validate(full=True)
             return batch.to_pylist()  # type: ignore[no-any-return]
         return self.opened.read_row_group(group, columns=columns).to_pylist()  # type: ignore[no-any-return]
 
@@ -187,7 +186,7 @@ def _open(path: Path) -> _Table:
 
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, group: int, audio: str, transcript: str) -> list[dict[str, Any]]:
-    """Rows follow one another, so one group is held. Raises DataError: one that is damaged."""
+    """Rows follow one another, so one group is held. Raises DataError: one that is corrupt."""
     import pyarrow
 
     table = _open(path)

@@ -29,7 +29,7 @@ _NAMED = "named.json"
 
 @contextmanager
 def under_way(partial: Path, settings: Mapping[str, object]) -> Iterator[tuple[dict[str, Outcome], TextIO]]:
-    """Outcomes of an interrupted call with the same settings, by the state of their files, and where to `note` others.
+    """Outcomes of an interrupted call with the same settings, by the state of their files, and where to log others.
 
     Raises:
         DataError: another process is at it.
@@ -54,7 +54,7 @@ def under_way(partial: Path, settings: Mapping[str, object]) -> Iterator[tuple[d
         yield earlier, record
 
 
-def note(record: TextIO, state: str, outcome: Outcome) -> None:
+def log_outcome(record: TextIO, state: str, outcome: Outcome) -> None:
     """Remembers what became of a recording whose files are in that state."""
     record.write(json.dumps([state, asdict(outcome)]) + "\n")
     record.flush()
