@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 from ttt_moshi.cli.main import main
 
+PADDING = torch.tensor([0, 3])
+"""the ids of EPAD and PAD"""
+
 
 def generate(trained, recording, out, *options) -> int:
     return main(["generate", "--checkpoint_dir", str(trained), "--input", str(recording), "--out", str(out), *options])
@@ -165,13 +168,18 @@ def said_words(path) -> list:
 
 
 def test_readiness_to_speak_acts(trained, short, tmp_path):
-    """From no word at all to one piece in every frame."""
+    """From no piece at all to one in every frame. At 20 padding is drawn in about half of the frames."""
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    shutil.copy(short, inputs / "short.wav")
     counts = []
-    for bias in ("1000", "0", "-1000"):
-        out = tmp_path / f"talk{bias}.wav"
-        assert generate(trained, short, out, "--temp_text", "9", "--pad_bias", bias) == 0
-        counts.append(sum(len(text) for text, _, _ in said_words(out)))
+    for bias in ("1000", "20", "-1000"):
+        out = tmp_path / f"talk{bias}"
+        assert generate(trained, inputs, out, "--temp_text", "9", "--pad_bias", bias) == 0
+        text = load_file(out / "short" / "tokens.safetensors")["tokens"][0]
+        counts.append(int((~torch.isin(text, PADDING)).sum()))
     assert counts[0] == 0 < counts[1] < counts[2]
+    assert counts[2] == len(text)
 
 
 @pytest.mark.parametrize("prompt", [[], ["--prompt_text", "yes"]], ids=str)

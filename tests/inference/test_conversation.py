@@ -38,7 +38,7 @@ def test_it_says_what_the_trained_model_finds_likeliest(speaker):
     assert all(len(stream.unique()) > 3 for stream in codes[0, : 1 + dep_q]), "a constant would prove nothing"
     assert torch.equal(output.text_logits.argmax(-1)[output.text_mask], codes[:, :1][output.text_mask])
     assert torch.equal(output.logits.argmax(-1)[output.mask], codes[:, 1 : 1 + dep_q][output.mask])
-    silent = (model.text_padding_token_id, model.end_of_text_padding_id)
+    silent = (model.text_padding_token_id, model.end_of_text_padding_id, 1, 2)  # the last two: <s> and </s>
     pieces = ["" if t in silent else speaker.tokenizer.id_to_piece(t) for t in codes[0, 0].tolist()]
     assert [reply.piece for reply in replies] == pieces
     with torch.no_grad(), speaker.mimi.streaming(1):

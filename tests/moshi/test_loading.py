@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -84,7 +85,10 @@ def test_what_is_missing_is_named(folder, paths, words):
 
 
 def test_a_hub_that_cannot_be_reached_is_not_taken_for_an_old_repository(folder, monkeypatch, recwarn):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    def no_such_name(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_such_name)
     files = {"moshi_path": "model.safetensors", "mimi_path": "mimi.safetensors", "tokenizer_path": "tokenizer.model"}
     paths = ModelPaths(hf_repo_id="nobody/absent", **{key: str(folder / name) for key, name in files.items()})
     with pytest.raises(MoshiError, match="hub cannot be reached and 'nobody/absent' is not in the local cache"):
