@@ -6,10 +6,12 @@ by, so another rate or half-life is another model and none is taken for the othe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,14 +24,23 @@ from ttt_moshi.config import TrainArgs
 from ttt_moshi.moshi import load_trained
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes this folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(folder.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def made(folder: Path, make: Callable[[Path], object]) -> Path:
     """`folder`, made by `make` under another name if it is not there yet."""
-    if not folder.exists():
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        make(unfinished)
-        unfinished.rename(folder)
+    with alone(folder):
+        if not folder.exists():
+            unfinished = folder.with_name(folder.name + ".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(folder)
     return folder
 
 
@@ -56,12 +67,13 @@ def trained(folder: Path, name: str, described: dict[str, Any], arguments: Calla
     digest = hashlib.blake2b(keys.encode(), digest_size=4).hexdigest()
     own = folder / f"{name}-{digest}"
     record = own / "trained.json"
-    if not record.exists():
-        shutil.rmtree(own, ignore_errors=True)
-        found = arms.train(arguments(own / "run"))
-        costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
-        checkpoint = str(found.checkpoint.resolve().relative_to(own.resolve()))
-        record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
+    with alone(own):
+        if not record.exists():
+            shutil.rmtree(own, ignore_errors=True)
+            found = arms.train(arguments(own / "run"))
+            costs = {"seconds": found.seconds, "cpu_seconds": found.cpu_seconds, "final_loss": found.final_loss}
+            checkpoint = str(found.checkpoint.resolve().relative_to(own.resolve()))
+            record.write_text(json.dumps({**described, "checkpoint": checkpoint, **costs}, indent=2))
     known = json.loads(record.read_text())
     checkpoint = own / known["checkpoint"]
     model = load_trained(checkpoint, dtype=torch.float32)

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import blake3
@@ -327,12 +328,16 @@ class Corpus:
     def _warn_of_missing_transcripts(self) -> None:
         missing = [recording for recording in self.recordings if recording.transcript is None and not recording.encoded]
         if missing:
-            _log.warning(
-                "%d of %d recordings have no transcript (%s, ...): their text stream is absent",
-                len(missing),
-                len(self.recordings),
-                missing[0].audio.with_suffix(".json"),
+            _warn_once(
+                f"{len(missing)} of {len(self.recordings)} recordings have no transcript "
+                f"({missing[0].audio.with_suffix('.json')}, ...): their text stream is absent"
             )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """In a process: an evaluation opens the same recordings several times."""
+    _log.warning(message)
 
 
 def _content(recording: Recording) -> list[object]:
