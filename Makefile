@@ -118,6 +118,7 @@ bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language speech
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour --language speech --models window,window-sink,ttt-delta-both
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.judged
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.persona --json runs/bench-memory/persona.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.needles
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.teach
