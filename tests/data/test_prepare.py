@@ -553,6 +553,23 @@ def test_what_is_left_out_costs_no_other_its_place(tmp_path, write_recording):
     assert wavs == ["a.wav", "b.wav"], "files that no list names"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        ("a.flac", "a.wav/b.wav", "a.flac has the name of its folder"),
+        ("a.wav/b.wav", "a.wav.flac", None),
+        ("A/a.wav/c/b.wav", "A/a.wma", "its name is that of a folder of A/a.wav/c/b.wav"),
+    ],
+)
+def test_a_recording_with_the_name_of_a_folder_is_left_out_by_name(tmp_path, write_recording, first, second, why):
+    for seed, name in enumerate((first, second)):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_recording(tmp_path / "one.wav", 0.5, seed=seed).replace(path)
+    outcomes = prepare(tmp_path / "in", tmp_path / "out").outcomes
+    assert [outcome.left_out for outcome in outcomes if outcome.left_out] == ([why] if why else [])
+
+
 def test_a_folder_is_read_where_it_lies_and_not_by_a_link_beside_it(tmp_path, write_recording):
     write_recording(tmp_path / "in" / "monday" / "x.wav", 0.5)
     (tmp_path / "in" / "latest").symlink_to("monday")

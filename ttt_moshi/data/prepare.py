@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from ttt_moshi import __version__
@@ -344,17 +344,24 @@ def _alone(item: Item, target: Path, choices: Choices) -> Outcome:
 def _choose_paths(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
     """Says where everything goes. Of several with one name or one content the first that can be used stays."""
     names: dict[str, str] = {}
+    folders: dict[str, str] = {}
     digests: dict[str, str] = {}
     for item, outcome in zip(items, outcomes, strict=True):
         if outcome.path is None:
             continue
+        above = [str(folder) for folder in PurePosixPath(item.path).parents]
         if item.path in names:
             outcome.left_out = f"{names[item.path]} has the same name"
+        elif item.path in folders:
+            outcome.left_out = f"its name is that of a folder of {folders[item.path]}"
+        elif taken := [names[folder] for folder in above if folder in names]:
+            outcome.left_out = f"{taken[0]} has the name of its folder"
         elif outcome.digest in digests:
             outcome.left_out = f"{digests[outcome.digest]} has the same audio"
         outcome.path = None if outcome.left_out else item.path
         if outcome.path is not None:  # whoever is left out must not cost another one its place
             names[item.path] = digests[outcome.digest] = item.name
+            folders |= dict.fromkeys(above, item.name)
 
 
 def _state(item: Item) -> str:
