@@ -113,15 +113,16 @@ bench-ckpt: $(READY)
 bench: bench-ttt bench-ckpt
 
 # Memory beyond the attention window, with controls: recall, likelihood by position on made-up codes and on speech, an hour of
-# both, a name that a prompt gives, two facts at once, a finished model that is taught, how many pairs each network holds, and what
-# the recipe for 7B needs. Four to five hours on one idle core; what is finished is not done again.
+# both, what the evaluation of an hour says of such models, a name that a prompt gives, two facts at once, a finished model that is
+# taught, how many pairs each network holds, and what the recipe for 7B needs. Five to six hours on one idle core; what is finished
+# is not done again.
 bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.run
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language chain
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language speech
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour --language speech --models window,window-sink,ttt-delta-both
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.judged
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour --language speech --models window,window-sink,ttt-delta-both,ttt-linear-fading,ttt-mlp-fading
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.judged --seeds 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.persona --json runs/bench-memory/persona.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.needles
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.teach
