@@ -9,8 +9,6 @@ a silent user, which is what it was trained on. Every recording has a voice and 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import resource
 import subprocess
 import sys
@@ -18,8 +16,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 from rich.console import Console
 from rich.table import Table
 
@@ -28,8 +24,9 @@ from benchmarks.memory.cache import continued, made
 from benchmarks.memory.curves import LANGUAGES, prepare, train
 from benchmarks.memory.hour import HOUR
 from benchmarks.ttt.machine import facts, write
-from ttt_moshi.evaluation.results import read_results
-from ttt_moshi.frames import SAMPLE_RATE, frames_to_seconds, seconds_to_frames
+from ttt_moshi.evaluation.report.tables import interval
+from ttt_moshi.evaluation.results import OK, read_results
+from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
 
 MODELS = "window,ttt-delta-both"
 LANGUAGE = LANGUAGES["speech"]
@@ -73,18 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 def heard(cache: Path, minutes: float) -> Path:
     """The list of the wav files, made if missing."""
     frames = seconds_to_frames(60 * minutes / SHARE)
-    return made(cache / f"heard-{RECORDINGS}x{frames}", lambda folder: _write_stereo(folder, frames)) / "data.jsonl"
 
+    def make(folder: Path) -> None:
+        spoken.write_recordings(folder, [frames] * RECORDINGS, HEARD_SEED, stereo=True)
 
-def _write_stereo(folder: Path, frames: int) -> None:
-    folder.mkdir(parents=True)
-    lines = []
-    for number in range(RECORDINGS):
-        agent = spoken.make_recording(random.Random(f"{HEARD_SEED}/{number}"), frames)
-        both = np.stack([agent, np.zeros_like(agent)], axis=1)
-        soundfile.write(folder / f"{number}.wav", both, SAMPLE_RATE, subtype="PCM_16")
-        lines.append(json.dumps({"path": f"{number}.wav", "duration": frames_to_seconds(frames)}) + "\n")
-    (folder / "data.jsonl").write_text("".join(lines), encoding="utf-8")
+    return made(cache / f"heard-{RECORDINGS}x{frames}", make) / "data.jsonl"
 
 
 def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, Any]:
@@ -103,14 +93,14 @@ def tables(runs: dict[str, Any]) -> Iterable[Table]:
     odds = Table("heard", "said by", *runs, title="log-odds in nats of a passage heard so long ago")
     parts = [run["hour"]["facts"] for run in runs.values()]
     for points in zip(*parts, strict=True):
-        cells = [interval(point["baselines"].get("memory", point["baselines"]["window"])) for point in points]
+        cells = [_measured(point["baselines"].get("memory", point["baselines"]["window"])) for point in points]
         odds.add_row(f"{frames_to_seconds(points[0]['frames']):g} s ago", points[0]["channel"], *cells)
     yield odds
     lines = Table("", *runs, title="the end of a stream, changes of the input, and talking")
     entries = [run["hour"] for run in runs.values()]
     for name in ("memory", "reset", "swapped", "no_writes", "sink", "wide"):
         gains = [entry["context"]["baselines"].get(name) for entry in entries]
-        lines.add_row(f"gain over its window: {name}", *("" if gain is None else interval(gain) for gain in gains))
+        lines.add_row(f"gain over its window: {name}", *("" if gain is None else _measured(gain) for gain in gains))
     lines.add_row("NLL of its window", *(f"{e['context']['baselines']['window']['nll']:.3f}" for e in entries))
     remembered = [entry["remembrance"]["baselines"] for entry in entries]
     farthest = (one.get("memory", one["window"])["farthest"] for one in remembered)
@@ -126,12 +116,9 @@ def tables(runs: dict[str, Any]) -> Iterable[Table]:
     yield lines
 
 
-def interval(entry: dict[str, Any]) -> str:
+def _measured(entry: dict[str, Any]) -> str:
     """Value and interval, or that it was not measured."""
-    if entry["status"] != "ok":
-        return entry["status"]
-    low, high = entry["ci95"]
-    return f"{entry['value']:.2f}\n({low:.2f} to {high:.2f})"
+    return interval(entry, 2) if entry["status"] == OK else str(entry["status"])
 
 
 if __name__ == "__main__":

@@ -60,13 +60,19 @@ def make_recording(rng: random.Random, frames: int) -> np.ndarray:
     return np.concatenate(pieces)[: frames * FRAME_SIZE]
 
 
-def write_recordings(folder: Path, lengths: Iterable[int], seed: int) -> Path:
-    """Writes one wav file for each length in frames, and the jsonl file that lists them in order, which is returned."""
+def write_recordings(folder: Path, lengths: Iterable[int], seed: int, stereo: bool = False) -> Path:
+    """Writes one wav file for each length in frames, and the jsonl file that lists them in order, which is returned.
+
+    Args:
+        stereo: with a silent user in the right channel.
+    """
     folder.mkdir(parents=True)
     lines = []
     for index, frames in enumerate(lengths):
         name = f"{index:06}.wav"
         samples = make_recording(random.Random(f"{seed}/{index}"), frames)
+        if stereo:
+            samples = np.stack([samples, np.zeros_like(samples)], axis=1)
         soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
         lines.append(json.dumps({"path": name, "duration": frames * FRAME_SECONDS}))
     jsonl = folder / "data.jsonl"
