@@ -89,12 +89,12 @@ def one_run(place: Place, name: str, seed: int, steps: Steps, edges: Sequence[in
 
 
 def bars(runs: dict[str, Any], gain: float) -> list[dict[str, Any]]:
-    """What is asked of a memory that forgets, where it was measured: level to the end, better than the window by `gain`
-    nats there, and better than a window with a sink. Means over the seeds that both have, intervals over recordings.
+    """What is asked of every memory that was measured: level to the end, better than the window by `gain` nats there,
+    and better than a window with a sink. Means over the seeds that both have, intervals over recordings.
     """
     found = []
     for name in dict.fromkeys(key.rsplit("/", 1)[0] for key in runs):
-        if name not in arms.ARMS or arms.ARMS[name].half_life is None:
+        if name not in arms.ARMS or arms.ARMS[name].inner is None:
             continue
         own = {
             key.rsplit("/", 1)[1]: np.array(run["by_bin"]) for key, run in runs.items() if key.startswith(f"{name}/")
