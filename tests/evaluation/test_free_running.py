@@ -130,7 +130,8 @@ def test_the_task_counts_conversations(new_clips, oracle):
     assert [point["degenerate"] for point in entry["minutes"]] == [0, 0, 1, 1]
     assert entry["minutes"][0]["entropy"]["value"] == pytest.approx(6.0, abs=0.15)
     assert [sample["collapse_minute"] for sample in outcome.samples] == [None, 2, None]
-    assert entry["made_by"] == {"this_checkpoint": 3, "unknown": 0} and "means" not in entry
+    assert entry["made_by"] == {"this_checkpoint": 3, "unknown": 0, "settings": [{"conversations": 3}]}
+    assert "means" not in entry
     with pytest.raises(EvaluationError, match="1 of 2 conversations are shorter"):
         short = ClipTokens(clips_of(new_clips, [conversation(4), conversation(1)]))
         FreeRunning(short, None, dict.fromkeys(("clip0", "clip1")), "ours").run(engine)
@@ -140,7 +141,7 @@ def test_conversations_are_those_of_the_checkpoint_or_nobody_knows_whose(new_cli
     clips = ClipTokens(clips_of(new_clips, [conversation(2), conversation(2, seed=1)]))
     ours, theirs = Maker("ours", Path("a/made_by.json")), Maker("theirs", Path("b/made_by.json"))
     found = FreeRunning(clips, None, {"clip0": ours, "clip1": None}, "ours").run(oracle()).entry
-    assert found["made_by"] == {"this_checkpoint": 1, "unknown": 1}
+    assert found["made_by"] == {"this_checkpoint": 1, "unknown": 1, "settings": [{"conversations": 1}]}
     assert found["means"].endswith("which model made 1 of 2 is unknown")
     with pytest.raises(
         EvaluationError, match=r"1 of 2 .* another model's \(b/made_by.json: theirs, and this is ours\)"
@@ -148,11 +149,21 @@ def test_conversations_are_those_of_the_checkpoint_or_nobody_knows_whose(new_cli
         FreeRunning(clips, None, {"clip0": ours, "clip1": theirs}, "ours").run(oracle())
 
 
+def test_conversations_that_were_held_in_several_ways_are_said_to_be(new_clips, oracle):
+    clips = ClipTokens(clips_of(new_clips, [conversation(2, seed=seed) for seed in range(3)]))
+    path, warm, cold = Path("a/made_by.json"), {"temp": 0.8}, {"temp": 0.1}
+    ways = [{"dtype": "float32", "sampling": one, "sink": 0} for one in (cold, warm, warm)]
+    makers = {f"clip{i}": Maker("ours", path, way) for i, way in enumerate(ways)}
+    found = FreeRunning(clips, None, makers, "ours").run(oracle()).entry
+    assert found["made_by"]["settings"] == [{"conversations": 2, **ways[1]}, {"conversations": 1, **ways[0]}]
+    assert found["means"].endswith("; they were not all held alike (sampling)")
+
+
 def test_what_made_a_recording_lies_beside_it(tmp_path):
     assert maker(tmp_path / "output.wav") is None
     path = tmp_path / "made_by.json"
-    path.write_text('{"state_id": "abc", "seed": 1}')
-    assert maker(tmp_path / "output.wav") == Maker("abc", path)
+    path.write_text('{"state_id": "abc", "seed": 1, "dtype": "float32", "sampling": {"temp": 0.7}}')
+    assert maker(tmp_path / "output.wav") == Maker("abc", path, {"dtype": "float32", "sampling": {"temp": 0.7}})
     for content in ("{", "[]", "{}"):
         path.write_text(content)
         with pytest.raises(EvaluationError, match=r"made_by\.json"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
 from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
 from ttt_moshi.inference.answers import LongAudio
-from ttt_moshi.inference.driver import MADE_BY, Item
+from ttt_moshi.inference.driver import MADE_BY, OF_ONE_CONVERSATION, Item
 
 Encode = Callable[[Ranks, Callable[[int, int], None]], None]
 
@@ -56,10 +56,11 @@ class TwoSides:
 
 @dataclass(frozen=True)
 class Maker:
-    """The model that made a conversation; `path` is the file that says so."""
+    """The model that made a conversation and how it talked (dtype, sampling, ...); `path` is the file that says so."""
 
     state_id: str
     path: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def maker(audio: Path) -> Maker | None:
@@ -72,7 +73,9 @@ def maker(audio: Path) -> Maker | None:
     if not is_there(path):
         return None
     with well_formed(path):
-        return Maker(str(json.loads(read_text(local(path)))["state_id"]), path)
+        made_by = json.loads(read_text(local(path)))
+        own = {"state_id", *OF_ONE_CONVERSATION}
+        return Maker(str(made_by["state_id"]), path, {key: made_by[key] for key in made_by if key not in own})
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.inference.transcript import words
 
 MADE_BY, WORDS, TOKENS = "made_by.json", "output.json", "tokens.safetensors"
+OF_ONE_CONVERSATION = ("seed", "prompt", "input")
+"""what differs in `MADE_BY` between conversations that are held alike"""
 
 
 @dataclass(frozen=True)

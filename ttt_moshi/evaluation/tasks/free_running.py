@@ -12,12 +12,15 @@ So the first minute may be degenerate too. A conversation collapses at the first
 is any better, provided that there are at least two of them. An incomplete last minute below 30 s is left out.
 
 Conversations that another checkpoint has made are refused, as their `made_by.json` tells; of those without one the
-result says that nobody knows.
+result says that nobody knows. How the others were held (dtype, sampling, ...) is in the result; where it differs, its
+line says so too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -139,7 +142,8 @@ class FreeRunning:
                 "...): too short to tell a collapse"
             )
         collapsed = {name: collapse_minute(own) for name, own in minutes.items()}
-        unknown = sum(self.makers[e.id] is None for e in examples)
+        known = [one for e in examples if (one := self.makers[e.id]) is not None]
+        unknown, settings = len(examples) - len(known), _settings(known)
         steady = np.array([float(collapsed[e.id] is None) for e in examples])
         samples = [
             {
@@ -157,12 +161,16 @@ class FreeRunning:
             **mean_and_interval(steady),
             "n": len(steady),
             "unit_of_n": "conversations",
-            "made_by": {"this_checkpoint": len(examples) - unknown, "unknown": unknown},
+            "made_by": {"this_checkpoint": len(known), "unknown": unknown, "settings": settings},
             "collapse_minutes": [minute for minute in collapsed.values() if minute is not None],
             "minutes": by_minute([[asdict(m) for m in own] for own in minutes.values()], STATISTICS),
         }
-        if unknown:
-            entry["means"] = f"{MEANS}; which model made {unknown} of {len(examples)} is unknown"
+        notes = [f"which model made {unknown} of {len(examples)} is unknown"] if unknown else []
+        if len(settings) > 1:
+            names = {name for one in settings for name in one if any(o.get(name) != one[name] for o in settings)}
+            notes.append(f"they were not all held alike ({', '.join(sorted(names - {'conversations'}))})")
+        if notes:
+            entry["means"] = "; ".join([MEANS, *notes])
         return Outcome(entry, samples, data_digest=self.tokens.digest(examples))
 
     def _refuse_others(self) -> None:
@@ -172,3 +180,9 @@ class FreeRunning:
                 f"{len(others)} of {len(self.makers)} conversations are another model's ({others[0].path}: "
                 f"{others[0].state_id}, and this is {self.state_id}): list those of this one, or evaluate that one"
             )
+
+
+def _settings(makers: Sequence[Maker]) -> list[dict[str, Any]]:
+    """In which ways conversations were held and how many in each, the most frequent first."""
+    counted = Counter(json.dumps(one.settings, sort_keys=True) for one in makers)
+    return [{"conversations": n, **json.loads(settings)} for settings, n in counted.most_common()]
