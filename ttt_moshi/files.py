@@ -6,6 +6,7 @@ The checkpoint store has a seam of its own for this (`ttt_moshi.checkpoint.files
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import time
@@ -79,6 +80,35 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         # In a folder that cannot be written any more the first error is the one to tell.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[bool]:
+    """Holds the lock file `path` while the body runs, and deletes it then; gives False where another process holds it.
+
+    The lock is the kernel's: it ends with its process, however that ends.
+    """
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_at(file.fileno(), path):
+                continue  # its last holder has deleted it between opening and locking
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def partial_beside(path: Path) -> Path:

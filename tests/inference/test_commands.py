@@ -1,7 +1,11 @@
 """`generate` and `serve` as a user types them: what they write, and what they refuse before anything is touched."""
 
+import fcntl
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -114,7 +118,36 @@ def test_nothing_is_replaced_unasked(trained, short, tmp_path, capsys, existing)
 def test_the_input_is_never_replaced(trained, short, capsys):
     before = short.read_bytes()
     assert generate(trained, short, short, "--overwrite") == 2
-    assert "is the input" in capsys.readouterr().err and short.read_bytes() == before
+    assert "is --input and --out too" in capsys.readouterr().err and short.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--save_session", "talk.json"], "the words beside --out and --save_session"),
+        (["--save_session", "./talk.wav"], "--out and --save_session"),
+        (["--save_session", "short.wav"], "--input and --save_session"),
+        (["--prompt_voice", "talk.wav"], "--prompt_voice and --out"),
+        (["--resume_session", "talk.json"], "--resume_session and the words beside --out"),
+    ],
+)
+def test_no_file_of_a_conversation_replaces_another(trained, short, tmp_path, monkeypatch, capsys, options, named):
+    monkeypatch.chdir(tmp_path)
+    if options[0] != "--save_session":
+        (tmp_path / options[1]).write_bytes(short.read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert generate(trained, short, Path("talk.wav"), *options, "--overwrite") == 2
+    assert f"is {named} too" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_conversation_goes_on_in_its_own_file(trained, short, tmp_path):
+    session = str(tmp_path / "session")
+    assert generate(trained, short, tmp_path / "one.wav", "--save_session", session) == 0
+    before = Path(session).read_bytes()
+    going_on = ["--resume_session", session, "--save_session", session, "--overwrite"]
+    assert generate(trained, short, tmp_path / "two.wav", *going_on) == 0
+    assert Path(session).read_bytes() != before
 
 
 def test_a_question_gets_time_for_its_answer(trained, short, tmp_path):
@@ -263,6 +296,68 @@ def test_many_recordings_are_answered_one_by_one_or_together(trained, short, tmp
     assert generate(trained, tmp_path / "list.jsonl", tmp_path / "all") == 2
     assert "differs in dtype; of an earlier version, which did not write down its dtype" in capsys.readouterr().err
     assert (tmp_path / "all" / "user0" / "output.wav").stat().st_mtime_ns == kept
+
+
+def test_what_another_process_is_making_is_left_to_it(trained, short, tmp_path, capsys):
+    inputs, out = tmp_path / "inputs", tmp_path / "out"
+    for folder in (inputs, out / "user0"):
+        folder.mkdir(parents=True)
+    for index in range(2):
+        shutil.copy(short, inputs / f"user{index}.wav")
+    theirs = out / "user0" / ".0123456789abcdef0123456789abcdef.partial"
+    theirs.write_text("half of it")
+    with (out / "user0" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert generate(trained, inputs, out) == 1
+    assert f"user0: another process is making {out / 'user0'}" in capsys.readouterr().out
+    assert {path.name for path in (out / "user0").iterdir()} == {".lock", theirs.name}
+    assert (out / "user1" / "output.json").exists() and not (out / "user1" / ".lock").exists()
+    assert generate(trained, inputs, out) == 0  # the lock has ended with its holder, its file and what it left remained
+    assert {p.name for p in (out / "user0").iterdir()} == {p.name for p in (out / "user1").iterdir()}
+
+
+def test_two_processes_share_the_work_of_one_folder(trained, short, tmp_path):
+    sound, rate = soundfile.read(short)
+    (tmp_path / "inputs").mkdir()
+    for index in range(4):
+        soundfile.write(tmp_path / "inputs" / f"user{index}.wav", sound[: rate // (index + 1)], rate, subtype="FLOAT")
+    assert generate(trained, tmp_path / "inputs", tmp_path / "alone", "--slots", "1") == 0
+    command = [sys.executable, "-m", "ttt_moshi", "generate", "--checkpoint_dir", trained, "--slots", "1"]
+    command += ["--input", tmp_path / "inputs", "--out", tmp_path / "shared"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    for process in both:
+        said, _ = process.communicate()
+        assert process.returncode in (0, 1) and "Traceback" not in said, said
+        assert process.returncode == 0 or "another process is making" in said, said
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    found = {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*") if path.is_file()}
+    assert {path.relative_to(shared): path.read_bytes() for path in shared.rglob("*") if path.is_file()} == found
+
+
+def test_one_entry_of_a_folder_that_is_no_file_does_not_stop_the_others(trained, short, tmp_path, capsys):
+    inputs = tmp_path / "inputs"
+    (inputs / "folder.wav").mkdir(parents=True)
+    (inputs / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    shutil.copy(short, inputs / "user.wav")
+    assert generate(trained, inputs, tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert "folder: " in said and "gone: " in said and "1 conversations written, 2 failed" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["user"]
+
+
+@pytest.mark.parametrize("name", ["...wav", "..wav"])
+def test_no_conversation_is_written_beside_its_folder(trained, short, tmp_path, capsys, name):
+    (tmp_path / "inputs").mkdir()
+    shutil.copy(short, tmp_path / "inputs" / name)
+    assert generate(trained, tmp_path / "inputs", tmp_path / "deep" / "out") == 2
+    assert name in capsys.readouterr().err and not (tmp_path / "deep").exists()
+
+
+def test_a_list_may_begin_with_a_mark_and_names_hold_other_ends_of_lines(trained, short, tmp_path):
+    shutil.copy(short, tmp_path / "a\u2028b.wav")
+    (tmp_path / "list.jsonl").write_text('{"path": "a\u2028b.wav"}\n', encoding="utf-8-sig")
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a\u2028b" / "output.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -98,15 +98,24 @@ def _check(options: Any, many: bool) -> None:
         raise UserError(f"--out must end in .wav or .flac: {options.out}")
     if options.resume_session is not None and not options.resume_session.is_file():
         raise UserError(f"no saved conversation at {options.resume_session}")
-    written = [options.out, options.out.with_suffix(".json")]
-    written += [options.save_session] if options.save_session is not None else []
-    for path in written:
+    _check_written(options)
+
+
+def _check_written(options: Any) -> None:
+    """Refuses files that cannot be written, that would replace one another, or what the conversation is made of."""
+    written = {"--out": options.out, "the words beside --out": options.out.with_suffix(".json")}
+    written |= {"--save_session": options.save_session} if options.save_session is not None else {}
+    read = {f"--{name}": getattr(options, name) for name in ("input", "prompt_voice", "resume_session")}
+    taken = {path.resolve(): name for name, path in read.items() if path is not None}
+    if options.save_session is not None and options.resume_session is not None:
+        taken.pop(options.save_session.resolve(), None)  # the same conversation, which has gone on
+    for name, path in written.items():
         if not path.absolute().parent.is_dir():
             raise UserError(f"no folder at {path.absolute().parent}: make it first")
         if path.is_dir():
             raise UserError(f"{path} is a folder, and a file is to be written there")
-        if options.input is not None and path.exists() and path.resolve() == options.input.resolve():
-            raise UserError(f"{path} is the input, which would be replaced; choose another name")
+        if (other := taken.setdefault(path.resolve(), name)) != name:
+            raise UserError(f"{path} is {other} and {name} too: choose another name for one of them")
         if path.exists() and not options.overwrite:
             raise UserError(f"{path} is there already; choose another name, or pass --overwrite to replace it")
 
@@ -203,17 +212,20 @@ def _recordings(source: Path) -> dict[str, Path]:
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
     else:
         paths = []
-        for number, line in enumerate(read_text(source).splitlines(), 1):
+        lines = read_text(source, encoding="utf-8-sig").split("\n")  # a name may hold other ends of lines
+        for number, line in enumerate(lines, start=1):
             try:
                 paths += [source.parent / json.loads(line)["path"]] if line.strip() else []
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{source} line {number} is not an object like {{"path": "user.wav"}}') from error
+        if missing := [path for path in paths if not path.is_file()]:
+            raise UserError(f"no recording at {missing[0]}, which {source} names")
     if not paths:
         raise UserError(f"{source} names no recordings ({', '.join(AUDIO_SUFFIXES)})")
     found: dict[str, Path] = {}
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"no recording at {path}, which {source} names")
+        if path.stem in (".", ".."):
+            raise UserError(f"{path} would be written beside {path.stem}, not in a folder of its own: rename it")
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} would both be written to {path.stem}: rename one of them")
         found[path.stem] = path

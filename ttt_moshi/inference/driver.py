@@ -28,7 +28,16 @@ from torch import Tensor
 
 from ttt_moshi.data.words import TimedWord
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import delete_partial, naming, partial_beside, read_bytes, read_text, replacing, write_atomically
+from ttt_moshi.files import (
+    delete_partial,
+    naming,
+    only_writer,
+    partial_beside,
+    read_bytes,
+    read_text,
+    replacing,
+    write_atomically,
+)
 from ttt_moshi.frames import FRAME_RATE
 from ttt_moshi.inference.answers import Answer, Audio, Question, answer, blocks_of, length_of
 from ttt_moshi.inference.errors import InferenceError
@@ -39,6 +48,7 @@ from ttt_moshi.inference.speaker import Speaker
 from ttt_moshi.inference.transcript import words
 
 MADE_BY, WORDS, TOKENS = "made_by.json", "output.json", "tokens.safetensors"
+LOCK = ".lock"
 OF_ONE_CONVERSATION = ("seed", "prompt", "input")
 """what differs in `MADE_BY` between conversations that are held alike"""
 
@@ -99,7 +109,7 @@ class Driver:
         on_tick: Callable[[int], None] | None = None,
         on_unfinished: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """Makes the conversations that are not in `folder` yet.
+        """Makes the conversations that are not in `folder` yet, nor being made there by another process.
 
         Args:
             overwrite: make those too that are there.
@@ -116,28 +126,41 @@ class Driver:
 
         made_by: dict[str, dict[str, Any]] = {}
         said: dict[str, _Growing] = {}
+        alone: dict[str, ExitStack] = {}
 
         def questions(slots: Slots) -> Iterator[Question]:
             for item in left:
                 try:
                     question, given = self._question(item), item.given() if item.given else None
                     made_by[item.name] = self.identity(question, given)
-                    if given is not None:
-                        start = go_on_beside(slots, given.codes, given.user, question.seed)
-                        question = replace(question, start=start)
-                    delete_partial(folder / item.name)
-                    said[item.name] = _Growing(folder / item.name / "output.wav", slots.sample_rate)
+                    with ExitStack() as stack:
+                        stack.enter_context(_alone(folder / item.name))
+                        if not overwrite and (folder / item.name / WORDS).exists():  # another process was quicker
+                            self._require_mine(folder / item.name, made_by[item.name])
+                            on_done(item.name, None)
+                            continue
+                        if given is not None:
+                            start = go_on_beside(slots, given.codes, given.user, question.seed)
+                            question = replace(question, start=start)
+                        delete_partial(folder / item.name)
+                        said[item.name] = _Growing(folder / item.name / "output.wav", slots.sample_rate)
+                        alone[item.name] = stack.pop_all()
                     yield replace(question, said=said[item.name].add)
                 except UserError as error:
                     on_done(item.name, str(error))
 
+        def end(*names: str) -> None:
+            for name in names:
+                alone.pop(name).close()
+                said.pop(name).drop()
+
         with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots, ExitStack() as stack:
-            stack.callback(_drop_all, said)
+            stack.callback(lambda: end(*said))
             for found in answer(slots, questions(slots), on_tick=on_tick):
                 name = found.question.name
                 if found.failure is None:
                     self._write(folder / name, found, said[name], slots.sample_rate, made_by[name])
-                said.pop(name).drop()
+                end(name)
                 if found.unfinished and found.failure is None:
                     on_unfinished(name)
                 on_done(name, found.failure)
@@ -245,9 +268,18 @@ class _Growing:
             raise OSError(f"{self._path} cannot be written, is the disk full? ({error})") from error
 
 
-def _drop_all(files: Mapping[str, _Growing]) -> None:
-    for one in files.values():
-        one.drop()
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes a conversation's folder and keeps other processes from it. Raises `InferenceError` where one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_writer(folder / LOCK) as mine:
+            if not mine:
+                raise InferenceError(f"another process is making {folder}: wait for it, or choose another folder")
+            yield
+    finally:
+        with suppress(OSError):  # nothing was made
+            folder.rmdir()
 
 
 @dataclass(frozen=True)
