@@ -238,9 +238,10 @@ def test_a_needle_asked_both_ways_is_one_item(tmp_path, toy, oracle):
     (tmp_path / "needle" / "8s" / "needles.json").write_text('[{"pairs": ["a", "b"], "values": ["2", "9"]}]')
     entry = TASKS["needle"].build(benchmarks(tmp_path)).run(oracle()).entry
     assert entry["n"] == 1 and entry["pairs"] == 2 and entry["value"] == 0.5
-    (tmp_path / "needle" / "8s" / "needles.json").write_text("[{}]")
-    with pytest.raises(EvaluationError, match=r"needles\.json is not"):
-        needle_pairs(tmp_path)
+    for wrong in ("[{}]", '[{"pairs": []}]', '[{"pairs": [["a", "b"]]}]', "{", "[1]", "1"):
+        (tmp_path / "needle" / "8s" / "needles.json").write_text(wrong)
+        with pytest.raises(EvaluationError, match=r"needles\.json is not"):
+            needle_pairs(tmp_path)
 
 
 def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):

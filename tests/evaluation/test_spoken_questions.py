@@ -13,7 +13,7 @@ from ttt_moshi.cli.main import main
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals, normalised
-from ttt_moshi.evaluation.tasks.spoken_questions import choice_questions, open_questions
+from ttt_moshi.evaluation.tasks.spoken_questions import choice_questions, judged_questions, open_questions
 
 
 def test_answers_are_compared_as_the_papers_do():
@@ -89,6 +89,46 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, line, complaint):
     (tmp_path / "spoken_choices" / "mmsu.jsonl").write_text(line + "\n")
     with pytest.raises(EvaluationError, match=complaint):
         choice_questions(tmp_path)
+
+
+@pytest.mark.parametrize(("answers", "complaint"), [
+    ([], "`answers` is empty"), ([""], "holds an empty text"), ("  ", "holds an empty text"),
+    (["nile", "The"], "'The', which is nothing but articles"), (["?!"], "'[?]!', which is nothing but articles"),
+    ([["Paris"]], "is a list of texts"), ({"Paris": 1}, "is a list of texts"), ([None], "is a list of texts"),
+    ([True], "is a list of texts"), (None, "is a list of texts"), ([1.5], "is a list of texts"),
+])  # fmt: skip
+def test_answers_that_can_never_be_right_are_refused(tmp_path, answers, complaint):
+    sound(tmp_path / "trivia_qa" / "a.wav")
+    path = tmp_path / "trivia_qa" / "questions.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "answers": answers}))
+    with pytest.raises(EvaluationError, match=rf"questions\.jsonl, line 1: .*{complaint}"):
+        open_questions(tmp_path, "trivia_qa")
+
+
+def test_one_answer_is_a_list_of_one(tmp_path):
+    sound(tmp_path / "trivia_qa" / "a.wav")
+    lines = [{"audio": "a.wav", "answers": answers} for answers in ("Paris", ["Paris", "The City"], [1969])]
+    (tmp_path / "trivia_qa" / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [question.answers for question in open_questions(tmp_path, "trivia_qa")]
+    assert found == [("Paris",), ("Paris", "The City"), ("1969",)]
+    assert not contains("a", found[0]) and contains("It is Paris.", found[0])
+
+
+@pytest.mark.parametrize("cell", ["", " ;", "The; a", "?"])
+def test_a_row_without_an_answer_is_refused(tmp_path, cell):
+    openaudiobench(tmp_path, "web_questions", ["question", "answers"], ["Who?", cell])
+    with pytest.raises(EvaluationError, match=r"web_questions\.csv, line 2: no answer in .* that could be said"):
+        open_questions(tmp_path, "web_questions")
+
+
+def test_a_reference_is_a_text(tmp_path):
+    sound(tmp_path / "judged_answers" / "a.wav")
+    path = tmp_path / "judged_answers" / "mine.jsonl"
+    path.write_text('{"audio": "a.wav", "reference": 18}\n{"audio": "a.wav", "reference": ""}\n{"audio": "a.wav"}')
+    assert [question.answers for question in judged_questions(tmp_path)] == [("18",), (), ()]
+    path.write_text('{"audio": "a.wav", "reference": ["because"]}')
+    with pytest.raises(EvaluationError, match=r"line 1: `reference` is \['because'\], and no text"):
+        judged_questions(tmp_path)
 
 
 JUDGE = """import json, sys

@@ -12,6 +12,9 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ttt_moshi.evaluation.fields import texts
 
 _PUNCTUATION = string.punctuation + "‘’´`“”"
 _DELETED = str.maketrans(dict.fromkeys(_PUNCTUATION, ""))
@@ -26,6 +29,30 @@ def normalised(text: str) -> tuple[str, str]:
 
 def _words(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def answers_of(found: Any, what: str) -> tuple[str, ...]:
+    """The answers that a file accepts: a list of texts, or one text.
+
+    Args:
+        what: what the field is called.
+
+    Raises:
+        ValueError: no answer, something else, and an answer that nothing that is said can be.
+    """
+    answers = texts(found, what)
+    for answer in answers:
+        if not can_be_said(answer):
+            raise ValueError(
+                f"`{what}` holds {answer!r}, which is nothing but articles and punctuation and never found in what is "
+                "said: write it out"
+            )
+    return answers
+
+
+def can_be_said(answer: str) -> bool:
+    """Whether anything is left of an answer without articles and punctuation."""
+    return any(normalised(answer))
 
 
 def contains(said: str, answers: Sequence[str]) -> bool:

@@ -35,6 +35,7 @@ from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.spoken_answers import answers_of
 from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.files import read_bytes, read_text, write_atomically
@@ -97,7 +98,7 @@ def _task(path: Path) -> StagedTask:
                 folder / str(turn["audio"]),
                 str(turn.get("text", "")),
                 None if turn.get("at") is None else float(turn["at"]),
-                tuple(map(str, turn.get("expects", ()))),
+                answers_of(turn["expects"], "expects") if turn.get("expects", []) != [] else (),
             )
             for turn in facts["turns"]
         )
