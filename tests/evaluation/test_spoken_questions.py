@@ -162,6 +162,7 @@ def test_a_file_of_ratings_is_a_judge(tmp_path):
     for content, complaint in (
         ('{"id": "a", "score": 1}', "not rated 1 answers .b"),
         ('{"id": "a", "score": 1}\n' * 2, "has rated a more than once"),
+        ('{"id": "a", "score": 1' + 400 * "0" + "}", "a line"),
         ("{", "a line"),
     ):
         ratings.write_text(content)

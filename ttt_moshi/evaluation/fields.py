@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+ROUNDING_SEC = 0.5
+"""by which a time may lie beyond the end of a recording: some are written in whole seconds"""
 
 
 def texts(found: Any, what: str) -> tuple[str, ...]:
@@ -24,3 +28,22 @@ def texts(found: Any, what: str) -> tuple[str, ...]:
         if not str(one).strip():
             raise ValueError(f"`{what}` holds an empty text")
     return tuple(map(str, listed))
+
+
+def span(start: Any, end: Any, *, seconds: float | None = None) -> tuple[float, float]:
+    """A stretch of a recording, as two times in seconds.
+
+    Args:
+        seconds: length of the recording, None where it is not known.
+
+    Raises:
+        ValueError: no numbers, a start below 0, an end before the start, or either beyond the recording.
+        TypeError: no numbers.
+        OverflowError: a number beyond all floats.
+    """
+    first, last = float(start), float(end)
+    last_of_all = math.inf if seconds is None else seconds + ROUNDING_SEC
+    if not (0 <= first <= last <= last_of_all and math.isfinite(last)):
+        within = "" if seconds is None else f" of a recording of {seconds:.3f} s"
+        raise ValueError(f"{first:g} to {last:g} is no stretch{within}, in seconds")
+    return first, last

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Segment, Source
+from ttt_moshi.evaluation.fields import span
 from ttt_moshi.files import read_text
 
 FOLDERS = ("librilight", "libri-light", "LibriLight")
@@ -51,8 +52,8 @@ def _speech(path: Path) -> list[Segment]:
         return [Segment(path)]
     try:
         activity = json.loads(read_text(description))["voice_activity"]
-        return [Segment(path, float(start), float(end)) for start, end in activity]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return [Segment(path, *span(*stretch)) for stretch in activity]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(
             f'{description} is no Libri-Light description with "voice_activity": [[start, end], ...] ({error})'
         ) from None

@@ -193,7 +193,7 @@ def _needle(b: Benchmarks) -> Task:
 
 
 def _spoken_repeat(b: Benchmarks) -> Task:
-    passages = find_repeats(b.root)
+    passages = find_repeats(b.root, b.frames_of)
     return SpokenRepeat(some_of(passages, lambda p: p.example.id, b.max_items, b.seed, lambda p: f"{p.seconds:g}"))
 
 
