@@ -46,6 +46,33 @@ def test_the_chosen_letter(said, letter):
     assert chosen(said, CHOICES) == letter
 
 
+TEN = dict(zip("ABCDEFGHIJ", ("ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"), strict=True))
+
+
+@pytest.mark.parametrize(("said", "letter"), [
+    ("I don't know.", None), ("I'm not sure.", None), ("I’d say it is E", "E"), ("I think it is B.", "B"),
+    ("As far as I can tell, C", "C"), ("The option I would take is D", "D"), ("The answer is I think B", "B"),
+    ("I", "I"), ("The answer is I.", "I"), ("I think it is (I).", "I"), ("It must be I, because", "I"),
+    ("I is right", "I"), ("I or B", None), ("I think it is an ibis", "I"), ("I think A or I", None),
+])  # fmt: skip
+def test_who_speaks_as_i_has_chosen_nothing_by_that(said, letter):
+    assert chosen(said, TEN) == letter
+
+
+def test_small_letters_are_said_by_capital_ones(tmp_path):
+    small = {"a": "cat", "b": "dog"}
+    for said, letter in (("It is a dog.", "b"), ("It is B.", "b"), ("a", None), ("The answer is A", "a"), ("b", None)):
+        assert chosen(said, small) == letter
+    sound(tmp_path / "spoken_choices" / "a.wav")
+    lines = [{"audio": "a.wav", "choices": small, "answer": a} for a in "bB"]
+    lines.append({"audio": "a.wav", "choices": ["cat", 2], "answer": "b"})
+    (tmp_path / "spoken_choices" / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = choice_questions(tmp_path)
+    assert [question.answers for question in found] == [("b",), ("b",), ("B",)]
+    assert [chosen("It is B", question.choices) for question in found] == ["b", "b", "B"]
+    assert found[2].choices == {"A": "cat", "B": "2"}
+
+
 def sound(path, seconds=0.4):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = 0.1 * np.random.default_rng(len(str(path))).standard_normal(round(seconds * 24_000))
@@ -80,6 +107,12 @@ def test_the_tables_of_openaudiobench_are_read(tmp_path, name, header, row, answ
     ('{"audio": "a.wav", "choices": ["x", "y"], "answer": "C"}', "'C' is not one of the letters"),
     ('{"audio": "a.wav", "choices": ["x"], "answer": "A"}', "two or more choices"),
     ('{"audio": "a.wav", "answer": "A"}', "lacks 'choices'"),
+    ('{"audio": "a.wav", "choices": ' + json.dumps(["x"] * 12) + ', "answer": "A"}', "12 choices are more than"),
+    ('{"audio": "a.wav", "choices": {"a": "x", "A": "y"}, "answer": "A"}', "one letter twice"),
+    ('{"audio": "a.wav", "choices": {"]": "x", "B": "y"}, "answer": "B"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": {"AB": "x", "B": "y"}, "answer": "B"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": "xy", "answer": "A"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": ["x", null], "answer": "A"}', "holds None, and no text"),
     ('{"audio": "b.wav", "choices": ["x", "y"], "answer": "A"}', "not there"),
     ("nonsense", "line 1"),
     ("", "lists no questions"),

@@ -19,6 +19,8 @@ from ttt_moshi.evaluation.fields import texts
 _PUNCTUATION = string.punctuation + "‘’´`“”"
 _DELETED = str.maketrans(dict.fromkeys(_PUNCTUATION, ""))
 _PARTING = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
+_SPEAKER = re.compile(r"\bI(?:['’]|\s+(?!(?:or|and|is|because|since)\b)(?=[A-Za-z]{2}))")
+"""I as a word: "I think", "I'm", but not "I or B\""""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -77,16 +79,19 @@ def chosen(said: str, choices: Mapping[str, str]) -> str | None:
     """The letter that was chosen among `choices`, {letter: text}, None where it cannot be told.
 
     The last letter that is called the answer, an option or a choice; else the only capital letter of a choice that
-    stands alone and is no article; else the only choice whose text stands in what was said.
+    stands alone and is no word (the article A, who speaks as I); else the only choice whose text stands in what was
+    said. A choice of a small letter is said by its capital one.
     """
-    letters = "".join(choices)
+    by_capital = {letter.upper(): letter for letter in choices}
+    letters = "".join(by_capital)
+    without_words = _SPEAKER.sub(" ", said)
     called = r"(?i:\b(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:]+(?:option\s+)?)"
-    named = re.findall(rf"{called}\(?([{letters}])\b", said)
+    named = re.findall(rf"{called}\(?([{letters}])\b", without_words)
     if named:
-        return named[-1]
-    alone = set(re.findall(rf"\b([{letters}])\b(?!['’])", said)) - ({"A"} if _article(said) else set())
+        return by_capital[named[-1]]
+    alone = set(re.findall(rf"\b([{letters}])\b(?!['’])", without_words)) - ({"A"} if _article(said) else set())
     if len(alone) == 1:
-        return alone.pop()
+        return by_capital[alone.pop()]
     texts = [letter for letter, text in choices.items() if contains(said, [text])]
     return texts[0] if len(texts) == 1 else None
 

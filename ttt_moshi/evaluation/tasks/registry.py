@@ -444,7 +444,7 @@ TASKS: dict[str, TaskSpec] = {
         _listed("spoken_choices", published_questions.choices),
         "spoken_choices/<name>.jsonl with audio, choices and answer; voicebench/{openbookqa,mmsu}",
         "the right choice is said more often than by guessing",
-        version=2,
+        version=3,
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,

@@ -45,6 +45,8 @@ LAYOUTS: dict[str, tuple[str, str, str | None, str]] = {
     "trivia_qa": ("question", "answer_normalized_value", "answer_normalized_aliases", ","),
 }
 """OpenAudioBench's columns: the question, its answer, other answers, and what stands between several"""
+LETTERS = "ABCDEFGHIJ"
+"""of choices in a list"""
 _NAME = re.compile(r"\w[\w.\- ]*")
 
 
@@ -98,13 +100,29 @@ def choice_questions(data_root: Path) -> list[SpokenQuestion]:
     """Multiple choice questions of our own lists. Raises `EvaluationError` for one that cannot be used."""
 
     def read(line: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
-        given = line["choices"]
-        choices = dict(zip("ABCDEFGHIJ", given, strict=False)) if isinstance(given, list) else dict(given)
-        if line["answer"] not in choices or len(choices) < 2 or not all(len(letter) == 1 for letter in choices):
+        choices = _lettered(line["choices"])
+        answer = next((letter for letter in choices if letter.upper() == str(line["answer"]).upper()), None)
+        if answer is None or len(choices) < 2:
             raise ValueError(f"the answer {line['answer']!r} is not one of the letters of two or more choices")
-        return (line["answer"],), choices
+        return (answer,), choices
 
     return [q for path in sorted((data_root / "spoken_choices").glob("*.jsonl")) for q in from_lines(path, read)]
+
+
+def _lettered(given: Any) -> dict[str, str]:
+    """Choices by letter, of a list from A on. Raises `ValueError` for what is none, or cannot be told apart."""
+    if isinstance(given, list):
+        if len(given) > len(LETTERS):
+            raise ValueError(f"{len(given)} choices are more than {LETTERS} can name")
+        given = dict(zip(LETTERS, given, strict=False))
+    if not isinstance(given, dict) or not all(len(letter.upper()) == 1 and letter.isalnum() for letter in given):
+        raise ValueError(f'`choices` is {given!r}, and no list of texts or {{"A": "...", "B": "..."}}')
+    if len({letter.upper() for letter in given}) < len(given):
+        raise ValueError(f"`choices` has one letter twice ({', '.join(given)}): capital and small ones are the same")
+    for text in given.values():
+        if not isinstance(text, str | int):
+            raise ValueError(f"`choices` holds {text!r}, and no text")
+    return {letter: str(text) for letter, text in given.items()}
 
 
 def judged_questions(data_root: Path) -> list[SpokenQuestion]:
