@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from ttt_moshi.cli.main import main
+from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
 from ttt_moshi.evaluation.tasks.examiner import find_tasks
 from ttt_moshi.inference import InferenceError
@@ -214,6 +215,13 @@ def test_tasks_that_cannot_be_used_are_refused(tiny_material, tmp_path, capsys):
         assert complaint in " ".join(capsys.readouterr().err.split())
     assert evaluate(tiny_material, tmp_path, tmp_path / "out") == 2
     assert "no staged tasks: expected" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    for family, id in (("daily", "a-b"), ("daily-a", "b")):
+        write_task(tmp_path, family, id, [{"audio": "0.wav"}])
+    with pytest.raises(EvaluationError, match=r"daily/a-b and .*daily-a/b would both be called daily-a-b"):
+        find_tasks(tmp_path)
 
 
 def test_one_expected_answer_is_a_list_of_one(tmp_path):

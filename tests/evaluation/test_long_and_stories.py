@@ -126,6 +126,19 @@ def test_books_are_consecutive_files_without_their_pauses(tmp_path, toy, oracle)
     assert engine.tokens.samples(book.source).tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12, 15, 16, 17]
 
 
+def test_books_of_one_name_in_two_sizes_are_two_books(tmp_path, toy, oracle):
+    for place in ("small/100/stories_01", "medium/100/stories_01", "medium/100/other"):
+        toy(tmp_path / "librilight" / place / "a.wav", list(range(20 if "small" in place else 10)))
+    books, lengths = benchmarks(tmp_path, oracle().tokens).books()
+    assert [(book.id, book.speaker) for book in books] == [
+        ("100/other", "100"), ("medium/100/stories_01", "100"), ("small/100/stories_01", "100"),
+    ]  # fmt: skip
+    assert lengths == {"100/other": 10, "medium/100/stories_01": 10, "small/100/stories_01": 20}
+    toy(tmp_path / "librilight" / "medium" / "100" / "other" / "a.flac", [1, 2])
+    with pytest.raises(EvaluationError, match=r"other/a\.flac and .*other/a\.wav would both be called a"):
+        find_books(tmp_path)
+
+
 @pytest.mark.parametrize(
     "activity", ["[[0, 1e400]]", "[[NaN, 1]]", "[[-1, 1]]", "[[2, 1]]", "[[0, 1, 2]]", "[[0, 1" + 400 * "0" + "]]"]
 )

@@ -1,13 +1,25 @@
-"""What people write into the files of a benchmark: lists of texts, and times in seconds."""
+"""What people put into a benchmark: names of files, lists of texts, and times in seconds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from ttt_moshi.evaluation.errors import EvaluationError
 
 ROUNDING_SEC = 0.5
 """by which a time may lie beyond the end of a recording: some are written in whole seconds"""
+
+
+def told_apart(paths: Iterable[Path], name: Callable[[Path], str]) -> None:
+    """Looks whether no two files or folders come to the same name. Raises `EvaluationError` with two that do."""
+    known: dict[str, Path] = {}
+    for path in paths:
+        other = known.setdefault(name(path), path)
+        if other != path:
+            raise EvaluationError(f"{other} and {path} would both be called {name(path)}: rename or remove one of them")
 
 
 def texts(found: Any, what: str) -> tuple[str, ...]:
