@@ -18,6 +18,7 @@ from ttt_moshi.evaluation.controls import Controls, runs_no_model
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
+from ttt_moshi.evaluation.hour.reading import require_enough
 from ttt_moshi.evaluation.judge import judged_by
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of, subset
@@ -158,6 +159,13 @@ def _hour(b: Benchmarks) -> Task:
         except EvaluationError as reason:
             silent = str(reason)
     return hour.Hour(*recorded.whole(), b.minutes, recorded.controls.sink or hour.SINK, talk, silent)
+
+
+def _check_hour(b: Benchmarks) -> None:
+    """Which recordings `--max_items` takes is told by their contents, so of a part the task itself sees the length."""
+    lengths, most = b.recordings().check(), b.recordings().max_items
+    if most is None or most >= len(lengths):
+        require_enough(lengths, b.minutes)
 
 
 def _turns(b: Benchmarks) -> Task:
@@ -308,12 +316,12 @@ TASKS: dict[str, TaskSpec] = {
     ),
     "hour": TaskSpec(
         _hour,
-        f"{_RECORDINGS}, three at least, together longer than --minutes",
+        f"{_RECORDINGS}, three at least, all but any two in a row longer than --minutes and 68 s",
         "a passage heard that long ago is still known",
         text="given",
         user="natural",
         cannot_apply=hour.cannot_apply,
-        check=lambda b: b.recordings().check(),
+        check=_check_hour,
         options=frozenset({"minutes", "slots"}),
         version=2,
         protocol=lambda b: {"minutes": b.minutes},
