@@ -162,7 +162,9 @@ def test_every_control_changes_its_numbers(bench, recordings, new_ttt_model):
 
 @pytest.mark.parametrize(("line", "message"), [
     ({"turns": ["a0.wav"], "question": "aq.wav"}, "line 1: lacks 'answer'"),
-    ({"turns": [], "question": "aq.wav", "answer": "aa.wav"}, "there are 0 turns"),
+    ({"turns": [], "question": "aq.wav", "answer": "aa.wav"}, "`turns` is empty"),
+    ({"turns": [None], "question": "aq.wav", "answer": "aa.wav"}, "line 1: `turns` holds None, and is a list"),
+    ({"turns": "no.wav", "question": "aq.wav", "answer": "aa.wav"}, r"there is no .*/no\.wav"),
     ({"turns": ["a0.wav"], "question": "aq.wav", "answer": "aa.wav", "recalls": 1}, "`recalls` is 1"),
     ({"turns": ["no.wav"], "question": "aq.wav", "answer": "aa.wav"}, r"there is no .*no\.wav"),
     ({"turns": ["a0.wav"], "question": "aq.wav", "answer": "aa.wav"}, "about one dialogue"),

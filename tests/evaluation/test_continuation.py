@@ -49,6 +49,20 @@ def write(root: Path, count: int = 2) -> None:
         soundfile.write(folder / f"20{i}-1-0000.flac", bursts(spans, 3.1 + 0.2 * i, seed=i), RATE)
 
 
+@pytest.mark.parametrize(("first", "second"), [
+    ("dev/1/2_3/a.flac", "dev/1_2/3/a.flac"), ("dev/1/2/a.flac", "dev/1/2/a.wav"),
+])  # fmt: skip
+def test_two_recordings_whose_conversations_would_lie_in_one_folder_are_refused(tmp_path, first, second):
+    for name in (first, second):
+        path = tmp_path / "librispeech-long" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, bursts([(0, 1)], 3), RATE)
+        if name == first:
+            assert [example.id for example in find_long(tmp_path)] == [first.removesuffix(".flac")]
+    with pytest.raises(EvaluationError, match=f"{first} and .*{second} would both be called dev_1_2.*_a"):
+        find_long(tmp_path)
+
+
 def go(material, root, out, *options) -> int:
     base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
     return main([*base, "--data_root", str(root), "--tasks", "continuation", "--out", str(out), *options])

@@ -16,7 +16,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from ttt_moshi.cli.main import main
+from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
+from ttt_moshi.evaluation.tasks.examiner import find_tasks
 from ttt_moshi.inference import InferenceError
 from ttt_moshi.inference.client import call
 
@@ -203,6 +205,8 @@ def test_tasks_that_cannot_be_used_are_refused(tiny_material, tmp_path, capsys):
             ([{"audio": "1.wav"}], "turn 0: there is no"),
             ([{"text": "x"}], "task.json is not what an evaluation writes (KeyError: 'audio')"),
             ([{"audio": "0.wav", "at": -1}], "turn 0: `at` is -1"),
+            ([{"audio": "0.wav", "expects": ["The"]}], "task.json is not what an evaluation writes (ValueError: `expe"),
+            ([{"audio": "0.wav", "expects": None}], "`expects` holds None, and is a list of texts"),
         )
     ):
         root = tmp_path / str(number)
@@ -211,6 +215,20 @@ def test_tasks_that_cannot_be_used_are_refused(tiny_material, tmp_path, capsys):
         assert complaint in " ".join(capsys.readouterr().err.split())
     assert evaluate(tiny_material, tmp_path, tmp_path / "out") == 2
     assert "no staged tasks: expected" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    for family, id in (("daily", "a-b"), ("daily-a", "b")):
+        write_task(tmp_path, family, id, [{"audio": "0.wav"}])
+    with pytest.raises(EvaluationError, match=r"daily/a-b and .*daily-a/b would both be called daily-a-b"):
+        find_tasks(tmp_path)
+
+
+def test_one_expected_answer_is_a_list_of_one(tmp_path):
+    expected = ({"expects": "Paris"}, {"expects": ["Paris", "Rome"]}, {}, {"expects": []})
+    write_task(tmp_path, "daily", "a", [{"audio": "0.wav", **own} for own in expected])
+    (task,) = find_tasks(tmp_path)
+    assert [stage.expects for stage in task.stages] == [("Paris",), ("Paris", "Rome"), (), ()]
 
 
 def test_the_command_holds_what_the_server_says(tiny_material, tmp_path, capsys, monkeypatch):

@@ -48,6 +48,7 @@ def test_utterances_and_backchannels():
 
 def test_bins_hold_every_span_that_reaches_into_them():
     assert over_time([(0.05, 0.15), (0.15, 0.5), (0.9, 7.0), (3.0, 4.0)], 1.1).tolist() == [2, 1, 1, 0, 1, 1]
+    assert over_time([(-1.0, -0.5), (-0.1, -0.05), (-0.3, 0.1)], 0.5).tolist() == [1, 0, 0]
 
 
 def test_the_distance_of_distributions():
@@ -185,6 +186,10 @@ NO_WORDS = "not a transcript of words with times"
     ('{"chunks": [{"text": "mhm", "timestamp": ["soon", 2]}]}', NO_WORDS),
     ('{"chunks": [{"text": "mhm", "timestamp": [NaN, 2]}]}', NO_WORDS),
     ('{"chunks": [{"text": "mhm", "timestamp": null}]}', NO_WORDS),
+    ('{"chunks": [{"text": "mhm", "timestamp": [1, 1e400]}]}', "1 to inf is no stretch"),
+    ('{"chunks": [{"text": "mhm", "timestamp": [1' + 400 * "0" + ', null]}]}', NO_WORDS),
+    ('{"chunks": [{"text": "mhm", "timestamp": [-1, -0.5]}]}', "-1 to -0.5 is no stretch"),
+    ('{"chunks": [{"text": "mhm", "timestamp": [2, 1]}]}', "2 to 1 is no stretch"),
     ('{"alignments": [["mhm", [1], "SPEAKER_MAIN"]]}', NO_WORDS),
 ])  # fmt: skip
 def test_outputs_that_hold_no_words_are_refused(tmp_path, content, message):
@@ -194,7 +199,20 @@ def test_outputs_that_hold_no_words_are_refused(tmp_path, content, message):
         read_output(tmp_path)
 
 
+def test_words_may_not_be_said_after_what_was_recorded_of_them(tmp_path):
+    content = {"chunks": [{"text": "mhm", "timestamp": [3.9, 4.2]}, {"text": "yes", "timestamp": [5, None]}]}
+    (tmp_path / "output.json").write_text(json.dumps(content))
+    assert len(read_output(tmp_path).words) == 2
+    for seconds in (5.0, 4.6):
+        soundfile.write(tmp_path / "output.wav", np.zeros(round(16000 * seconds), np.float32), 16000)
+        assert len(read_output(tmp_path).words) == 2  # 4.6 s may be 5 s in whole seconds
+    soundfile.write(tmp_path / "output.wav", np.zeros(16000 * 4, np.float32), 16000)
+    with pytest.raises(EvaluationError, match=r"5 to 5 is no stretch of a recording of 4\.000 s"):
+        read_output(tmp_path)
+
+
 CANDOR, ICC = "candor_turn_taking/1", "icc_backchannel/1"
+INTERRUPT = "synthetic_user_interruption/1/interrupt.json"
 
 
 @pytest.mark.parametrize(("file", "content", "message"), [
@@ -202,6 +220,12 @@ CANDOR, ICC = "candor_turn_taking/1", "icc_backchannel/1"
     (f"{CANDOR}/turn_taking.json", "[]", r"turn_taking\.json is not what"),
     (f"{ICC}/input.wav", None, r"no input\.wav"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": "x"}', "icc_gt_distribution"),
+    *[(f"{CANDOR}/turn_taking.json", f'[{{"timestamp": [{end}, 9]}}]', r"turn_taking\.json is not .* is no stretch")
+      for end in ("NaN", "1e400", "5200", "-5", "10.6")],
+    *[(INTERRUPT, f'[{{"timestamp": {times}}}]', r"interrupt\.json is not .* is no stretch of a recording of 10\.000 s")
+      for times in ("[4.1, NaN]", "[NaN, 4.7]", "[4.1, 4740]", "[4.7, 4.1]", "[-1, 4.7]", "[4.1, 1e400]")],
+    (INTERRUPT, '[{"timestamp": [4.1]}]', r"interrupt\.json is not what"),
+    ("icc_backchannel/icc_gt_distribution.json", '{"1": [1' + 400 * "0" + "]}", "icc_gt_distribution"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": [0, 0]}', "weights are numbers from 0 on"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": [1, -1]}', "weights are numbers from 0 on"),
     ("something/1/input.wav", "", "the name of a subset holds one of"),
@@ -214,6 +238,12 @@ def test_what_is_missing_is_named(bench, file, content, message):
         path.write_text(content)
     with pytest.raises(EvaluationError, match=message):
         find_situations(bench)
+
+
+def test_a_time_may_be_rounded_beyond_the_end_of_the_recording(bench):
+    path = bench / "full_duplex" / CANDOR / "turn_taking.json"
+    path.write_text('[{"timestamp": [10.4, 11]}]')
+    assert [s.user_end for s in find_situations(bench) if s.id == CANDOR] == [10.4]
 
 
 def test_the_command(bench, tiny_material, tmp_path, capsys):

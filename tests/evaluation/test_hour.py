@@ -14,7 +14,7 @@ from ttt_moshi.data.voiced import Span
 from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.hour.planted import Told, exact_window, join, reach
-from ttt_moshi.evaluation.hour.reading import Material, distant_context, planted_facts, remembrance
+from ttt_moshi.evaluation.hour.reading import Material, distant_context, planted_facts, remembrance, require_enough
 from ttt_moshi.evaluation.hour.talking import minute_statistics
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.engine import BatchPolicy, Engine
@@ -194,6 +194,14 @@ def test_what_cannot_be_exact_or_is_not_there_is_refused(new_clips, kit):
         Material.of(recordings(2, 400), 0.5, 4)
     with pytest.raises(EvaluationError, match=r"too short: 1\.12 minutes are needed .* choose fewer --minutes"):
         planted_facts(engine_of(Parrot(ScoringOptions())), Material.of(recordings(4, 300), 0.5, 4), "test")
+    lengths = [1440, 1232, 1032]  # 4.94 minutes, and 1.38 without the first two
+    with pytest.raises(EvaluationError, match=r"2\.13 minutes .* without recordings 1 and 2 there are 1\.38"):
+        require_enough(lengths, 1.0)
+    require_enough([1600, 1600, 1600], 1.0)  # a minute, one before it and 8 s
+    with pytest.raises(EvaluationError, match="without recordings 3 and 1 there are 2"):
+        require_enough([1600, 1599, 1600], 1.0)
+    with pytest.raises(EvaluationError, match=r"recording 2 is shorter than a passage: it lasts 3\.92 s, and 4\.00 s"):
+        require_enough([1600, 49, 1600, 1600], 1.0)
     deep = Parrot(ScoringOptions())
     deep.layers = 200
     with pytest.raises(EvaluationError, match="within the reach of 200 layers with any window"):
@@ -314,6 +322,7 @@ def test_values_that_mean_nothing_are_refused(tiny_material, tmp_path, capsys):
         (["--slots", "0"], "not a whole number greater than 0"),
         (["--ttt", "off"], "`hour`: it measures the memory with its controls by itself"),
         (["--text", "sampled"], "`hour`: `--text sampled`"),
+        (["--minutes", "100"], "the recordings are too short: 101.13 minutes are needed"),
     ):
         assert hour(tiny_material, tmp_path / "out", *words) == 2
         error = capsys.readouterr().err

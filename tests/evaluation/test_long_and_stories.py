@@ -126,6 +126,29 @@ def test_books_are_consecutive_files_without_their_pauses(tmp_path, toy, oracle)
     assert engine.tokens.samples(book.source).tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12, 15, 16, 17]
 
 
+def test_books_of_one_name_in_two_sizes_are_two_books(tmp_path, toy, oracle):
+    for place in ("small/100/stories_01", "medium/100/stories_01", "medium/100/other"):
+        toy(tmp_path / "librilight" / place / "a.wav", list(range(20 if "small" in place else 10)))
+    books, lengths = benchmarks(tmp_path, oracle().tokens).books()
+    assert [(book.id, book.speaker) for book in books] == [
+        ("100/other", "100"), ("medium/100/stories_01", "100"), ("small/100/stories_01", "100"),
+    ]  # fmt: skip
+    assert lengths == {"100/other": 10, "medium/100/stories_01": 10, "small/100/stories_01": 20}
+    toy(tmp_path / "librilight" / "medium" / "100" / "other" / "a.flac", [1, 2])
+    with pytest.raises(EvaluationError, match=r"other/a\.flac and .*other/a\.wav would both be called a"):
+        find_books(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "activity", ["[[0, 1e400]]", "[[NaN, 1]]", "[[-1, 1]]", "[[2, 1]]", "[[0, 1, 2]]", "[[0, 1" + 400 * "0" + "]]"]
+)
+def test_voice_activity_that_is_no_time_is_refused(tmp_path, toy, activity):
+    path = toy(tmp_path / "librilight" / "small" / "7" / "emma" / "a.wav", list(range(20)))
+    path.with_suffix(".json").write_text(f'{{"voice_activity": {activity}}}')
+    with pytest.raises(EvaluationError, match=r"a\.json is no Libri-Light description"):
+        find_books(tmp_path)
+
+
 def test_loss_by_position_of_a_model_that_learns_until_its_window_ends(tmp_path, toy, oracle):
     """The oracle's NLL is max(0, 32 - t): bins, their means and the difference beyond the window follow by hand."""
     for i in range(3):
@@ -238,9 +261,10 @@ def test_a_needle_asked_both_ways_is_one_item(tmp_path, toy, oracle):
     (tmp_path / "needle" / "8s" / "needles.json").write_text('[{"pairs": ["a", "b"], "values": ["2", "9"]}]')
     entry = TASKS["needle"].build(benchmarks(tmp_path)).run(oracle()).entry
     assert entry["n"] == 1 and entry["pairs"] == 2 and entry["value"] == 0.5
-    (tmp_path / "needle" / "8s" / "needles.json").write_text("[{}]")
-    with pytest.raises(EvaluationError, match=r"needles\.json is not"):
-        needle_pairs(tmp_path)
+    for wrong in ("[{}]", '[{"pairs": []}]', '[{"pairs": [["a", "b"]]}]', "{", "[1]", "1"):
+        (tmp_path / "needle" / "8s" / "needles.json").write_text(wrong)
+        with pytest.raises(EvaluationError, match=r"needles\.json is not"):
+            needle_pairs(tmp_path)
 
 
 def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
@@ -248,7 +272,7 @@ def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
     for folder, samples in (("1s", [9, 9, 4, 4, 4, 9, 9, 9, 1, 1, 1, 9]), ("2s", [9, 9, 4, 4, 4, 9, 9, 9, 6, 6, 6, 9])):
         path = toy(tmp_path / "repeat" / folder / "x.wav", samples)
         path.with_suffix(".json").write_text(json.dumps({"first": [0.15, 0.41], "second": [0.63, 0.89]}))
-    outcome = TASKS["spoken_repeat"].build(benchmarks(tmp_path)).run(oracle())
+    outcome = TASKS["spoken_repeat"].build(benchmarks(tmp_path, oracle().tokens)).run(oracle())
     assert [d["second_minus_first"]["value"] for d in outcome.entry["distances"]] == [-3.0, 2.0]
     # This oracle does not listen: what was heard before plays no part.
     assert outcome.entry["value"] == 0.0
@@ -257,7 +281,14 @@ def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
     ]  # fmt: skip
     path.with_suffix(".json").unlink()
     with pytest.raises(EvaluationError, match=r"x\.json is not"):
-        TASKS["spoken_repeat"].build(benchmarks(tmp_path))
+        TASKS["spoken_repeat"].build(benchmarks(tmp_path, oracle().tokens))
+    for first, complaint in (
+        ("[0.15, 1e400]", "0.15 to inf"), ("[NaN, 0.4]", "nan to 0.4"), ("[-0.15, 0.4]", "-0.15 to 0.4"),
+        ("[0.4, 0.15]", "0.4 to 0.15"), ("[0.15, 0.2]", "no whole frame"), ("[150, 410]", "beyond the 12 frames"),
+    ):  # fmt: skip
+        path.with_suffix(".json").write_text(f'{{"first": {first}, "second": [0.63, 0.89]}}')
+        with pytest.raises(EvaluationError, match=rf"x\.json is not .*{complaint}"):
+            TASKS["spoken_repeat"].build(benchmarks(tmp_path, oracle().tokens))
 
 
 def test_what_is_repeated_beyond_the_reach_of_attention_is_known_by_memory_alone(tmp_path, toy, oracle, new_ttt_model):
@@ -276,7 +307,7 @@ def test_what_is_repeated_beyond_the_reach_of_attention_is_known_by_memory_alone
             path.with_suffix(".json").write_text(json.dumps(spans))
         engine = oracle()
         engine.scorer = ModelScorer(model, "s", ScoringOptions(**options))
-        return TASKS["spoken_repeat"].build(benchmarks(root)).run(engine).entry["value"]
+        return TASKS["spoken_repeat"].build(benchmarks(root, engine.tokens)).run(engine).entry["value"]
 
     assert measured(16, gate=0.0) == 0.0
     assert measured(16, inner_lr=0.0) == 0.0

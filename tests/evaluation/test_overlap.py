@@ -104,8 +104,13 @@ def bench(tmp_path):
     ("metadata.json", None, r"there is no .*metadata\.json"),
     ("metadata.json", "{", r"metadata\.json is not valid JSON"),
     ("metadata.json", '{"timestamps": [1.0]}', r"metadata\.json is not what"),
-    ("metadata.json", '{"timestamps": [2.0, 1.0]}', "lasts from 2 to 1 s"),
-    ("metadata.json", '{"timestamps": [1.0, NaN]}', "lasts from 1 to nan s"),
+    ("metadata.json", '{"timestamps": [2.0, 1.0]}', "2 to 1 is no stretch"),
+    ("metadata.json", '{"timestamps": [1.0, NaN]}', "1 to nan is no stretch"),
+    ("metadata.json", '{"timestamps": [1.0, 1e400]}', "1 to inf is no stretch"),
+    ("metadata.json", '{"timestamps": [1.0, 2000]}', r"1 to 2000 is no stretch of a recording of 3\.000 s"),
+    ("metadata.json", '{"timestamps": [-1.0, 2.0]}', "-1 to 2 is no stretch"),
+    ("metadata.json", '{"timestamps": [1.0, 1.0]}', "lasts from 1 to 1 s"),
+    ("metadata.json", '{"timestamps": [3.1, 3.2]}', "lasts from 3.1 to 3.2 s"),
     ("metadata.json", '{"timestamps": [4.0, 5.0]}', r"of a recording of 3\.000 s"),
 ])  # fmt: skip
 def test_what_is_missing_or_wrong_is_named(bench, file, content, message):

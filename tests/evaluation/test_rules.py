@@ -142,6 +142,9 @@ def rewrite(root, rows, change):
         (lambda rows: rows.append(rows[0] | {"filename": "other"}), "has 2 correct rows and 1 incorrect ones"),
         (lambda rows: rows[0].update(filename="gone"), "there is no"),
         (lambda rows: rows[0].update(frequency="many"), "frequency holds 'many'"),
+        (lambda rows: rows[0].update(frequency="inf"), "frequency holds 'inf', not a number"),
+        (lambda rows: rows[0].update(length="1e400"), "length holds '1e400', not a number"),
+        (lambda rows: rows[0].update(length="nan"), "length holds 'nan', not a number"),
         (lambda rows: rows.clear(), "lists no recordings"),
     ],
 )

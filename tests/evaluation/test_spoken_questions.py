@@ -13,7 +13,7 @@ from ttt_moshi.cli.main import main
 from ttt_moshi.evaluation import EvaluationError
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals, normalised
-from ttt_moshi.evaluation.tasks.spoken_questions import choice_questions, open_questions
+from ttt_moshi.evaluation.tasks.spoken_questions import choice_questions, judged_questions, open_questions
 
 
 def test_answers_are_compared_as_the_papers_do():
@@ -44,6 +44,33 @@ CHOICES = {"A": "a red car", "B": "two dogs", "C": "the sea"}
 ])  # fmt: skip
 def test_the_chosen_letter(said, letter):
     assert chosen(said, CHOICES) == letter
+
+
+TEN = dict(zip("ABCDEFGHIJ", ("ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"), strict=True))
+
+
+@pytest.mark.parametrize(("said", "letter"), [
+    ("I don't know.", None), ("I'm not sure.", None), ("I’d say it is E", "E"), ("I think it is B.", "B"),
+    ("As far as I can tell, C", "C"), ("The option I would take is D", "D"), ("The answer is I think B", "B"),
+    ("I", "I"), ("The answer is I.", "I"), ("I think it is (I).", "I"), ("It must be I, because", "I"),
+    ("I is right", "I"), ("I or B", None), ("I think it is an ibis", "I"), ("I think A or I", None),
+])  # fmt: skip
+def test_who_speaks_as_i_has_chosen_nothing_by_that(said, letter):
+    assert chosen(said, TEN) == letter
+
+
+def test_small_letters_are_said_by_capital_ones(tmp_path):
+    small = {"a": "cat", "b": "dog"}
+    for said, letter in (("It is a dog.", "b"), ("It is B.", "b"), ("a", None), ("The answer is A", "a"), ("b", None)):
+        assert chosen(said, small) == letter
+    sound(tmp_path / "spoken_choices" / "a.wav")
+    lines = [{"audio": "a.wav", "choices": small, "answer": a} for a in "bB"]
+    lines.append({"audio": "a.wav", "choices": ["cat", 2], "answer": "b"})
+    (tmp_path / "spoken_choices" / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = choice_questions(tmp_path)
+    assert [question.answers for question in found] == [("b",), ("b",), ("B",)]
+    assert [chosen("It is B", question.choices) for question in found] == ["b", "b", "B"]
+    assert found[2].choices == {"A": "cat", "B": "2"}
 
 
 def sound(path, seconds=0.4):
@@ -80,6 +107,12 @@ def test_the_tables_of_openaudiobench_are_read(tmp_path, name, header, row, answ
     ('{"audio": "a.wav", "choices": ["x", "y"], "answer": "C"}', "'C' is not one of the letters"),
     ('{"audio": "a.wav", "choices": ["x"], "answer": "A"}', "two or more choices"),
     ('{"audio": "a.wav", "answer": "A"}', "lacks 'choices'"),
+    ('{"audio": "a.wav", "choices": ' + json.dumps(["x"] * 12) + ', "answer": "A"}', "12 choices are more than"),
+    ('{"audio": "a.wav", "choices": {"a": "x", "A": "y"}, "answer": "A"}', "one letter twice"),
+    ('{"audio": "a.wav", "choices": {"]": "x", "B": "y"}, "answer": "B"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": {"AB": "x", "B": "y"}, "answer": "B"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": "xy", "answer": "A"}', "no list of texts"),
+    ('{"audio": "a.wav", "choices": ["x", null], "answer": "A"}', "holds None, and no text"),
     ('{"audio": "b.wav", "choices": ["x", "y"], "answer": "A"}', "not there"),
     ("nonsense", "line 1"),
     ("", "lists no questions"),
@@ -89,6 +122,46 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, line, complaint):
     (tmp_path / "spoken_choices" / "mmsu.jsonl").write_text(line + "\n")
     with pytest.raises(EvaluationError, match=complaint):
         choice_questions(tmp_path)
+
+
+@pytest.mark.parametrize(("answers", "complaint"), [
+    ([], "`answers` is empty"), ([""], "holds an empty text"), ("  ", "holds an empty text"),
+    (["nile", "The"], "'The', which is nothing but articles"), (["?!"], "'[?]!', which is nothing but articles"),
+    ([["Paris"]], "is a list of texts"), ({"Paris": 1}, "is a list of texts"), ([None], "is a list of texts"),
+    ([True], "is a list of texts"), (None, "is a list of texts"), ([1.5], "is a list of texts"),
+])  # fmt: skip
+def test_answers_that_can_never_be_right_are_refused(tmp_path, answers, complaint):
+    sound(tmp_path / "trivia_qa" / "a.wav")
+    path = tmp_path / "trivia_qa" / "questions.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "answers": answers}))
+    with pytest.raises(EvaluationError, match=rf"questions\.jsonl, line 1: .*{complaint}"):
+        open_questions(tmp_path, "trivia_qa")
+
+
+def test_one_answer_is_a_list_of_one(tmp_path):
+    sound(tmp_path / "trivia_qa" / "a.wav")
+    lines = [{"audio": "a.wav", "answers": answers} for answers in ("Paris", ["Paris", "The City"], [1969])]
+    (tmp_path / "trivia_qa" / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [question.answers for question in open_questions(tmp_path, "trivia_qa")]
+    assert found == [("Paris",), ("Paris", "The City"), ("1969",)]
+    assert not contains("a", found[0]) and contains("It is Paris.", found[0])
+
+
+@pytest.mark.parametrize("cell", ["", " ;", "The; a", "?"])
+def test_a_row_without_an_answer_is_refused(tmp_path, cell):
+    openaudiobench(tmp_path, "web_questions", ["question", "answers"], ["Who?", cell])
+    with pytest.raises(EvaluationError, match=r"web_questions\.csv, line 2: no answer in .* that could be said"):
+        open_questions(tmp_path, "web_questions")
+
+
+def test_a_reference_is_a_text(tmp_path):
+    sound(tmp_path / "judged_answers" / "a.wav")
+    path = tmp_path / "judged_answers" / "mine.jsonl"
+    path.write_text('{"audio": "a.wav", "reference": 18}\n{"audio": "a.wav", "reference": ""}\n{"audio": "a.wav"}')
+    assert [question.answers for question in judged_questions(tmp_path)] == [("18",), (), ()]
+    path.write_text('{"audio": "a.wav", "reference": ["because"]}')
+    with pytest.raises(EvaluationError, match=r"line 1: `reference` is \['because'\], and no text"):
+        judged_questions(tmp_path)
 
 
 JUDGE = """import json, sys
@@ -122,6 +195,7 @@ def test_a_file_of_ratings_is_a_judge(tmp_path):
     for content, complaint in (
         ('{"id": "a", "score": 1}', "not rated 1 answers .b"),
         ('{"id": "a", "score": 1}\n' * 2, "has rated a more than once"),
+        ('{"id": "a", "score": 1' + 400 * "0" + "}", "a line"),
         ("{", "a line"),
     ):
         ratings.write_text(content)

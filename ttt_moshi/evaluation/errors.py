@@ -45,7 +45,7 @@ def line_of(path: Path, number: int) -> Iterator[None]:
         yield
     except KeyError as error:
         raise EvaluationError(f"{path}, line {number}: lacks {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise EvaluationError(f"{path}, line {number}: {error}") from None
 
 
@@ -76,7 +76,7 @@ def well_formed(path: Path) -> Iterator[None]:
         raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         raise EvaluationError(f"{path} is not valid JSON: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # Text that is not UTF-8 is a ValueError too.
         what = " ".join(str(error).split())
         raise EvaluationError(f"{path} is not what an evaluation writes ({type(error).__name__}: {what})") from None

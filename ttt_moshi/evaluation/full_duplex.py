@@ -6,6 +6,7 @@ second. All times are seconds from the start of the user's recording.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,10 +64,13 @@ def apart_from_people(found: Sequence[Sequence[TimedWord]], seconds: float, peop
 
 
 def over_time(spans: Sequence[tuple[float, float]], seconds: float) -> np.ndarray:
-    """How many of these spans [start, end] lie in every bin of `BIN_SEC`, or in a part of it; float64 [bins]."""
+    """How many of these spans [start, end] lie in every bin of `BIN_SEC`, or in a part of it; float64 [bins].
+
+    What lies before 0 or after the last bin is in none.
+    """
     counts = np.zeros(int(seconds / BIN_SEC) + 1)
     for start, end in spans:
-        counts[int(start / BIN_SEC) : int(end / BIN_SEC) + 1] += 1
+        counts[max(0, math.floor(start / BIN_SEC)) : max(0, math.floor(end / BIN_SEC) + 1)] += 1
     return counts
 
 

@@ -62,7 +62,7 @@ def judge_answers(judge: str, cases: Sequence[Judged]) -> list[float]:
                 rated = json.loads(line)
                 twice += [rated["id"]] if rated["id"] in scores else []
                 scores[rated["id"]] = float(rated["score"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise EvaluationError(f'the judge `{judge}` must write {{"id", "score"}} a line ({error!r})') from None
     if twice:
         raise EvaluationError(f"the judge `{judge}` has rated {twice[0]} more than once")

@@ -102,13 +102,14 @@ class EvaluationData:
     controls: Controls = field(default_factory=Controls)
     style: TextStyle = MOSHI_STYLE
 
-    def check(self) -> None:
-        """Looks at the header of every recording, without a model and without reading them whole.
+    def check(self) -> list[int]:
+        """Frames of every recording, from its header alone: without a model and without reading it whole.
 
         Raises:
             DataError: one that cannot be used.
         """
-        open_sources(self.spec, lambda folder: cast(Digests, _Names()))
+        sources = open_sources(self.spec, lambda folder: cast(Digests, _Names()))
+        return [recording.frames for source in sources for recording in source.recordings]
 
     def clips(self) -> tuple[ClipTokens, Encode]:
         """The recordings cut into clips of `duration_sec`, and what encodes them."""

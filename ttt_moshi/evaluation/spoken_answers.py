@@ -12,10 +12,15 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ttt_moshi.evaluation.fields import texts
 
 _PUNCTUATION = string.punctuation + "‘’´`“”"
 _DELETED = str.maketrans(dict.fromkeys(_PUNCTUATION, ""))
 _PARTING = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
+_SPEAKER = re.compile(r"\bI(?:['’]|\s+(?!(?:or|and|is|because|since)\b)(?=[A-Za-z]{2}))")
+"""I as a word: "I think", "I'm", but not "I or B\""""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -26,6 +31,30 @@ def normalised(text: str) -> tuple[str, str]:
 
 def _words(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def answers_of(found: Any, what: str) -> tuple[str, ...]:
+    """The answers that a file accepts: a list of texts, or one text.
+
+    Args:
+        what: what the field is called.
+
+    Raises:
+        ValueError: no answer, something else, and an answer that nothing that is said can be.
+    """
+    answers = texts(found, what)
+    for answer in answers:
+        if not can_be_said(answer):
+            raise ValueError(
+                f"`{what}` holds {answer!r}, which is nothing but articles and punctuation and never found in what is "
+                "said: write it out"
+            )
+    return answers
+
+
+def can_be_said(answer: str) -> bool:
+    """Whether anything is left of an answer without articles and punctuation."""
+    return any(normalised(answer))
 
 
 def contains(said: str, answers: Sequence[str]) -> bool:
@@ -50,16 +79,19 @@ def chosen(said: str, choices: Mapping[str, str]) -> str | None:
     """The letter that was chosen among `choices`, {letter: text}, None where it cannot be told.
 
     The last letter that is called the answer, an option or a choice; else the only capital letter of a choice that
-    stands alone and is no article; else the only choice whose text stands in what was said.
+    stands alone and is no word (the article A, who speaks as I); else the only choice whose text stands in what was
+    said. A choice of a small letter is said by its capital one.
     """
-    letters = "".join(choices)
+    by_capital = {letter.upper(): letter for letter in choices}
+    letters = "".join(by_capital)
+    without_words = _SPEAKER.sub(" ", said)
     called = r"(?i:\b(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:]+(?:option\s+)?)"
-    named = re.findall(rf"{called}\(?([{letters}])\b", said)
+    named = re.findall(rf"{called}\(?([{letters}])\b", without_words)
     if named:
-        return named[-1]
-    alone = set(re.findall(rf"\b([{letters}])\b(?!['’])", said)) - ({"A"} if _article(said) else set())
+        return by_capital[named[-1]]
+    alone = set(re.findall(rf"\b([{letters}])\b(?!['’])", without_words)) - ({"A"} if _article(said) else set())
     if len(alone) == 1:
-        return alone.pop()
+        return by_capital[alone.pop()]
     texts = [letter for letter, text in choices.items() if contains(said, [text])]
     return texts[0] if len(texts) == 1 else None
 

@@ -41,6 +41,55 @@ MOST_HOSTS = 4
 """streams in which changes are made at many distances"""
 
 
+def require_enough(lengths: Sequence[int], minutes: float) -> None:
+    """Looks whether recordings of so many frames each are enough for so many minutes.
+
+    Raises:
+        EvaluationError: there are fewer than three (the stream, the passage, the other), one is shorter than a passage,
+            or a stream would be too short: it consists of all recordings but the two whose passages it is about.
+    """
+    if len(lengths) < 3:
+        raise EvaluationError(
+            f"three recordings are needed (one to listen to, one whose passage comes again, one whose passage does "
+            f"not), and there are {len(lengths)}"
+        )
+    passage, longest = _sizes(minutes)
+    if min(lengths) < passage:
+        short = lengths.index(min(lengths))
+        raise EvaluationError(
+            f"recording {short + 1} is shorter than a passage: it lasts {frames_to_seconds(lengths[short]):.2f} s, and "
+            f"{frames_to_seconds(passage):.2f} s of it are planted; leave it out, or choose fewer --minutes"
+        )
+    following = [*lengths[1:], lengths[0]]
+    left = [sum(lengths) - one - other for one, other in zip(lengths, following, strict=True)]
+    needed, least = _stream(longest, passage), min(left)
+    if least < needed:
+        first = left.index(least)
+        raise EvaluationError(
+            f"the recordings are too short: {frames_to_seconds(needed) / 60:.2f} minutes are needed without hearing "
+            "any twice and without the two whose passages are planted (--minutes, as much before them but at most a "
+            "minute, and a passage twice), and without recordings "
+            f"{first + 1} and {(first + 1) % len(lengths) + 1} there are {frames_to_seconds(least) / 60:.2f}; choose "
+            "fewer --minutes, or add recordings"
+        )
+
+
+def _sizes(minutes: float) -> tuple[int, int]:
+    """Frames of a passage, and between it and when it comes again, at most."""
+    longest = round(minutes * 60 * FRAME_RATE)
+    return min(round(PASSAGE_SEC * FRAME_RATE), max(2, longest // 8)), longest
+
+
+def _lead(distance: int) -> int:
+    """Frames of a stream before the planted passage."""
+    return min(distance, round(60 * FRAME_RATE))
+
+
+def _stream(distance: int, passage: int) -> int:
+    """Frames of a stream in which a passage comes again so many frames after it."""
+    return _lead(distance) + 2 * passage + distance
+
+
 @dataclass(frozen=True)
 class Material:
     """Recordings, and how they are read.
@@ -58,14 +107,10 @@ class Material:
 
     @classmethod
     def of(cls, recordings: Sequence[Told], minutes: float, sink: int) -> Material:
-        """Raises `EvaluationError` where there are fewer than three recordings: the stream, the passage, the other."""
-        if len(recordings) < 3:
-            raise EvaluationError(
-                f"three recordings are needed (one to listen to, one whose passage comes again, one whose passage does "
-                f"not), and there are {len(recordings)}"
-            )
-        longest = round(minutes * 60 * FRAME_RATE)
-        return cls(recordings, min(round(PASSAGE_SEC * FRAME_RATE), max(2, longest // 8)), longest, sink)
+        """Raises `EvaluationError` as `require_enough`."""
+        require_enough([recording.codes.shape[1] for recording in recordings], minutes)
+        passage, longest = _sizes(minutes)
+        return cls(recordings, passage, longest, sink)
 
     @property
     def distances(self) -> list[int]:
@@ -106,8 +151,7 @@ class _Place:
                 f"{frames_to_seconds(distance):g} s are within the reach of {scorer.layers} layers with any window: a "
                 "control could not be exactly zero; choose more --minutes"
             )
-        lead = min(distance, round(60 * FRAME_RATE))
-        return cls(distance, window, lead, lead + 2 * material.passage + distance)
+        return cls(distance, window, _lead(distance), _stream(distance, material.passage))
 
     def facts(self, engine: Engine) -> dict[str, Any]:
         own = engine.scorer.window

@@ -6,11 +6,13 @@ librilight/<size>/<speaker>/<book>/<file>.flac (or .wav) and <file>.json with "v
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Segment, Source
+from ttt_moshi.evaluation.fields import span, told_apart
 from ttt_moshi.files import read_text
 
 FOLDERS = ("librilight", "libri-light", "LibriLight")
@@ -20,13 +22,17 @@ FOLDERS = ("librilight", "libri-light", "LibriLight")
 class Book:
     """The speech of consecutive files of one book, without the pauses that the VAD cut out."""
 
-    id: str  # speaker/book
+    id: str  # speaker/book, or where that would name several its whole path
     speaker: str
     source: Source
 
 
 def find_books(data_root: Path) -> list[Book]:
-    """Every book below `data_root/librilight`, by name. Raises `EvaluationError` when there is none."""
+    """Every book below `data_root/librilight`, by name.
+
+    Raises:
+        EvaluationError: there is none, or two files of one have the same name but for their suffix.
+    """
     root = next((data_root / name for name in FOLDERS if (data_root / name).is_dir()), None)
     if root is None:
         raise EvaluationError(f"no long recordings: expected {data_root / FOLDERS[0]}/<size>/<speaker>/<book>/*.flac")
@@ -35,14 +41,20 @@ def find_books(data_root: Path) -> list[Book]:
         folders.setdefault(path.parent, []).append(path)
     if not folders:
         raise EvaluationError(f"{root} holds no .flac or .wav file")
-    return [_book(folder, folders[folder]) for folder in sorted(folders)]
+    short = {folder: f"{folder.parent.name}/{folder.name}" for folder in sorted(folders)}
+    called = Counter(short.values())
+    return [
+        _book(name if called[name] == 1 else folder.relative_to(root).as_posix(), folder, folders[folder])
+        for folder, name in short.items()
+    ]
 
 
-def _book(folder: Path, files: list[Path]) -> Book:
+def _book(id: str, folder: Path, files: list[Path]) -> Book:
+    told_apart(files, lambda path: path.stem)
     segments = tuple(segment for path in files for segment in _speech(path))
     if not segments:
         raise EvaluationError(f"{folder}: the voice activity of its files is empty")
-    return Book(f"{folder.parent.name}/{folder.name}", folder.parent.name, Source(segments))
+    return Book(id, folder.parent.name, Source(segments))
 
 
 def _speech(path: Path) -> list[Segment]:
@@ -51,8 +63,8 @@ def _speech(path: Path) -> list[Segment]:
         return [Segment(path)]
     try:
         activity = json.loads(read_text(description))["voice_activity"]
-        return [Segment(path, float(start), float(end)) for start, end in activity]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return [Segment(path, *span(*stretch)) for stretch in activity]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(
             f'{description} is no Libri-Light description with "voice_activity": [[start, end], ...] ({error})'
         ) from None

@@ -27,6 +27,7 @@ from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, writing
 from ttt_moshi.evaluation.examples import Example, Piece, Source
+from ttt_moshi.evaluation.fields import texts
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
@@ -78,9 +79,9 @@ def _read(path: Path) -> list[Recall]:
     found = []
     for number, values in json_lines(path):
         with line_of(path, number):
-            turns = tuple(path.parent / str(turn) for turn in values["turns"])
+            turns = tuple(path.parent / turn for turn in texts(values["turns"], "turns"))
             recalls = values.get("recalls")
-            if not turns or (recalls is not None and not (isinstance(recalls, int) and 0 <= recalls < len(turns))):
+            if recalls is not None and not (isinstance(recalls, int) and 0 <= recalls < len(turns)):
                 raise ValueError(f"`recalls` is {recalls!r}, and there are {len(turns)} turns")
             own = Recall(
                 f"{path.stem}/{number}",

@@ -20,6 +20,7 @@ from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
+from ttt_moshi.evaluation.fields import told_apart
 from ttt_moshi.evaluation.hour.talking import minute_statistics, spans_of
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
@@ -39,12 +40,23 @@ speech ends, from 0 to 1; the latter two of the true continuation as well"""
 
 
 def find_long(data_root: Path) -> list[Example]:
-    """Every recording below `data_root/librispeech-long`, by name. Raises `EvaluationError` when there is none."""
+    """Every recording below `data_root/librispeech-long`, by name.
+
+    Raises:
+        EvaluationError: there is none, or the conversations about two of them would lie in one folder.
+    """
     root = next((data_root / name for name in FOLDERS if (data_root / name).is_dir()), data_root / FOLDERS[0])
     paths = sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav"))
     if not paths:
         raise EvaluationError(f"no recordings to continue: expected {root}/<split>/<speaker>/<chapter>/*.flac")
-    return [Example.file(path.relative_to(root).with_suffix("").as_posix(), path) for path in paths]
+    ids = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
+    told_apart(paths, lambda path: _folder(ids[path]))
+    return [Example.file(id, path) for path, id in ids.items()]
+
+
+def _folder(id: str) -> str:
+    """The name of the folder of a conversation."""
+    return id.replace("/", "_")
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ class Continuation:
         def silence() -> torch.Tensor:
             return torch.zeros(read_info(_path(example)).samples_24k - prompt * FRAME_SIZE)
 
-        return Item(example.id.replace("/", "_"), silence, given)
+        return Item(_folder(example.id), silence, given)
 
 
 def prompt_frames(frames: int, window: int) -> int:

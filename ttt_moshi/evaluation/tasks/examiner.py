@@ -31,10 +31,12 @@ from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
+from ttt_moshi.evaluation.fields import told_apart
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.spoken_answers import answers_of
 from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
 from ttt_moshi.files import read_bytes, read_text, write_atomically
@@ -82,7 +84,9 @@ class StagedTask:
 def find_tasks(data_root: Path) -> list[StagedTask]:
     """Every task below `data_root/examiner`. Raises `EvaluationError` where there is none, or one is not whole."""
     root = data_root / "examiner"
-    found = [_task(path) for path in sorted(root.glob("*/*/task.json"))]
+    paths = sorted(root.glob("*/*/task.json"))
+    told_apart((path.parent for path in paths), lambda folder: f"{folder.parent.name}-{folder.name}")
+    found = [_task(path) for path in paths]
     if not found:
         raise EvaluationError(f"no staged tasks: expected {root}/<family>/<id>/task.json")
     return found
@@ -97,7 +101,7 @@ def _task(path: Path) -> StagedTask:
                 folder / str(turn["audio"]),
                 str(turn.get("text", "")),
                 None if turn.get("at") is None else float(turn["at"]),
-                tuple(map(str, turn.get("expects", ()))),
+                answers_of(turn["expects"], "expects") if turn.get("expects", []) != [] else (),
             )
             for turn in facts["turns"]
         )

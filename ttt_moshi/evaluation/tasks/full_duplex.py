@@ -16,7 +16,6 @@ or the {"alignments": ...} of `ttt-moshi generate`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from ttt_moshi.data.transcripts import MAIN_SPEAKER
 from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.fields import span
 from ttt_moshi.evaluation.full_duplex import (
     apart_from_people,
     backchannels,
@@ -45,7 +45,7 @@ from ttt_moshi.files import read_text
 from ttt_moshi.inference.driver import Item
 
 KINDS = ("pause_handling", "turn_taking", "user_interruption", "backchannel")
-INPUT, OUTPUT, HUMANS = "input.wav", "output.json", "icc_gt_distribution.json"
+INPUT, OUTPUT, SPOKEN, HUMANS = "input.wav", "output.json", "output.wav", "icc_gt_distribution.json"
 MEASURES = ("take_over", "latency", "backchannels_per_second", "jsd")
 
 
@@ -91,16 +91,18 @@ def _situation(subset: str, kind: str, folder: Path, humans: Any) -> Situation:
     audio = folder / INPUT
     if not audio.is_file():
         raise EvaluationError(f"{folder} has no {INPUT}")
-    end = None
+    end, seconds = None, read_info(audio).seconds
     if kind in ("turn_taking", "user_interruption"):
         annotation = folder / ("turn_taking.json" if kind == "turn_taking" else "interrupt.json")
         times = _json(annotation)
         with well_formed(annotation):
-            end = float(times[0]["timestamp"][0 if kind == "turn_taking" else 1])
+            own = times[0]["timestamp"]
+            began, ended = (0, own[0]) if kind == "turn_taking" else (own[0], own[1])
+            _, end = span(began, ended, seconds=seconds)
     with well_formed(folder.parent / HUMANS):
         weights = _weights(humans[folder.name]) if folder.name in humans else None
     digest = blake3.blake3().update_mmap(audio).hexdigest()
-    return Situation(f"{subset}/{folder.name}", subset, kind, folder, read_info(audio).seconds, end, weights, digest)
+    return Situation(f"{subset}/{folder.name}", subset, kind, folder, seconds, end, weights, digest)
 
 
 def _weights(found: Any) -> np.ndarray:
@@ -132,13 +134,19 @@ class Output:
 
 
 def read_output(folder: Path) -> Output:
-    """The words of output.json. Raises `EvaluationError` where there is none, or it holds something else."""
+    """The words of output.json.
+
+    Raises:
+        EvaluationError: there is none, or it holds something else: words that begin before the recording, end before
+            they begin, or end after what is in the output.wav beside, where there is one.
+    """
     path = folder / OUTPUT
     if not path.is_file():
         raise EvaluationError(
             f"{folder} has no {OUTPUT}: --outputs_of is for what another model has said; without it this one talks"
         )
     found = _json(path)
+    seconds = read_info(folder / SPOKEN).seconds if (folder / SPOKEN).is_file() else None
     try:
         if "alignments" in found:
             rows = [(text, times) for text, times, speaker in found["alignments"] if speaker == MAIN_SPEAKER]
@@ -146,16 +154,14 @@ def read_output(folder: Path) -> Output:
             rows = [(chunk["text"], chunk["timestamp"]) for chunk in found["chunks"]]
         timed = [(str(text), start, end) for text, (start, end) in rows]
         words = [
-            TimedWord(text, float(start), float(start if end is None else end))
+            TimedWord(text, *span(start, start if end is None else end, seconds=seconds))
             for text, start, end in timed
             if start is not None
         ]
-        if not all(math.isfinite(time) for word in words for time in (word.start, word.end)):
-            raise ValueError("a time that is no number")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise EvaluationError(
-            f"{path} is not a transcript of words with times: "
-            '{"chunks": [{"text", "timestamp": [START, END]}, ...]}, or what `ttt-moshi generate` writes'
+            f"{path} is not a transcript of words with times in seconds: "
+            f'{{"chunks": [{{"text", "timestamp": [START, END]}}, ...]}}, or what `ttt-moshi generate` writes ({error})'
         ) from None
     without_start = len(timed) - len(words)
     without_end = sum(start is not None and end is None for _, start, end in timed)

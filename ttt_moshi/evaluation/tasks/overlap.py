@@ -12,7 +12,6 @@ says from the overlap on.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.fields import span
 from ttt_moshi.evaluation.judge import Judged, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
@@ -81,12 +81,12 @@ def _overlap(kind: str, folder: Path) -> Overlap:
     path = folder / "metadata.json"
     if not path.is_file():
         raise EvaluationError(f"there is no {path}")
+    seconds = read_info(folder / INPUT).seconds
     with well_formed(path):
         facts = json.loads(read_text(path))
-        start, end = map(float, facts["timestamps"])
+        start, end = span(*facts["timestamps"], seconds=seconds)
         text = " ".join(str(facts.get(key, "")) for key in ("context_text", "current_turn_text")).strip()
-    seconds = read_info(folder / INPUT).seconds
-    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end and start < seconds):
+    if not (start < end and start < seconds):
         raise EvaluationError(
             f"{path}: the overlap lasts from {start:g} to {end:g} s of a recording of {seconds:.3f} s"
         )

@@ -18,6 +18,7 @@ from ttt_moshi.evaluation.controls import Controls, runs_no_model
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
+from ttt_moshi.evaluation.hour.reading import require_enough
 from ttt_moshi.evaluation.judge import judged_by
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of, subset
@@ -160,6 +161,13 @@ def _hour(b: Benchmarks) -> Task:
     return hour.Hour(*recorded.whole(), b.minutes, recorded.controls.sink or hour.SINK, talk, silent)
 
 
+def _check_hour(b: Benchmarks) -> None:
+    """Which recordings `--max_items` takes is told by their contents, so of a part the task itself sees the length."""
+    lengths, most = b.recordings().check(), b.recordings().max_items
+    if most is None or most >= len(lengths):
+        require_enough(lengths, b.minutes)
+
+
 def _turns(b: Benchmarks) -> Task:
     return Turns(b.recordings().dialogues(), b.talker)
 
@@ -193,7 +201,7 @@ def _needle(b: Benchmarks) -> Task:
 
 
 def _spoken_repeat(b: Benchmarks) -> Task:
-    passages = find_repeats(b.root)
+    passages = find_repeats(b.root, b.frames_of)
     return SpokenRepeat(some_of(passages, lambda p: p.example.id, b.max_items, b.seed, lambda p: f"{p.seconds:g}"))
 
 
@@ -308,12 +316,12 @@ TASKS: dict[str, TaskSpec] = {
     ),
     "hour": TaskSpec(
         _hour,
-        f"{_RECORDINGS}, three at least, together longer than --minutes",
+        f"{_RECORDINGS}, three at least, all but any two in a row longer than --minutes and 68 s",
         "a passage heard that long ago is still known",
         text="given",
         user="natural",
         cannot_apply=hour.cannot_apply,
-        check=lambda b: b.recordings().check(),
+        check=_check_hour,
         options=frozenset({"minutes", "slots"}),
         version=2,
         protocol=lambda b: {"minutes": b.minutes},
@@ -444,7 +452,7 @@ TASKS: dict[str, TaskSpec] = {
         _listed("spoken_choices", published_questions.choices),
         "spoken_choices/<name>.jsonl with audio, choices and answer; voicebench/{openbookqa,mmsu}",
         "the right choice is said more often than by guessing",
-        version=2,
+        version=3,
         cannot_apply=spoken_questions.cannot_apply,
         talks=True,
         options=_ASKING,

@@ -7,6 +7,7 @@ sLM21-dataset/syntactic/{dev,test}/{gold.csv,*.wav}    filename,id,voice,type,su
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def _pairs(folder: Path, item: Callable[[Row], str], groups: Callable[[Row], Map
         # Several of one voice are paired in their order, as the official toolkit does.
         for again, (good, bad) in enumerate(zip(right, wrong, strict=True)):
             own = voice if not again else f"{voice}+{again + 1}"
-            pairs.append(Pair(name, own, _example(folder, good), _example(folder, bad), groups(good)))
+            with well_formed(gold):
+                pairs.append(Pair(name, own, _example(folder, good), _example(folder, bad), groups(good)))
     return pairs
 
 
@@ -98,6 +100,9 @@ def _example(folder: Path, row: Row) -> Example:
 
 def _number(row: Row, column: str) -> float:
     try:
-        return float(row[column])
+        number = float(row[column])
     except ValueError:
-        raise EvaluationError(f"{row['filename']}: the column {column} holds {row[column]!r}, not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise EvaluationError(f"{row['filename']}: the column {column} holds {row[column]!r}, not a number")
+    return number

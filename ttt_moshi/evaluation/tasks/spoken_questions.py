@@ -33,7 +33,7 @@ from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.parquet import Embedded
 from ttt_moshi.evaluation.scoring.engine import Engine
-from ttt_moshi.evaluation.spoken_answers import chosen, contains, equals
+from ttt_moshi.evaluation.spoken_answers import answers_of, can_be_said, chosen, contains, equals
 from ttt_moshi.evaluation.statistics import mean_and_interval
 from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
@@ -45,6 +45,8 @@ LAYOUTS: dict[str, tuple[str, str, str | None, str]] = {
     "trivia_qa": ("question", "answer_normalized_value", "answer_normalized_aliases", ","),
 }
 """OpenAudioBench's columns: the question, its answer, other answers, and what stands between several"""
+LETTERS = "ABCDEFGHIJ"
+"""of choices in a list"""
 _NAME = re.compile(r"\w[\w.\- ]*")
 
 
@@ -70,7 +72,7 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
     folder = next((f for f in (data_root / name, data_root / "eval_datas" / name) if f.is_dir()), data_root / name)
     own, table = folder / "questions.jsonl", folder / f"{name}.csv"
     if own.is_file():
-        return from_lines(own, lambda line: (tuple(map(str, line["answers"])), {}))
+        return from_lines(own, lambda line: (answers_of(line["answers"], "answers"), {}))
     if not table.is_file():
         raise EvaluationError(f"no spoken questions: expected {table} with audios/ beside it, or {own}")
     asked, answer, others, between = LAYOUTS[name]
@@ -79,6 +81,8 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
         for number, row in enumerate(csv.DictReader(file), start=2):
             texts = [row[answer], *([row[others] or ""] if others else [])]
             answers = [a.strip() for text in texts for a in (text.split(between) if between else [text])]
+            if not any(map(can_be_said, answers)):
+                raise EvaluationError(f"{table}, line {number}: no answer in {answers} that could be said")
             audio = folder / "audios" / row["audio_filename"]
             found.append(SpokenQuestion(str(number), audio, row[asked], tuple(a for a in answers if a), name))
     return usable(found, table)
@@ -96,22 +100,41 @@ def choice_questions(data_root: Path) -> list[SpokenQuestion]:
     """Multiple choice questions of our own lists. Raises `EvaluationError` for one that cannot be used."""
 
     def read(line: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
-        given = line["choices"]
-        choices = dict(zip("ABCDEFGHIJ", given, strict=False)) if isinstance(given, list) else dict(given)
-        if line["answer"] not in choices or len(choices) < 2 or not all(len(letter) == 1 for letter in choices):
+        choices = _lettered(line["choices"])
+        answer = next((letter for letter in choices if letter.upper() == str(line["answer"]).upper()), None)
+        if answer is None or len(choices) < 2:
             raise ValueError(f"the answer {line['answer']!r} is not one of the letters of two or more choices")
-        return (line["answer"],), choices
+        return (answer,), choices
 
     return [q for path in sorted((data_root / "spoken_choices").glob("*.jsonl")) for q in from_lines(path, read)]
 
 
+def _lettered(given: Any) -> dict[str, str]:
+    """Choices by letter, of a list from A on. Raises `ValueError` for what is none, or cannot be told apart."""
+    if isinstance(given, list):
+        if len(given) > len(LETTERS):
+            raise ValueError(f"{len(given)} choices are more than {LETTERS} can name")
+        given = dict(zip(LETTERS, given, strict=False))
+    if not isinstance(given, dict) or not all(len(letter.upper()) == 1 and letter.isalnum() for letter in given):
+        raise ValueError(f'`choices` is {given!r}, and no list of texts or {{"A": "...", "B": "..."}}')
+    if len({letter.upper() for letter in given}) < len(given):
+        raise ValueError(f"`choices` has one letter twice ({', '.join(given)}): capital and small ones are the same")
+    for text in given.values():
+        if not isinstance(text, str | int):
+            raise ValueError(f"`choices` holds {text!r}, and no text")
+    return {letter: str(text) for letter, text in given.items()}
+
+
 def judged_questions(data_root: Path) -> list[SpokenQuestion]:
     """Questions of our own lists whose answers a judge rates. Raises `EvaluationError` as `choice_questions`."""
-    return [
-        question
-        for path in sorted((data_root / "judged_answers").glob("*.jsonl"))
-        for question in from_lines(path, lambda line: ((line["reference"],) if line.get("reference") else (), {}))
-    ]
+
+    def read(line: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
+        reference = line.get("reference")
+        if not isinstance(reference, str | int | None):
+            raise ValueError(f"`reference` is {reference!r}, and no text")
+        return () if reference in (None, "") else (str(reference),), {}
+
+    return [q for path in sorted((data_root / "judged_answers").glob("*.jsonl")) for q in from_lines(path, read)]
 
 
 def from_lines(

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
+from ttt_moshi.evaluation.fields import ROUNDING_SEC, span
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
+from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
 from ttt_moshi.files import read_text
@@ -36,28 +39,35 @@ class SpokenPassage:
     seconds: float
 
 
-def find_repeats(data_root: Path) -> list[SpokenPassage]:
-    """Every recording below `data_root/repeat`, by distance. Raises `EvaluationError` when there is none."""
+def find_repeats(data_root: Path, frames_of: Callable[[Example], int] = count_frames) -> list[SpokenPassage]:
+    """Every recording below `data_root/repeat`, by distance. Raises `EvaluationError` when there is none, and where a
+    hearing is no part of its recording, whose length `frames_of` tells."""
     root = data_root / "repeat"
     passages = []
     for folder in sorted((f for f in root.glob("*") if f.is_dir()), key=distance_of):
         for path in sorted(folder.glob("*.wav")):
-            first, second = _spans(path.with_suffix(".json"))
             example = Example.file(f"{folder.name}/{path.stem}", path)
+            first, second = _spans(path.with_suffix(".json"), frames_of(example))
             passages.append(SpokenPassage(example, first, second, distance_of(folder)))
     if not passages:
         raise EvaluationError(f"no repeated passages: expected {root}/<seconds>/*.wav with a .json beside each")
     return passages
 
 
-def _spans(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+def _spans(path: Path, frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The whole frames of both hearings in a recording of so many."""
     try:
         found = json.loads(read_text(path))
         first, second = (
             (math.ceil(start * FRAME_RATE), math.floor(end * FRAME_RATE))
-            for start, end in (found["first"], found["second"])
+            for start, end in (span(*found[name]) for name in ("first", "second"))
         )
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        for start, stop in (first, second):
+            if start >= stop:
+                raise ValueError("a hearing holds no whole frame of 80 ms")
+            if stop > frames + seconds_to_frames(ROUNDING_SEC):
+                raise ValueError(f"a hearing lasts beyond the {frames} frames of the recording")
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(f'{path} is not {{"first": [start, end], "second": [start, end]}} ({error!r})') from None
     return first, second
 

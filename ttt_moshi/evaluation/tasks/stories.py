@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
+from ttt_moshi.evaluation.fields import texts
 from ttt_moshi.evaluation.pairs import Pair
 from ttt_moshi.files import read_text
 
@@ -80,9 +81,10 @@ def _needles(folder: Path) -> dict[str, str]:
         return {}
     try:
         needles = json.loads(read_text(path))
-        return {story: needle["pairs"][0] for needle in needles for story in needle["pairs"]}
-    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        pairs = [texts(needle["pairs"], "pairs") for needle in needles]
+    except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f'{path} is not [{{"pairs": [uuid, uuid]}}, ...] ({error!r})') from None
+    return {story: pair[0] for pair in pairs for story in pair}
 
 
 def _story_folder(folder: Path, prefix: str) -> list[Pair]:
