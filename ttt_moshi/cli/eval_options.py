@@ -49,6 +49,12 @@ def parser() -> Parser:
     add("--batch_size", type=positive, help="sequences in one forward pass at most; 1 scores them one by one")
     add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
     add("--out", type=Path, help="folder for the results; default: <run>/evaluation/<checkpoint>")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the results in --out that are of another checkpoint or other options, and conversations of "
+        "another; without it those of the same add up, and all others are refused",
+    )
     add("--data", help="recordings of your own, instead of the checkpoint's `data.eval_data`")
     add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
     add("--tasks", help="comma-separated, or all; `list` shows them, and what each needs")

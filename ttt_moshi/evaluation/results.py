@@ -37,6 +37,12 @@ class Results:
     config: dict[str, Any] = field(default_factory=dict)  # evaluation options: batch policy, dtype, modes, subset
     data: dict[str, Any] = field(default_factory=dict)  # digests and counts of every data set used
     seed: int = 0
+    versions: dict[str, str] = field(default_factory=lambda: versions())  # of the software that measured
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the tasks that have a number."""
+        return [name for name, task in self.tasks.items() if task["status"] == OK]
 
     @property
     def skipped(self) -> list[str]:
@@ -51,7 +57,7 @@ class Results:
             "config": self.config,
             "seed": self.seed,
             "data": self.data,
-            "versions": versions(),
+            "versions": self.versions,
         }
 
 
@@ -112,7 +118,8 @@ def read_results(path: Path) -> Results:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else None
             raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
-        results = Results(values["checkpoint"], values["tasks"], values["config"], values["data"], values["seed"])
+        parts = ("checkpoint", "tasks", "config", "data", "seed", "versions")
+        results = Results(*(values[part] for part in parts))
         for key in ("state_id", "step", "kind"):
             results.checkpoint[key]
         for name, task in results.tasks.items():
@@ -123,5 +130,6 @@ def read_results(path: Path) -> Results:
                 for key in ("options", "protocol"):
                     task.get(key, {}).items()
         results.config.get("ttt")
-        results.data.get("codec")
+        for part in (results.data, results.versions):
+            part.items()
     return results
