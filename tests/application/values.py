@@ -293,6 +293,31 @@ def _evaluation() -> list[Case]:
             for path in ("{nowhere}", "{empty}", "{text}", "{checkpoints}", "{run}/args.yaml")
         ),
         Case(last + "--tasks ''", "no task"),
+        # An empty path is no folder, and not the working folder.
+        *(
+            Case(f"{last}{option} ''", option)
+            for option in ("--out", "--data", "--data_root", "--cache_dir", "--config")
+        ),
+        *(
+            Case(words, "path is empty")
+            for words in (
+                "eval ls ''",
+                "eval report ''",
+                "eval versa {empty} --out ''",
+                "generate --checkpoint_dir {last} --input {wav} --out ''",
+                "generate --checkpoint_dir '' --input {wav} --out {new}.wav",
+                "status ''",
+                "verify --checkpoint_dir ''",
+                "ckpt ls ''",
+                "demo --out ''",
+                "data check ''",
+                "data prepare '' --out {new}",
+                "data prepare {folder}/material/train/data_stereo --out ''",
+                "data report {data} --out ''",
+                "data plant {data} --out '' --hf_repo_id {base}",
+                "data make-bench ''",
+            )
+        ),
         # What no chosen task knows would be recorded and change nothing.
         *(
             Case(last + words, words.split()[0])
@@ -568,7 +593,7 @@ def _data() -> list[Case]:
         *(
             Case(f"data make-bench {words}", names)
             for words, names in (
-                ("{text}", "{text}"),
+                ("{text}", "{text} is a file: name a folder"),
                 ("{new} --size huge", "huge"),
                 ("{new} --seed x", "--seed"),
                 ("{new} --train_data {nowhere}", "{nowhere}"),

@@ -265,6 +265,7 @@ def test_a_config_gives_data_and_evaluation_options_only(tiny_material, bench, t
     assert found["data"]["perplexity"]["samples"] > 2 and found["config"]["batch_size"] is None
     assert not (out / "submission").exists()
     assert found["checkpoint"]["kind"] == "base"
+    out = tmp_path / "fewer"
     assert main([*arguments, "--config", str(config), "--out", str(out), "--tasks", "ssc", "--max_items", "1"]) == 0
     assert results(out)["tasks"]["ssc"]["status"] == "ok" and results(out)["config"]["max_items"] == 1
 
@@ -353,6 +354,56 @@ def test_lists_for_versa(bench, tmp_path):
     assert (tmp_path / "v" / "text").read_text() == f"{name} hello there\n"
     sorted((tmp_path / "ref").glob("*.wav"))[-1].unlink()
     assert main(arguments) == 2
+
+
+def sounds(folder: Path, *names: str) -> Path:
+    """A folder of recordings that nobody listens to."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def versa(predicted: Path, out: Path, *more) -> int:
+    return main(["eval", "versa", str(predicted), "--out", str(out), *map(str, more)])
+
+
+def test_lists_for_versa_hold_what_was_asked_for_now(tmp_path):
+    predicted = sounds(tmp_path / "p", "a.wav", "b.FLAC", "C.WAV", "._b.wav", "x.txt")
+    true = sounds(tmp_path / "t", "a.wav", "b.wav", "C.wav", "._a.wav")
+    (true / "a.json").write_text(json.dumps({"alignments": [["two\nlines", [0, 1], "SPEAKER_MAIN"]]}))
+    (true / "._a.json").write_bytes(b"\0")
+    out = tmp_path / "v"
+    assert versa(predicted, out, "--references", true) == 0
+    lines = (out / "pred.scp").read_text().splitlines()
+    assert lines == [f"{Path(n).stem} {predicted / n}" for n in ("C.WAV", "a.wav", "b.FLAC")]
+    assert (out / "text").read_text() == "a two lines\n" and len((out / "gt.scp").read_text().splitlines()) == 3
+    (out / "mine").write_text("")
+    assert versa(predicted, out) == 0
+    assert {path.name for path in out.iterdir()} == {"pred.scp", "mine"}
+
+
+def test_lists_for_versa_of_many_conversations(tmp_path):
+    said = sounds(tmp_path / "s", "one/output.wav", "one/input.wav", "two/output.wav")
+    words = {"alignments": [["hello", [0, 1], "SPEAKER_MAIN"]]}
+    (said / "one" / "output.json").write_text(json.dumps(words))
+    assert versa(said, tmp_path / "v") == 0
+    expected = [f"{name} {said / name / 'output.wav'}" for name in ("one", "two")]
+    assert (tmp_path / "v" / "pred.scp").read_text().splitlines() == expected
+    assert (tmp_path / "v" / "text").read_text() == "one hello\n"
+
+
+@pytest.mark.parametrize("names", [["a b.wav"], ["a\nb.wav"], ["a.wav", "a.flac"], [" x/output.wav"], ["x\u00a0.wav"]])
+def test_names_that_a_list_for_versa_cannot_hold_are_refused(tmp_path, capsys, names):
+    assert versa(sounds(tmp_path / "p", *names), tmp_path / "v") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "rename" in error and not (tmp_path / "v").exists()
+
+
+def test_a_folder_that_a_list_for_versa_cannot_hold_is_refused(tmp_path, capsys):
+    assert versa(sounds(tmp_path / "a\nb", "x.wav"), tmp_path / "v") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "rename" in error and not (tmp_path / "v").exists()
 
 
 def test_the_script_at_the_root(tmp_path):

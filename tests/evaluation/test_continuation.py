@@ -98,15 +98,19 @@ def test_the_command_scores_what_is_true_and_keeps_what_was_said(tiny_material, 
     # What is there is not said again; another seed says something else.
     folder = tmp_path / "out" / samples[0]["conversation"]
     made, tokens = (folder / "output.wav").stat().st_mtime_ns, (folder / "tokens.safetensors").read_bytes()
-    assert go(tiny_material, tmp_path, tmp_path / "out", "--limit", "1", "--slots", "1") == 0
+    assert go(tiny_material, tmp_path, tmp_path / "out", "--limit", "1", "--slots", "1", "--overwrite") == 0
     assert (folder / "output.wav").stat().st_mtime_ns == made
     assert go(tiny_material, tmp_path, tmp_path / "other", "--seed", "5") == 0
     assert (tmp_path / "other" / samples[0]["conversation"] / "tokens.safetensors").read_bytes() != tokens
     # Conversations of another seed are refused before anything is scored.
+    (tmp_path / "out" / "results.json").unlink()
     capsys.readouterr()
-    assert go(tiny_material, tmp_path, tmp_path / "out", "--seed", "5", "--cache_dir", str(tmp_path / "fresh")) == 2
+    another = ("--seed", "5", "--cache_dir", str(tmp_path / "fresh"))
+    assert go(tiny_material, tmp_path, tmp_path / "out", *another) == 2
     assert "holds another conversation (differs in seed)" in " ".join(capsys.readouterr().out.split())
     assert not list((tmp_path / "fresh" / "nll").rglob("*"))
+    assert go(tiny_material, tmp_path, tmp_path / "out", *another, "--overwrite") == 0
+    assert (folder / "tokens.safetensors").read_bytes() != tokens
     capsys.readouterr()
     assert go(tiny_material, tmp_path, tmp_path / "no", "--ttt", "off") == 2
     assert "`continuation`: `--ttt off` is about a model that reads" in capsys.readouterr().err

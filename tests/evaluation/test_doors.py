@@ -41,6 +41,8 @@ BAD = [
     ["--outputs_of", "x", "--tasks", "full_duplex", "--sink", "2"],
     ["--sink", "2", "--text", "sampled"], ["--sink", "2", "--ttt", "swapped:4"], ["--sink", "9999"],
     ["--out", "{place}/file"], ["--cache_dir", "{place}/file"],
+    *([flag, ""] for flag in ("--out", "--data", "--data_root", "--cache_dir", "--config")), ["--data", " "],
+    ["--reference", "moshiko", "--tasks", "perplexity"], ["--reference", "moshiko"],
     ["--data_root", "{place}/gone"], ["--data_root", "{place}/file"],
     *(["--config", f"{{place}}/{name}"] for name in ("gone.yaml", "empty", "latin.yaml", "broken.yaml", "types.yaml",
                                                      "negative.yaml", "unknown.yaml")),

@@ -244,8 +244,12 @@ def test_the_command_holds_what_the_server_says(tiny_material, tmp_path, capsys,
     assert [(one["id"], one["item"]) for one in samples] == [("daily-a-slow", "daily-a"), ("daily-a-fast", "daily-a")]
     assert soundfile.read(tmp_path / "a/conversations/examiner/daily-a-slow/output.wav")[0].any()
     # Another type of the weights says something else, whatever the state id.
+    (tmp_path / "a/results.json").unlink()
     assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--dtype", "bfloat16") == 2
     assert "daily-a-slow holds another conversation (differs in dtype)" in " ".join(capsys.readouterr().out.split())
+    said = (tmp_path / "a/conversations/examiner/daily-a-slow/output.wav").read_bytes()
+    assert evaluate(tiny_material, tmp_path, tmp_path / "a", "--dtype", "bfloat16", "--overwrite") == 0
+    assert (tmp_path / "a/conversations/examiner/daily-a-slow/output.wav").read_bytes() != said
 
 
 def test_a_server_of_another_type_is_another_model(tiny_material, tmp_path, capsys):

@@ -295,6 +295,7 @@ def test_the_command_reads_and_talks_and_goes_on_where_it_was(tiny_material, tmp
     assert (folder / "output.wav").stat().st_mtime_ns == made
     assert (missing / "tokens.safetensors").read_bytes() == told  # the same, whoever talked beside it
     # Conversations of another seed are refused before anything is read.
+    (tmp_path / "a" / "results.json").unlink()
     capsys.readouterr()
     fresh = ["--minutes", "0.05", "--max_items", "3", "--seed", "5", "--cache_dir", str(tmp_path / "fresh")]
     assert hour(tiny_material, tmp_path / "a", *fresh) == 2

@@ -1,6 +1,7 @@
 """Tasks of other packages: found by their entry points, run and recorded like our own."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,15 @@ OTHER = 5
 def install(tmp_path, monkeypatch):
     """Puts a package with these entry points beside ours."""
 
-    def put(**points: str) -> None:
-        (tmp_path / "extra_sevens.py").write_text(MODULE)
+    def put(module: str = MODULE, **points: str) -> None:
+        (tmp_path / "extra_sevens.py").write_text(module)
         info = tmp_path / "extra_sevens-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-sevens\nVersion: 1.0\n")
         lines = [f"{name} = {value}" for name, value in points.items()]
         (info / "entry_points.txt").write_text("[ttt_moshi.tasks]\n" + "\n".join(lines) + "\n")
         monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop("extra_sevens", None)
         known_tasks.cache_clear()
 
     yield put
@@ -88,14 +90,57 @@ def test_what_decides_a_number_is_told(name, told, judge, expected):
     assert found == expected
 
 
+def evaluate(material, out, tasks: str) -> int:
+    base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
+    return main([*base, "--data", str(material.eval_data), "--limit", "1", "--out", str(out), "--tasks", tasks])
+
+
 @pytest.mark.parametrize(("points", "message"), [
     ({"sevens": "extra_sevens:GONE"}, "the task `sevens` (extra_sevens:GONE) cannot be loaded"),
     ({"sevens": "nowhere:SPEC"}, "the task `sevens` (nowhere:SPEC) cannot be loaded"),
+    ({"sevens": "extra_raises:SPEC"}, "the task `sevens` (extra_raises:SPEC) cannot be loaded: no such device"),
+    ({"sevens": "extra_exits:SPEC"}, "the task `sevens` (extra_exits:SPEC) cannot be loaded: bye"),
     ({"sevens": "extra_sevens:OTHER"}, "is no TaskSpec"),
     ({"ssc": "extra_sevens:SPEC"}, "the task `ssc` of extra_sevens:SPEC is there already"),
 ])  # fmt: skip
-def test_a_task_that_cannot_be_had_is_named(install, capsys, points, message):
+def test_a_task_that_cannot_be_had_is_refused_where_it_is_asked_for(
+    install, tiny_material, tmp_path, capsys, monkeypatch, points, message
+):
+    (tmp_path / "extra_raises.py").write_text("raise RuntimeError('no such\\ndevice')\n")
+    (tmp_path / "extra_exits.py").write_text("raise SystemExit('bye')\n")
     install(**points)
-    assert main(["eval", "--tasks", "list"]) == 2
+    (name,) = points
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["eval", "--tasks", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert message in shown and "broken: the task" in shown
+    assert evaluate(tiny_material, tmp_path / "alone", name) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert evaluate(tiny_material, tmp_path / "other", "perplexity") == 0
+    assert evaluate(tiny_material, tmp_path / "both", f"perplexity,{name}") == 1
+    tasks = json.loads((tmp_path / "both" / "results.json").read_text())["tasks"]
+    assert tasks["perplexity"]["status"] == "ok" and message in tasks[name]["reason"]
+
+
+def test_a_task_is_found_by_its_name_as_it_is(install, tiny_material, tmp_path, capsys):
+    install(MySevens="extra_sevens:SPEC")
+    for typed in ("MySevens", "mysevens", "PPL,MySevens"):
+        assert evaluate(tiny_material, tmp_path / typed, typed) == 0
+        assert "MySevens" in json.loads((tmp_path / typed / "results.json").read_text())["tasks"]
+    capsys.readouterr()
+    assert evaluate(tiny_material, tmp_path / "no", "MySeven") == 2
+    assert "unknown task `MySeven`; did you mean `MySevens`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "complaint"), [
+    ('"ci95": [7.0, 7.0], ', "task `sevens` has a result without `ci95`"),
+    ('"metric": "sevens", ', "task `sevens` has a result without `metric`"),
+    ('[7.0, 7.0]', "task `sevens` has no finite result"),
+])  # fmt: skip
+def test_an_entry_that_is_no_result_is_named(install, tiny_material, tmp_path, capsys, given, complaint):
+    replaced = MODULE.replace(given, "7.0" if given.startswith("[") else "")
+    assert replaced != MODULE
+    install(replaced, sevens="extra_sevens:SPEC")
+    assert evaluate(tiny_material, tmp_path / "out", "sevens") == 2
+    assert complaint in " ".join(capsys.readouterr().out.split())

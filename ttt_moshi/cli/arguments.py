@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ttt_moshi.config_io import describe_unknown
@@ -14,13 +15,14 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse for plain commands: no abbreviations, and a hint for every unknown flag.
+    """argparse for plain commands: no abbreviations, a hint for every unknown flag, and no path that is empty.
 
     Errors are raised as `UserError`, so that they reach the user as one line.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
+        self.register("type", Path, named_path)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -31,6 +33,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def named_path(text: str) -> Path:
+    """A path, for argparse: what stands for `type=Path` in every command. An unset variable of a shell is no folder,
+    and not the working folder."""
+    return Path(named(text))
+
+
+def named(text: str) -> str:
+    """A path or the URL of something, for argparse: not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty: name one")
+    return text
 
 
 def seed(text: str) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_moshi.cli.arguments import Parser, seed
+from ttt_moshi.cli.arguments import Parser, named, seed
 from ttt_moshi.cli.data_annotate import run_annotate
 from ttt_moshi.cli.data_choices import (
     add_ray,
@@ -74,6 +74,7 @@ def run_check(argv: list[str]) -> int:
     parser = Parser(prog="ttt-moshi data check", description="Say what is wrong with a data set, file by file.")
     parser.add_argument(
         "path",
+        type=named,
         help="jsonl file or folder of them, on a disk or at a URL; several separated by commas are checked together",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -105,8 +106,8 @@ def run_prepare(argv: list[str]) -> int:
         "transcripts beside them (json, TextGrid, eaf, ctm, rttm, vtt, srt, txt) into a data set. The folder itself is "
         "not changed. An interrupted call is continued by the same command.",
     )
-    parser.add_argument("source", help="folder of recordings, or its URL, searched with its subfolders")
-    parser.add_argument("--out", required=True, help="folder to make, or its URL")
+    parser.add_argument("source", type=named, help="folder of recordings, or its URL, searched with its subfolders")
+    parser.add_argument("--out", type=named, required=True, help="folder to make, or its URL")
     parser.add_argument(
         "--moshi_speaker", choices=("A", "B"), default="A", help="who becomes Moshi: A the left channel, B the right"
     )
@@ -235,13 +236,13 @@ def run_encode(argv: list[str]) -> int:
         description="Make the Mimi codes of a data set before training, so that no training waits for them: on one "
         "machine, or one shard on each of several. What is there is not made again.",
     )
-    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
+    parser.add_argument("path", type=named, help="jsonl file or folder of them; several separated by commas")
     parser.add_argument("--hf_repo_id", default=BASE_MODEL, help=BASE_MODEL_TOLD)
     parser.add_argument("--cache_dir", type=Path, help="folder of the codes, as `data.code_cache_dir` in training")
     parser.add_argument("--shard", default="1/1", help="which part, such as 2/8; parts are alike long")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: %(default)s)")
     parser.add_argument(
-        "--out", help="folder, or its URL, for a data set of codes alone, which needs no audio any more"
+        "--out", type=named, help="folder, or its URL, for a data set of codes alone, which needs no audio any more"
     )
     parser.add_argument(
         "--no_whitespace_before_word", action="store_true",
@@ -344,7 +345,7 @@ def run_plant(argv: list[str]) -> int:
         "to remember: repeats say a passage of the recording once more, facts come from another recording and are said "
         "twice. OUT/planted.json says what returns when.",
     )
-    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
+    parser.add_argument("path", type=named, help="jsonl file or folder of them; several separated by commas")
     parser.add_argument("--out", type=disk_path, required=True, help="folder to make")
     parser.add_argument("--repeats", type=int, default=2, help="in each recording (default: %(default)s)")
     parser.add_argument("--facts", type=int, default=2, help="in each recording (default: %(default)s)")
@@ -440,6 +441,8 @@ def run_make_bench(argv: list[str]) -> int:
         help="jsonl file of training dialogues, whose words count as known (default: those of `ttt-moshi demo`)",
     )
     args = parser.parse_args(argv)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file: name a folder to make")
     from ttt_moshi.synthetic.benchmarks import make_bench
 
     with progress("making") as on_part:

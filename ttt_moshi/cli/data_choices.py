@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, named_path
 from ttt_moshi.config import DataArgs
 from ttt_moshi.errors import UserError
 
@@ -42,7 +42,7 @@ def disk_path(text: str) -> Path:
     """A path of what cannot be at a URL, for argparse."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is a URL, and this must be on a disk")
-    return Path(text)
+    return named_path(text)
 
 
 def channels_chosen(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_moshi.cli.arguments import Parser
+from ttt_moshi.cli.arguments import Parser, named
 from ttt_moshi.cli.data_choices import remote_cache_options, use_remote_cache
 from ttt_moshi.cli.data_shown import counted, progress
 from ttt_moshi.errors import UserError
@@ -22,8 +22,8 @@ def run_report(argv: list[str]) -> int:
         "between turns, levels, what was found and repaired, and parts to listen to, with their waveforms, words and "
         "tokens. The page needs nothing else.",
     )
-    parser.add_argument("path", help="jsonl file or folder of them; several separated by commas")
-    parser.add_argument("--out", required=True, help="page to write, such as page.html, or its URL")
+    parser.add_argument("path", type=named, help="jsonl file or folder of them; several separated by commas")
+    parser.add_argument("--out", type=named, required=True, help="page to write, such as page.html, or its URL")
     parser.add_argument("--clips", type=int, default=10, help="parts to listen to (default: %(default)s)")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model, to show the tokens as the model gets them")
     parser.add_argument(

@@ -56,24 +56,41 @@ class _Run:
 
     @classmethod
     def prepare(cls, request: Request, ranks: Any, device: str, console: Console) -> _Run:
-        """Checks the checkpoint and the data, builds the model."""
+        """Checks the checkpoint, the data and what is in the folder for the results, builds the model."""
         from ttt_moshi.config_io import args_from_dict
         from ttt_moshi.evaluation import Results
-        from ttt_moshi.evaluation.subject import check, checkpoint_folder, from_base, from_checkpoint, training_config
+        from ttt_moshi.evaluation.subject import (
+            base_facts,
+            check,
+            checkpoint_facts,
+            checkpoint_folder,
+            from_base,
+            from_checkpoint,
+            training_config,
+        )
         from ttt_moshi.moshi.device import choose_dtype
 
         options = request.options
+
+        def results(facts: dict[str, Any], args: TrainArgs, clip_sec: float | None) -> Any:
+            config = request.recorded(args) | {"training_clip_sec": clip_sec}
+            return Results(facts, config=config, seed=options.seed)
+
         if options.checkpoint_dir == BASE:
             assert request.base is not None
-            args, clip_sec = request.with_overrides(TrainArgs(run_dir="none")), None
+            args, out = request.with_overrides(TrainArgs(run_dir="none")), options.out
             _check_data(request, args)
-            subject = from_base(request.base, device, choose_dtype(options.dtype, args.param_dtype))
-            out = options.out
+            new = results(base_facts(request.base), args, None)
+            ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
+            dtype = choose_dtype(options.dtype, args.param_dtype)
+            subject = from_base(request.base, device, dtype, new.checkpoint)
         else:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))
-            args, clip_sec = request.with_overrides(trained), trained.duration_sec
+            args, out = request.with_overrides(trained), options.out or _default_out(folder)
             _check_data(request, args)
+            new = results(checkpoint_facts(folder), args, trained.duration_sec)
+            ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
             if not options.no_ttt_verify:
                 with Bars(console) as bars:
 
@@ -81,11 +98,10 @@ class _Run:
                         check(folder, lambda done, total: bars.update("verifying the checkpoint", done, total))
 
                     ranks.together(lambda: verify() if ranks.is_main else None)
-            out = options.out or _default_out(folder)
             with console.status("loading the model"):
                 subject = from_checkpoint(folder, device, choose_dtype(options.dtype, args.param_dtype), request.base)
-        recorded = request.recorded(args) | {"training_clip_sec": clip_sec}
-        return cls(request, args, ranks, subject, Results(subject.facts, config=recorded, seed=options.seed), out, {})
+        new.checkpoint = subject.facts
+        return cls(request, args, ranks, subject, new, out, {})
 
     def evaluate(self, console: Console) -> None:
         """Fills in the results."""
@@ -124,19 +140,55 @@ class _Run:
         self.results.data["codec"] = {"fingerprint": subject.codec.fingerprint}
 
     def finish(self, console: Console, seconds: float) -> int:
-        """Writes the files, shows the headlines, and returns the exit status."""
+        """Shows the headlines, writes the files, and returns the exit status."""
+        if not self.ranks.is_main:
+            return 0
+        console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
+        show_headlines(console, self.results.tasks)
+        console.print(self._write(seconds), soft_wrap=True, markup=False)
+        skipped = len(self.results.skipped)
+        return 0 if not skipped else 2 if skipped == len(self.results.tasks) else 1
+
+    def _write(self, seconds: float) -> str:
+        """Writes the files unless they would replace numbers by none; returns where they are, in words.
+
+        Raises:
+            EvaluationError: they would replace numbers of another evaluation.
+        """
+        from ttt_moshi.evaluation import EvaluationError
+        from ttt_moshi.evaluation.adding import added, has_numbers
         from ttt_moshi.evaluation.files import write_evaluation
         from ttt_moshi.training.run_dir import git_state
 
-        if not self.ranks.is_main:
-            return 0
+        path = self.out / "results.json"
+        if not self.results.measured and has_numbers(self.out):
+            return f"nothing was measured: {path} keeps what was measured before"
+        try:
+            # Looked at again: another evaluation may have ended meanwhile.
+            there = _there(self.request, self.out, self.results)
+            found = self.results if there is None else added(there, self.results)
+        except EvaluationError as error:
+            cache = self.request.options.cache_dir or self.out / "cache"
+            raise EvaluationError(
+                f"{path} stays as it is, and what was measured now is not written: {error}. Scores are kept for "
+                f"--cache_dir {cache}"
+            ) from None
         circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
-        write_evaluation(self.out, self.results, self.outcomes, circumstances)
-        console.print(f"\n[bold]state {self.subject.facts['state_id'][:16]}[/], step {self.subject.facts['step']}")
-        show_headlines(console, self.results.tasks)
-        console.print(f"results: {self.out / 'results.json'}, in full: {self.out / 'report.html'}", soft_wrap=True)
-        skipped = len(self.results.skipped)
-        return 0 if not skipped else 2 if skipped == len(self.results.tasks) else 1
+        write_evaluation(self.out, found, self.outcomes, circumstances, adds=there is not None)
+        before = [name for name in found.measured if name not in self.outcomes]
+        beside = f" (measured before, and kept: {', '.join(before)})" if before else ""
+        return f"results: {path}{beside}, in full: {self.out / 'report.html'}"
+
+
+def _there(request: Request, out: Path, new: Any) -> Any:
+    """The evaluation in the folder that this one adds to, None where it begins anew.
+
+    Raises:
+        EvaluationError: numbers of another one are there, and are not to be replaced.
+    """
+    from ttt_moshi.evaluation.adding import added_to
+
+    return None if request.options.overwrite else added_to(out, new, request.names)
 
 
 def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Path | None = None) -> Any:
@@ -169,7 +221,8 @@ def _benchmarks(request: Request, args: TrainArgs, subject: Any = None, out: Pat
     if subject is not None and out is not None:
         sampling = Sampling.of(subject.speaker.generation)
         speaker = replace(subject.speaker, sink=options.sink)
-        talker = Talker(Driver(speaker, sampling, options.slots, options.seed), out / "conversations")
+        driver = Driver(speaker, sampling, options.slots, options.seed, replace=options.overwrite)
+        talker = Talker(driver, out / "conversations")
     root = options.data_root or (Path(named) if (named := args.paper_metrics.data_root) else None)
     return Benchmarks(
         root,

@@ -49,6 +49,12 @@ def parser() -> Parser:
     add("--batch_size", type=positive, help="sequences in one forward pass at most; 1 scores them one by one")
     add("--no_ttt_verify", action="store_true", help="do not check the checkpoint's bytes first")
     add("--out", type=Path, help="folder for the results; default: <run>/evaluation/<checkpoint>")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the results in --out that are of another checkpoint or other options, and conversations of "
+        "another; without it those of the same add up, and all others are refused",
+    )
     add("--data", help="recordings of your own, instead of the checkpoint's `data.eval_data`")
     add("--data_root", type=Path, help="folder of the benchmarks (sLM21-dataset, sSC, tSC, salmon, librilight, needle)")
     add("--tasks", help="comma-separated, or all; `list` shows them, and what each needs")
@@ -247,6 +253,10 @@ def _check_paths(options: Any) -> None:
         path = getattr(options, flag)
         if path is not None and path.exists() and not path.is_dir():
             raise UserError(f"--{flag} {path} is a file; name a folder")
+    if options.data is not None and not options.data.strip():
+        raise UserError(
+            "--data is empty: name recordings, or leave it out for those of the checkpoint's `data.eval_data`"
+        )
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data_root: there is no folder {options.data_root}")
 
@@ -310,11 +320,14 @@ def _check_judge(command: str) -> None:
 
 def _refuse_idle(options: Any, names: list[str]) -> None:
     """No option that would be recorded and change nothing."""
+    from ttt_moshi.evaluation.references import REFERENCES
     from ttt_moshi.evaluation.tasks.registry import tasks_by_option
 
     default = parser().get_default
     if options.sampled_texts != default("sampled_texts") and options.text != "sampled":
         raise UserError("--sampled_texts acts together with `--text sampled` alone")
+    if options.reference and not set(published := REFERENCES[options.reference]) & set(names):
+        raise UserError(f"--reference {options.reference} has values of {', '.join(published)}, and --tasks names none")
     for option, known in tasks_by_option().items():
         # A task of another package may name an option that is not one of this command.
         if getattr(options, option, None) != default(option) and not set(known) & set(names):

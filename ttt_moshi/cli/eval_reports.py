@@ -135,41 +135,45 @@ def _versa(argv: list[str], console: Console) -> int:
         prog="ttt-moshi eval versa",
         description="Writes pred.scp, gt.scp and text for VERSA (quality of generated speech).",
     )
-    parser.add_argument("predicted", type=Path, help="folder of generated audio files")
+    parser.add_argument(
+        "predicted", type=Path, help="folder of generated audio files, or of conversations (NAME/output.wav)"
+    )
     parser.add_argument("--references", type=Path, help="folder of true audio files with the same names")
     parser.add_argument("--out", type=Path, default=Path("versa"), help="default: %(default)s")
     options = parser.parse_args(argv)
     from ttt_moshi.data.transcripts import MAIN_SPEAKER, read_transcript
-    from ttt_moshi.evaluation.interchange import write_versa_lists
+    from ttt_moshi.evaluation.interchange import sound_files, write_versa_lists
 
     _refuse_file("--out", options.out)
     for folder in (options.predicted, options.references):
         if folder is not None and not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
     texts = {}
-    for path in sorted((options.references or options.predicted).glob("*.json")):
-        words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]
-        texts[path.stem] = " ".join(words)
+    for name, sound in sound_files(options.references or options.predicted).items():
+        if (path := sound.with_suffix(".json")).is_file():
+            words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]
+            texts[name] = " ".join(words)
     for path in write_versa_lists(options.out, options.predicted, options.references, texts):
         console.print(str(path), soft_wrap=True)
     return 0
 
 
 def _lm_eval(argv: list[str], console: Console) -> int:
+    from ttt_moshi.evaluation.interchange import LM_EVAL_FILE, as_lm_eval
+
     parser = Parser(
         prog="ttt-moshi eval lm-eval",
         description="Writes the results of an evaluation in the structure of those of lm-evaluation-harness, for tools "
         "that read these.",
     )
     parser.add_argument("folder", type=Path, help="folder with a results.json")
-    parser.add_argument("--out", type=Path, help="JSON file (default: lm_eval.json in the folder)")
+    parser.add_argument("--out", type=Path, help=f"JSON file (default: {LM_EVAL_FILE} in the folder)")
     options = parser.parse_args(argv)
     from ttt_moshi.evaluation import read_results
     from ttt_moshi.evaluation.errors import well_formed
-    from ttt_moshi.evaluation.interchange import as_lm_eval
     from ttt_moshi.evaluation.results import write_json
 
-    out = options.out or options.folder / "lm_eval.json"
+    out = options.out or options.folder / LM_EVAL_FILE
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
     path, beside = options.folder / "results.json", options.folder / "timing.json"

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.results import OK, Results, write_text
 from ttt_moshi.evaluation.statistics import RESAMPLES
 
 ZEROSPEECH = {"swuggy": "lexical", "sblimp": "syntactic"}
+LM_EVAL_FILE = "lm_eval.json"
+_VERSA_LISTS = ("pred.scp", "gt.scp", "text")
 
 
 def most_items(config: Mapping[str, Any]) -> int | None:
@@ -18,38 +20,76 @@ def most_items(config: Mapping[str, Any]) -> int | None:
     return config.get("max_items") or config.get("paper_metrics_max_items")
 
 
+def submission_file(folder: Path, task: str, split: str) -> Path:
+    """Where the toolkit looks for the scores of a task."""
+    return folder / ZEROSPEECH[task] / f"{split}.txt"
+
+
 def write_submission(folder: Path, task: str, split: str, scores: Mapping[str, float]) -> Path:
     """`lexical/<split>.txt` or `syntactic/<split>.txt`: `<filename> <score>` a line, higher = likelier.
 
     The ZeroSpeech toolkit recomputes the task's headline value from it, provided that the whole split was scored.
     """
-    path = folder / ZEROSPEECH[task] / f"{split}.txt"
+    path = submission_file(folder, task, split)
     write_text(path, "".join(f"{name} {score!r}\n" for name, score in sorted(scores.items())))
     return path
 
 
 def write_versa_lists(out: Path, predicted: Path, references: Path | None, texts: Mapping[str, str]) -> list[Path]:
-    """`pred.scp`, `gt.scp` and `text` for VERSA from folders of sound files with equal stems.
+    """`pred.scp`, `gt.scp` and `text` for VERSA from folders of sound files with equal names; those of them that there
+    is nothing for are deleted, as lists of an earlier call.
 
-    Raises `EvaluationError` when a folder is empty or a prediction lacks its reference.
+    Raises `EvaluationError` when a folder is empty, a prediction lacks its reference, or a name cannot be in a list.
     """
-    files = {path.stem: path for path in sorted(predicted.glob("*")) if path.suffix in (".wav", ".flac")}
-    if not files:
-        raise EvaluationError(f"no .wav or .flac in {predicted}")
-    written = [_scp(out / "pred.scp", {name: str(path.resolve()) for name, path in files.items()})]
+    files = sound_files(predicted)
+    lists = {"pred.scp": _paths(files)}
     if references is not None:
-        others = {path.stem: path for path in sorted(references.glob("*")) if path.suffix in (".wav", ".flac")}
+        others = sound_files(references)
         if missing := sorted(files.keys() - others.keys()):
             raise EvaluationError(f"{references} lacks a reference for {', '.join(missing[:5])}")
-        written.append(_scp(out / "gt.scp", {name: str(others[name].resolve()) for name in files}))
-    if texts:
-        written.append(_scp(out / "text", {name: texts[name] for name in files if name in texts}))
-    return written
+        lists["gt.scp"] = _paths({name: others[name] for name in files})
+    if said := {name: texts[name] for name in files if name in texts}:
+        lists["text"] = said
+    for name in _VERSA_LISTS:
+        with writing(out / name):
+            (out / name).unlink(missing_ok=True)
+    for name, entries in lists.items():
+        write_text(out / name, "".join(f"{key} {' '.join(value.splitlines())}\n" for key, value in entries.items()))
+    return [out / name for name in lists]
 
 
-def _scp(path: Path, entries: Mapping[str, str]) -> Path:
-    write_text(path, "".join(f"{name} {value}\n" for name, value in entries.items()))
-    return path
+def sound_files(folder: Path) -> dict[str, Path]:
+    """The recordings of a folder by their names: its sound files, or what the model says in the folders of many
+    conversations (`NAME/output.wav`), as `ttt-moshi generate` writes them.
+
+    Raises `EvaluationError` where there is none, two have one name, or a name has a blank in it.
+    """
+    found = [(path.stem, path) for path in sorted(folder.iterdir()) if _is_sound(path)]
+    found = found or [(path.parent.name, path) for path in sorted(folder.glob("*/output.wav")) if path.is_file()]
+    if not found:
+        raise EvaluationError(f"no .wav or .flac in {folder}, and no NAME/output.wav")
+    files: dict[str, Path] = {}
+    for name, path in found:
+        # A list parts name and file at the first blank, and its lines at their ends.
+        if name.split() != [name]:
+            raise EvaluationError(f"{str(path)!r}: a list for VERSA cannot hold a name with a blank: rename it")
+        if name in files:
+            raise EvaluationError(f"{files[name]} and {path} have one name: rename one of them")
+        files[name] = path
+    return files
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether it is a sound file, and none of those that macOS leaves beside them (`._NAME`)."""
+    return path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".") and path.is_file()
+
+
+def _paths(files: Mapping[str, Path]) -> dict[str, str]:
+    found = {name: str(path.resolve()) for name, path in files.items()}
+    for path in found.values():
+        if len(path.splitlines()) > 1 or path != path.strip():
+            raise EvaluationError(f"{path!r}: a list for VERSA cannot hold a folder with an end of a line: rename it")
+    return found
 
 
 LM_EVAL_METRICS = {

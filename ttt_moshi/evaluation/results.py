@@ -26,6 +26,8 @@ from ttt_moshi.files import read_text, write_atomically
 SCHEMA = 1
 OK = "ok"
 SKIPPED = "skipped"
+MEASURED = ("value", "ci95", "n", "metric", "unit_of_n", "better")
+"""what the entry of a measured task has at least"""
 
 
 @dataclass
@@ -37,6 +39,12 @@ class Results:
     config: dict[str, Any] = field(default_factory=dict)  # evaluation options: batch policy, dtype, modes, subset
     data: dict[str, Any] = field(default_factory=dict)  # digests and counts of every data set used
     seed: int = 0
+    versions: dict[str, str] = field(default_factory=lambda: versions())  # of the software that measured
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the tasks that have a number."""
+        return [name for name, task in self.tasks.items() if task["status"] == OK]
 
     @property
     def skipped(self) -> list[str]:
@@ -51,7 +59,7 @@ class Results:
             "config": self.config,
             "seed": self.seed,
             "data": self.data,
-            "versions": versions(),
+            "versions": self.versions,
         }
 
 
@@ -70,13 +78,19 @@ def versions() -> dict[str, str]:
 def check_task(name: str, task: dict[str, Any]) -> None:
     """Raises `EvaluationError` unless the entry is a finite measured number with its interval, or a reason."""
     if task.get("status") == SKIPPED:
-        if task["value"] is not None or not task.get("reason"):
+        if task.get("value", "none") is not None or not task.get("reason"):
             raise EvaluationError(f"task `{name}` was skipped, so it needs a reason and no value")
         return
     if task.get("status") != OK:
         raise EvaluationError(f"task `{name}` has the unknown status {task.get('status')!r}")
-    low, high = task["ci95"]
-    if not all(math.isfinite(number) for number in (task["value"], low, high)) or task["n"] < 1:
+    if lacking := [key for key in MEASURED if key not in task]:
+        raise EvaluationError(f"task `{name}` has a result without `{'`, `'.join(lacking)}`; such a one is not written")
+    try:
+        low, high = task["ci95"]
+        finite = all(math.isfinite(number) for number in (task["value"], low, high)) and task["n"] >= 1
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
         raise EvaluationError(
             f"task `{name}` has no finite result (value {task['value']}, ci95 {task['ci95']}, n {task['n']}); "
             "such a number is not written"
@@ -112,16 +126,19 @@ def read_results(path: Path) -> Results:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else None
             raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
-        results = Results(values["checkpoint"], values["tasks"], values["config"], values["data"], values["seed"])
+        parts = ("checkpoint", "tasks", "config", "data", "seed", "versions")
+        results = Results(*(values[part] for part in parts))
         for key in ("state_id", "step", "kind"):
             results.checkpoint[key]
         for name, task in results.tasks.items():
-            check_task(name, task)
+            try:
+                check_task(name, task)
+            except EvaluationError as error:
+                raise EvaluationError(f"{path}: {error}") from None
             if task["status"] == OK:
-                for key in ("metric", "unit_of_n", "better"):
-                    task[key]
                 for key in ("options", "protocol"):
                     task.get(key, {}).items()
         results.config.get("ttt")
-        results.data.get("codec")
+        for part in (results.data, results.versions):
+            part.items()
     return results

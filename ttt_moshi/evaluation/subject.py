@@ -82,11 +82,22 @@ def training_config(folder: Path) -> dict[str, Any]:
     return read_document(folder, TRAINING_CONFIG)
 
 
+def checkpoint_facts(folder: Path) -> dict[str, Any]:
+    """`Subject.facts` of a checkpoint, which is not loaded."""
+    manifest = read_manifest(folder)
+    return {key: manifest[key] for key in ("state_id", "step", "kind")}
+
+
+def base_facts(paths: ModelPaths) -> dict[str, Any]:
+    """`Subject.facts` of a model as published, which is not loaded: its state id is the digest of its weights file."""
+    weights = resolve_model(paths, "evaluate").moshi_weights
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(weights).hexdigest()
+    return {"state_id": f"base:{digest}", "step": 0, "kind": "base"}
+
+
 def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPaths | None = None) -> Subject:
     """Model, codec and tokenizer of a checkpoint; `base` says where the base model's files are now, if they moved."""
-    manifest = read_manifest(folder)
-    facts = {key: manifest[key] for key in ("state_id", "step", "kind")}
-    trained = training_config(folder)
+    facts, trained = checkpoint_facts(folder), training_config(folder)
     spaceless = bool(trained["data"].get("no_whitespace_before_word", False))
     changed = trained.get("full_finetuning"), trained.get("lora", {}).get("ft_embed")
     base_inside = not any((*changed, trained["data"].get("new_text_embeddings")))
@@ -94,12 +105,11 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
     return _subject(facts, model, trained_base(folder, base), device, base_inside, spaceless)
 
 
-def from_base(paths: ModelPaths, device: str, dtype: torch.dtype) -> Subject:
-    """A model as published, before any training here. Its state id is the digest of its weights file."""
-    info = resolve_model(paths, "evaluate")
-    digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(info.moshi_weights).hexdigest()
+def from_base(paths: ModelPaths, device: str, dtype: torch.dtype, facts: dict[str, Any] | None = None) -> Subject:
+    """A model as published, before any training here; `facts` are its `base_facts`, where they are known already."""
+    facts, info = facts or base_facts(paths), resolve_model(paths, "evaluate")
     model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
-    return _subject({"state_id": f"base:{digest}", "step": 0, "kind": "base"}, model, info, device, True)
+    return _subject(facts, model, info, device, True)
 
 
 def _subject(

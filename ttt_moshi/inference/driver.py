@@ -90,6 +90,8 @@ class Driver:
         start: a prompt, None without one.
         greeting: whether Moshi may say a word before the user makes a sound.
         wait: see `Question.wait`.
+        replace: whether conversations of another model, other options or another recording that are there are made
+            again, instead of refused.
     """
 
     speaker: Speaker
@@ -99,6 +101,7 @@ class Driver:
     start: Snapshot | None = None
     greeting: bool = True
     wait: int | None = None
+    replace: bool = False
 
     def converse(
         self,
@@ -173,10 +176,17 @@ class Driver:
         """
         left = []
         for item in items:
-            if (folder / item.name / WORDS).exists():
-                given = item.given() if item.given else None
-                self._require_mine(folder / item.name, self.identity(self._question(item), given))
-            else:
+            if not (folder / item.name / WORDS).exists():
+                left.append(item)
+                continue
+            given = item.given() if item.given else None
+            identity = self.identity(self._question(item), given)
+            if (what := self._foreign(folder / item.name, identity)) is not None:
+                if not self.replace:
+                    raise InferenceError(
+                        f"{folder / item.name} holds another conversation ({what}): choose another folder, or replace "
+                        "it with --overwrite"
+                    )
                 left.append(item)
         return left
 
@@ -205,16 +215,13 @@ class Driver:
     def _prompt(self) -> str | None:
         return None if self.start is None else _digest(self.start.tensors)
 
-    def _require_mine(self, folder: Path, wanted: dict[str, Any]) -> None:
+    def _foreign(self, folder: Path, wanted: dict[str, Any]) -> str | None:
+        """How the conversation in `folder` was made otherwise than is wanted, None where it was not."""
         try:
             made_by = json.loads(read_text(folder / MADE_BY))
         except (OSError, ValueError):
             made_by = None
-        if made_by != wanted:
-            what = difference(made_by, wanted)
-            raise InferenceError(
-                f"{folder} holds another conversation ({what}): choose another folder, or overwrite it"
-            )
+        return None if made_by == wanted else difference(made_by, wanted)
 
     def _write(self, folder: Path, found: Answer, said: _Growing, sample_rate: int, identity: dict[str, Any]) -> None:
         (folder / WORDS).unlink(missing_ok=True)

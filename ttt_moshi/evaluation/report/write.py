@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from ttt_moshi.frames import FRAME_RATE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_TOLD = ("state_id", "dtype", "sink")
+"""what conversations and results both say about the model"""
 MOST_PLAYERS = 20
 """conversations of a task that its report plays"""
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
@@ -37,21 +40,35 @@ def write_run_report(out: Path, results: Results) -> Path:
         for name, task in results.tasks.items():
             if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
                 figures[name] = figure
-    recordings = {name: found for name in results.tasks if (found := _conversations(out, name))}
+    recordings = {name: found for name in results.tasks if (found := _conversations(out, name, results))}
     return _write(out, "Evaluation", run_report(results), figures, recordings, folds=True)
 
 
-def _conversations(out: Path, task: str) -> list[Recorded]:
-    """The first conversations of a task that lie beside the report."""
+def _conversations(out: Path, task: str, results: Results) -> list[Recorded]:
+    """The first conversations of a task that lie beside the report, without those that another model has held."""
     found = []
     own = out / "conversations" / task
-    for words in sorted(own.rglob("output.json"))[:MOST_PLAYERS]:
+    of_this = (words for words in sorted(own.rglob("output.json")) if not _by_another(words.parent, results))
+    for words in islice(of_this, MOST_PLAYERS):
         with well_formed(words):
             said = " ".join(text for text, _, _ in json.loads(read_text(words))["alignments"])
         folder = words.parent.relative_to(out).as_posix()
         name = words.parent.relative_to(own).as_posix()
         found.append(Recorded(name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
     return found
+
+
+def _by_another(conversation: Path, results: Results) -> bool:
+    """Whether a conversation says of itself that another model has held it, or the same one run otherwise."""
+    # Their names are those of `inference.driver` and `tasks.examiner`, which need PyTorch and a report does not.
+    for path in (conversation / "made_by.json", conversation / "exam.json"):
+        if path.is_file():
+            with well_formed(path):
+                values = json.loads(read_text(path))
+                made_by = dict(values.get("made_by", values))
+            wanted = {"state_id": results.checkpoint["state_id"], **results.config}
+            return any(key in wanted and made_by.get(key, wanted[key]) != wanted[key] for key in _TOLD)
+    return False
 
 
 def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
@@ -105,12 +122,18 @@ def _write(
     for name, figure in figures.items():
         svg, png = render(figure)
         svgs[name] = svg
-        stem = name.replace(" ", "_")
-        write_text(out / "plots" / f"{stem}.svg", svg)
-        _write_bytes(out / "plots" / f"{stem}.png", png)
+        drawn, rendered = plot_files(out, name)
+        write_text(drawn, svg)
+        _write_bytes(rendered, png)
     write_text(out / "report.md", markdown)
     write_text(out / "report.html", page(f"TTT-Moshi {title.lower()}", markdown, svgs, recordings, folds))
     return out / "report.html"
+
+
+def plot_files(out: Path, name: str) -> tuple[Path, Path]:
+    """Where the SVG and the PNG of a figure are."""
+    stem = name.replace(" ", "_")
+    return out / "plots" / f"{stem}.svg", out / "plots" / f"{stem}.png"
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

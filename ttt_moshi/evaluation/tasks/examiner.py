@@ -192,7 +192,7 @@ class Examination:
                     "checkpoint with the same --dtype"
                 )
         made_by = {_called(*one): {**identity, "pace": one[1], "task": _digest([one[0]])} for one in wanted}
-        left = [one for one in wanted if not _is_there(folder / _called(*one), made_by[_called(*one)])]
+        left = [one for one in wanted if not _is_there(folder / _called(*one), made_by[_called(*one)], driver.replace)]
         done(len(wanted) - len(left))
         if not left:
             return
@@ -234,22 +234,25 @@ def _mono(path: Path) -> np.ndarray:
     return read_audio(path).mean(axis=0)
 
 
-def _is_there(folder: Path, made_by: dict[str, Any]) -> bool:
-    """Raises `EvaluationError` where another conversation is."""
+def _is_there(folder: Path, made_by: dict[str, Any], replace: bool) -> bool:
+    """Raises `EvaluationError` where another conversation is that is not to be replaced."""
     path = folder / EXAM
     if not path.is_file():
         return False
     with well_formed(path):
         found = json.loads(read_text(path))["made_by"]
-    if found != made_by:
+    if found != made_by and not replace:
         what = difference(found, made_by)
-        raise EvaluationError(f"{folder} holds another conversation ({what}): choose another --out")
-    return True
+        raise EvaluationError(
+            f"{folder} holds another conversation ({what}): choose another --out, or replace it with --overwrite"
+        )
+    return bool(found == made_by)
 
 
 def _write(folder: Path, exchange: Exchange, task: StagedTask, made_by: dict[str, Any]) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / EXAM).unlink(missing_ok=True)  # of a conversation that is replaced
         write_audio(folder / "input.wav", torch.from_numpy(exchange.said), SAMPLE_RATE)
         write_audio(folder / "output.wav", torch.from_numpy(exchange.heard), SAMPLE_RATE)
         write_words(folder / "output.json", exchange.words)

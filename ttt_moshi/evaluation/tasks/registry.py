@@ -486,36 +486,52 @@ ALIASES = {"ppl": "perplexity"}
 def known_tasks() -> dict[str, TaskSpec]:
     """The tasks of this package and of those installed beside it.
 
-    Raises:
-        EvaluationError: a task of another package that cannot be loaded, or has the name of one that is there.
+    One of another package that cannot be loaded, or has the name of one that is there, is a task that cannot run:
+    whoever asks for it is told why, and nobody else.
     """
     found = dict(TASKS)
     for point in entry_points(group=ENTRY_POINTS):
         try:
             spec = point.load()
-        except (ImportError, AttributeError) as error:
-            raise EvaluationError(f"the task `{point.name}` ({point.value}) cannot be loaded: {error}") from error
-        if not isinstance(spec, TaskSpec) or point.name in found:
-            problem = "is there already" if isinstance(spec, TaskSpec) else "is no TaskSpec"
-            raise EvaluationError(f"the task `{point.name}` of {point.value} {problem}")
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a foreign module does
+            what = " ".join(str(error).split()) or type(error).__name__
+            spec = _broken(f"the task `{point.name}` ({point.value}) cannot be loaded: {what}")
+        if not isinstance(spec, TaskSpec):
+            spec = _broken(f"the task `{point.name}` of {point.value} is no TaskSpec")
+        elif point.name in found:
+            spec = _broken(f"the task `{point.name}` of {point.value} is there already: uninstall one of the two")
         found[point.name] = spec
     return found
 
 
+def _broken(reason: str) -> TaskSpec:
+    """In the place of a task of another package that cannot be had."""
+
+    def refuse(b: Benchmarks) -> Task:
+        raise EvaluationError(reason)
+
+    return TaskSpec(refuse, f"broken: {reason}")
+
+
 def parse_tasks(names: str) -> list[str]:
-    """Task names from a comma-separated list; `all` is every one. Raises `EvaluationError` with the known names."""
+    """Task names from a comma-separated list, in small letters or as they are; `all` is every one. Raises
+    `EvaluationError` with the known names."""
     known = known_tasks()
     if names.strip() == "all":
         return list(known)
-    words = [name.strip().lower() for name in names.split(",") if name.strip()]
+    words = [name.strip() for name in names.split(",") if name.strip()]
     if not words:
         raise EvaluationError(f"no task is named (there are {', '.join(known)})")
-    found = [ALIASES.get(word, word) for word in words]
-    for name in found:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-            raise EvaluationError(f"unknown task `{name}`{hint} (there are {', '.join(known)})")
+    # Names of other packages may have capitals, and one of them may differ from another in nothing else.
+    called = {name.lower(): name for name in known} | ALIASES | {name: name for name in known}
+    found = []
+    for word in words:
+        name = called.get(word) or called.get(word.lower())
+        if name is None:
+            nearest = get_close_matches(word.lower(), called, n=1)
+            hint = f"; did you mean `{called[nearest[0]]}`?" if nearest else ""
+            raise EvaluationError(f"unknown task `{word}`{hint} (there are {', '.join(known)})")
+        found.append(name)
     return list(dict.fromkeys(found))
 
 
