@@ -550,6 +550,72 @@ def test_a_conversation_moves_to_the_connection_that_asks_for_it(play, tmp_path)
     play(scene, sessions=Sessions(tmp_path))
 
 
+def test_a_conversation_is_in_one_connection_however_many_ask_for_it(play, tmp_path):
+    """At once, while nobody has a place, and of one that goes on: the last who asked has it, and all that was heard."""
+    sessions = Sessions(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(6)))
+            await client.until(lambda: len(client.sound) == 6)
+            name = client.last("welcome")["session"]
+        resume = f"?events=1&format=pcm&resume={name}"
+
+        async def talk(client: Client, frames: int) -> None:
+            heard = len(client.sound)
+            await client.say(pcm(noise(frames)))
+            await client.until(lambda: len(client.sound) == heard + frames)
+
+        async with (
+            scene.client() as one,
+            scene.client() as other,
+            scene.client(resume, greet=False) as first,
+            scene.client(resume, greet=False) as second,
+        ):
+            await second.until(lambda: second.last("queue") == {"type": "queue", "place": 1})
+            assert await first.closing() == 4001 and first.last("welcome") is None
+            await one.socket.close()
+            await other.socket.close()
+            await second.until(lambda: second.ready)
+            assert second.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 6}
+            await talk(second, 5)
+            # While the one who talks is being saved for the first who asks, two more do.
+            clients = [
+                Client(await scene.session.ws_connect(f"{scene.site.make_url('/api/chat')}{resume}")) for _ in range(3)
+            ]
+            codes = [await client.closing() for client in (second, *clients[:2])]
+            assert codes == [4001] * 3 and not any(client.last("welcome") for client in clients[:2])
+            await clients[2].until(lambda: clients[2].ready)
+            assert clients[2].last("welcome")["frames"] == 11
+            await talk(clients[2], 2)
+            await clients[2].socket.close()
+        async with scene.client(resume) as client:
+            assert client.last("welcome")["frames"] == 13
+        assert 'closed_connections_total{code="4001"} 4.0' in (await scene.get("/metrics"))[1]
+
+    play(scene, slots=2, sessions=sessions)
+    assert [one.info.frames for one in sessions.listed()] == [13]
+
+
+def test_who_asks_for_what_nobody_has_passes_nobody(play, tmp_path):
+    """A claim that is taken over is worth the place in the queue that it had, and no better one."""
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client() as talking, scene.client("?events=1", greet=False) as waiting:
+            await waiting.until(lambda: waiting.events)
+            for _ in range(3):
+                async with scene.client("?events=1&resume=mine", greet=False) as client:
+                    await client.until(lambda: client.events)
+                    assert client.last("queue")["place"] == 2
+                    async with scene.client("?events=1&resume=mine", greet=False) as again:
+                        await again.until(lambda: again.events)
+                        assert again.last("queue")["place"] == 2 and await client.closing() == 4001
+            await talking.socket.close()
+            await waiting.until(lambda: waiting.ready)
+
+    play(scene, sessions=Sessions(tmp_path))
+
+
 def test_a_conversation_is_kept_before_its_first_word_if_that_is_asked_for(play, tmp_path):
     """And only then: who comes and goes without a word leaves nothing."""
     sessions = Sessions(tmp_path)
