@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -79,6 +80,24 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         # In a folder that cannot be written any more the first error is the one to tell.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def try_folder(folder: Path) -> None:
+    """Makes a folder and writes into it, and leaves all as it was.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"written")
+            file.flush()
+    finally:
+        for path in made:
+            with suppress(OSError):  # another process may have put something there
+                path.rmdir()
 
 
 def partial_beside(path: Path) -> Path:

@@ -487,6 +487,43 @@ def test_pages_of_other_sites_and_strangers_stay_outside(play):
     play(scene, settings=settings)
 
 
+NO_REQUESTS = [
+    (b"GET /api/hello HTTP/1.1\r\nHost: [\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: \xff\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nOrigin: http://[\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nOrigin: http://\xff\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer \xff\xfe\r\n", 401),
+    (b"GET /api/hello?token=%ff HTTP/1.1\r\nHost: me\r\n", 401),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\n", 200),
+    (b"GET /" + b"x" * 300 + b" HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /%00 HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /%ff HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /circle HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /index.html/x HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /api/sessions/" + b"x" * 300 + b"?token=sesame HTTP/1.1\r\nHost: me\r\n", 401),
+    (b"GET /api/chat HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\nUpgrade: websocket\r\n"
+     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xff\r\n", 400),
+    (b"GET /api/chat HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\nUpgrade: websocket\r\n"
+     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: abc\r\n", 400),
+]  # fmt: skip
+
+
+def test_what_is_no_request_is_answered_as_such(play, tmp_path, caplog):
+    """And not with an error of the server and its traceback, whatever bytes strangers send; the token may have any."""
+    (tmp_path / "index.html").write_text("<p>hello</p>")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+
+    async def scene(scene: Scene) -> None:
+        for lines, status in NO_REQUESTS:
+            reader, writer = await asyncio.open_connection(scene.site.host, scene.site.port)
+            writer.write(lines + b"\r\n")
+            assert (await reader.readline()).split()[1] == str(status).encode(), lines
+            writer.close()
+
+    play(scene, settings=replace(PATIENT, token="sesame\udcff"), page=tmp_path)
+    assert "Traceback" not in caplog.text
+
+
 def test_a_conversation_is_kept_and_goes_on(one_speaker, play, tmp_path):
     """With draws, in another slot of another server, as if it had never stopped; fork and forget."""
     sessions = Sessions(tmp_path / "sessions")
