@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -109,6 +110,24 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
+
+
+def try_folder(folder: Path) -> None:
+    """Makes a folder and writes into it, and leaves all as it was.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"written")
+            file.flush()
+    finally:
+        for path in made:
+            with suppress(OSError):  # another process may have put something there
+                path.rmdir()
 
 
 def partial_beside(path: Path) -> Path:

@@ -303,8 +303,15 @@ def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[...
     own = {"LOCK", "LATEST", "journal.jsonl", "measured.json"}
     files = [file for file in root.rglob("*") if file.is_file() and file.name not in own]
     assert sum(record["bytes"] for record in records.values()) == sum(file.stat().st_size for file in files)
+    long = root / f"corrupt_{'x' * 90}"
+    long.mkdir()
     assert main(["ckpt", "ls", str(run)]) == 0
-    assert "2 set aside" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "2 set aside" in listed
+    assert {line.split()[0] for line in listed.splitlines() if line} >= {long.name, "left_000002", "notes.txt"}
+    long.rmdir()
+    main(["status", "--run_dir", str(run)])
+    assert str(root) in capsys.readouterr().out.splitlines()
     assert read("put-back", root / "left_000002")["path"].endswith("checkpoint_000002")
     planned = read("prune", run, "--also", "corrupt,leftover", "--dry-run")
     assert [item["name"] for item in planned] == [".saving_000009", "corrupt_000003"]

@@ -30,7 +30,11 @@ def test_serve_bench_prints_what_it_measured(trained, capsys):
     assert "conversations in real time: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--seconds=0", "--seconds=nan", "--max_slots=0", "--max_slots=9999", "--slots=1"])
+WRONG = ["--seconds=0", "--seconds=nan", "--max_slots=0", "--max_slots=9999", "--slots=1", "--temp=0"]
+CHANGES_NOTHING = ["--seed=1", "--prompt_text=Ann", "--prompt_voice=a.wav", "--no_greeting"]
+
+
+@pytest.mark.parametrize("option", [*WRONG, *CHANGES_NOTHING])
 def test_serve_bench_refuses_what_cannot_work(trained, capsys, option):
     assert main(["serve", "bench", "--checkpoint_dir", str(trained), option]) == 2
     error = capsys.readouterr().err

@@ -136,7 +136,8 @@ def test_it_lets_others_in_over_https_with_another_page(served, tmp_path):
             await http.get("/healthz", ssl=stranger)
 
     options = ("--host", "0.0.0.0", "--allow_anyone", "--ssl", "certificate", "--static", "page", "--slots", "2")
-    served(ask, *options, "--queue", "0", "--sessions", "none", "--origin", "https://friend.example", scheme="https")
+    options = (*options, "--queue", "0", "--sessions", "none", "--origin", "https://Friend.EXAMPLE:443")
+    served(ask, *options, scheme="https")
     assert not (tmp_path / "none").exists() and not (tmp_path / "sessions").exists()
 
 

@@ -487,6 +487,43 @@ def test_pages_of_other_sites_and_strangers_stay_outside(play):
     play(scene, settings=settings)
 
 
+NO_REQUESTS = [
+    (b"GET /api/hello HTTP/1.1\r\nHost: [\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: \xff\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nOrigin: http://[\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nOrigin: http://\xff\r\n", 400),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer \xff\xfe\r\n", 401),
+    (b"GET /api/hello?token=%ff HTTP/1.1\r\nHost: me\r\n", 401),
+    (b"GET /api/hello HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\n", 200),
+    (b"GET /" + b"x" * 300 + b" HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /%00 HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /%ff HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /circle HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /index.html/x HTTP/1.1\r\nHost: me\r\n", 404),
+    (b"GET /api/sessions/" + b"x" * 300 + b"?token=sesame HTTP/1.1\r\nHost: me\r\n", 401),
+    (b"GET /api/chat HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\nUpgrade: websocket\r\n"
+     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \xff\r\n", 400),
+    (b"GET /api/chat HTTP/1.1\r\nHost: me\r\nAuthorization: Bearer sesame\xff\r\nUpgrade: websocket\r\n"
+     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: abc\r\n", 400),
+]  # fmt: skip
+
+
+def test_what_is_no_request_is_answered_as_such(play, tmp_path, caplog):
+    """And not with an error of the server and its traceback, whatever bytes strangers send; the token may have any."""
+    (tmp_path / "index.html").write_text("<p>hello</p>")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+
+    async def scene(scene: Scene) -> None:
+        for lines, status in NO_REQUESTS:
+            reader, writer = await asyncio.open_connection(scene.site.host, scene.site.port)
+            writer.write(lines + b"\r\n")
+            assert (await reader.readline()).split()[1] == str(status).encode(), lines
+            writer.close()
+
+    play(scene, settings=replace(PATIENT, token="sesame\udcff"), page=tmp_path)
+    assert "Traceback" not in caplog.text
+
+
 def test_a_conversation_is_kept_and_goes_on(one_speaker, play, tmp_path):
     """With draws, in another slot of another server, as if it had never stopped; fork and forget."""
     sessions = Sessions(tmp_path / "sessions")
@@ -545,6 +582,72 @@ def test_a_conversation_moves_to_the_connection_that_asks_for_it(play, tmp_path)
                 assert await old.closing() == 4001
                 assert new.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 6}
                 assert not waiting.ready
+            await waiting.until(lambda: waiting.ready)
+
+    play(scene, sessions=Sessions(tmp_path))
+
+
+def test_a_conversation_is_in_one_connection_however_many_ask_for_it(play, tmp_path):
+    """At once, while nobody has a place, and of one that goes on: the last who asked has it, and all that was heard."""
+    sessions = Sessions(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(6)))
+            await client.until(lambda: len(client.sound) == 6)
+            name = client.last("welcome")["session"]
+        resume = f"?events=1&format=pcm&resume={name}"
+
+        async def talk(client: Client, frames: int) -> None:
+            heard = len(client.sound)
+            await client.say(pcm(noise(frames)))
+            await client.until(lambda: len(client.sound) == heard + frames)
+
+        async with (
+            scene.client() as one,
+            scene.client() as other,
+            scene.client(resume, greet=False) as first,
+            scene.client(resume, greet=False) as second,
+        ):
+            await second.until(lambda: second.last("queue") == {"type": "queue", "place": 1})
+            assert await first.closing() == 4001 and first.last("welcome") is None
+            await one.socket.close()
+            await other.socket.close()
+            await second.until(lambda: second.ready)
+            assert second.last("welcome") == {"type": "welcome", "session": name, "resumed": True, "frames": 6}
+            await talk(second, 5)
+            # While the one who talks is being saved for the first who asks, two more do.
+            clients = [
+                Client(await scene.session.ws_connect(f"{scene.site.make_url('/api/chat')}{resume}")) for _ in range(3)
+            ]
+            codes = [await client.closing() for client in (second, *clients[:2])]
+            assert codes == [4001] * 3 and not any(client.last("welcome") for client in clients[:2])
+            await clients[2].until(lambda: clients[2].ready)
+            assert clients[2].last("welcome")["frames"] == 11
+            await talk(clients[2], 2)
+            await clients[2].socket.close()
+        async with scene.client(resume) as client:
+            assert client.last("welcome")["frames"] == 13
+        assert 'closed_connections_total{code="4001"} 4.0' in (await scene.get("/metrics"))[1]
+
+    play(scene, slots=2, sessions=sessions)
+    assert [one.info.frames for one in sessions.listed()] == [13]
+
+
+def test_who_asks_for_what_nobody_has_passes_nobody(play, tmp_path):
+    """A claim that is taken over is worth the place in the queue that it had, and no better one."""
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client() as talking, scene.client("?events=1", greet=False) as waiting:
+            await waiting.until(lambda: waiting.events)
+            for _ in range(3):
+                async with scene.client("?events=1&resume=mine", greet=False) as client:
+                    await client.until(lambda: client.events)
+                    assert client.last("queue")["place"] == 2
+                    async with scene.client("?events=1&resume=mine", greet=False) as again:
+                        await again.until(lambda: again.events)
+                        assert again.last("queue")["place"] == 2 and await client.closing() == 4001
+            await talking.socket.close()
             await waiting.until(lambda: waiting.ready)
 
     play(scene, sessions=Sessions(tmp_path))

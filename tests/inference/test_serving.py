@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 
@@ -172,11 +173,14 @@ def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys
     data = bytearray((sessions / "yours.session").read_bytes())
     data[-1] ^= 1
     (sessions / "yours.session").write_bytes(data)
+    (sessions / "foreign.session").write_bytes(b"12345")
     assert run("show", "yours")[0] == 1 and run("show", "mine")[0] == 0
     for arguments, complaint in (
         (("fork", "mine", "yours"), "already"),
         (("fork", "gone", "new"), "no session gone"),
         (("fork", "mine", "../out"), "is no session id"),
+        (("fork", "yours", "new"), "yours.session is corrupt: its content does not match its digest"),
+        (("fork", "foreign", "new"), "foreign.session is corrupt or not a saved conversation"),
         (("rm", "mine", "gone"), "no session gone"),
         (("rm", "../../x"), "is no session id"),
         (("rm",), "required"),
@@ -187,7 +191,8 @@ def test_sessions_are_listed_copied_and_deleted(serve, trained, tmp_path, capsys
         status = main(["sessions", *arguments, *(["--sessions", str(sessions)] if arguments[0] != "forget" else [])])
         error = capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and complaint in error, error
-    assert json.loads(run("rm", "mine", "yours", "--json")[1]) == {"deleted": ["mine", "yours"]}
+    assert not (sessions / "new.session").exists()
+    assert json.loads(run("rm", "mine", "yours", "foreign", "--json")[1]) == {"deleted": ["mine", "yours", "foreign"]}
     assert list(sessions.iterdir()) == []
     assert "no conversations" in run("ls")[1]
     assert main(["sessions", "ls", "--sessions", str(tmp_path / "nowhere")]) == 2
@@ -211,12 +216,20 @@ BAD_VALUES = [
     (["--token", ""], "--token is empty"),
     (["--sessions", ""], "--sessions is empty"),
     (["--sessions", "bad/cert.pem"], "is a file"),
+    (["--sessions", "bad/cert.pem/kept"], "cannot be kept in bad/cert.pem/kept: Not a directory"),
+    (["--sessions", "x" * 300], "File name too long"),
+    (["--sessions", "/proc"], "cannot be kept in /proc"),
     (["--host", ""], "--host is empty"),
     (["--host", "0.0.0.0"], "--token"),
     (["--host", "::"], "--token"),
     (["--host", "no.such.host.invalid"], "no such host"),
     (["--origin", "example.org"], "--origin reads"),
     (["--origin", "https://example.org/page"], "--origin reads"),
+    (["--origin", "https://example.org#page"], "--origin reads"),
+    (["--origin", "https://me@example.org"], "--origin reads"),
+    (["--origin", "https://example.org:http"], "--origin reads"),
+    (["--origin", "https://[::1"], "--origin reads"),
+    (["--origin", "https://:443"], "--origin reads"),
     (["--seed", "-1"], "--seed must be between"),
     (["--temp", "0"], "--temp must be greater"),
     (["--device", "mps"], "PyTorch finds no Apple GPU here"),
@@ -235,6 +248,29 @@ def test_serve_refuses_what_cannot_work(trained, tmp_path, monkeypatch, capsys, 
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_names_are_listed_as_long_as_they_are(tmp_path, capsys, monkeypatch):
+    """They are what the other commands want, and a pipe has no width."""
+    monkeypatch.setenv("COLUMNS", "40")
+    names = ["c" * 64, Sessions.new_id()]
+    for name in names:
+        (tmp_path / f"{name}.session").write_bytes(b"12345")
+    assert main(["sessions", "ls", "--sessions", str(tmp_path)]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines) == sorted(names)
+    assert all(line[66:].startswith("not readable  20") for line in lines) and title.index("heard") == 66
+
+
+def test_a_server_that_may_open_too_few_files_says_so(tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        assert main(["serve", "--checkpoint_dir", "nowhere", "--port", "0", "--slots", "150"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "--slots 150: this process may open 200 files" in (error := capsys.readouterr().err)
+    assert "`ulimit -n 844`" in error
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path, capsys):

@@ -34,6 +34,7 @@ from ttt_moshi.checkpoint import (
 from ttt_moshi.cli.arguments import Parser, run_subcommand
 from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
+from ttt_moshi.cli.printing import aligned
 from ttt_moshi.errors import UserError
 
 WHERE = "a run, its checkpoints folder, or one checkpoint"
@@ -105,14 +106,10 @@ def _ls(argv: list[str], console: Console) -> int:
         console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
         return 0
     console.print(str(place.root), soft_wrap=True, markup=False)
-    table = Table()
-    for column in ("name", "state id"):
-        table.add_column(column, no_wrap=True)
-    for column in ("status", "kind", "size", "loss"):
-        table.add_column(column, overflow="fold")
+    rows = [("name", "state id", "status", "kind", "size", "loss")]
     for record in records:
         loss = record.get("metrics", {}).get("loss")
-        table.add_row(
+        row = (
             record["name"],
             record.get("state_id", "")[:12],
             record["status"] + (", pinned" if record.get("pinned") else ""),
@@ -120,7 +117,8 @@ def _ls(argv: list[str], console: Console) -> int:
             size_text(record["bytes"]) if "bytes" in record else "",
             "" if loss is None else f"{loss:.4f}",
         )
-    console.print(table)
+        rows.append(row)
+    console.print("\n".join(aligned(rows)), soft_wrap=True, markup=False)
     console.print(_totals(records))
     for record in records:
         if record["problem"]:

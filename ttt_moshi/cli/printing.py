@@ -5,8 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
+
+from rich.cells import cell_len, set_cell_size
 
 READER_GONE = 128 + 13
 """exit status where the reader of a pipe has gone, as in `ckpt ls RUN | head -1`: what a shell says of SIGPIPE"""
@@ -18,6 +21,13 @@ def take_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="ttt_moshi")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns below one another, for names that are to be copied: as long as they are, where a table would
+    cut them at the width of the terminal (80 in a pipe). Print them with `soft_wrap`."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(set_cell_size(*cell) for cell in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Lasting:

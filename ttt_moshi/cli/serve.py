@@ -7,6 +7,8 @@ import gc
 import ipaddress
 import logging
 import math
+import os
+import resource
 import signal
 import socket
 import ssl
@@ -22,6 +24,7 @@ from ttt_moshi.cli import serve_bench
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.talking import add_options, check_options, open_prompt, open_speaker
 from ttt_moshi.errors import UserError
+from ttt_moshi.files import try_folder
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
 
 SHUTDOWN_SECONDS = 1.5
 MAX_SLOTS = 1024
+ASKING = 256
+"""connections beside those that talk or wait: of pages, of those who ask how it is, of those who ask for nothing"""
+FEWEST_ASKING = 16
+OWN_FILES = 64
+"""that the server itself may have open: the model, the page, sessions, the device"""
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +75,7 @@ def main(argv: list[str]) -> int:
     settings = _settings(options)
     context = _ssl_context(options.ssl)
     page = _page(options.static)
+    connections = _connections(options)
     # The port is taken before minutes of loading, and PyTorch imported only after all that may be mistyped.
     sockets = _listen(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -85,7 +94,7 @@ def main(argv: list[str]) -> int:
 
         async def run() -> int:
             server = Server(slots, settings, sessions, options.seed, start, prepare)
-            return await _serve(server, make_app(server, page), sockets, context)
+            return await _serve(server, make_app(server, page), sockets, context, connections)
 
         return asyncio.run(run())
     finally:
@@ -97,19 +106,27 @@ def main(argv: list[str]) -> int:
 
 
 async def _serve(
-    server: Server, app: web.Application, sockets: list[socket.socket], context: ssl.SSLContext | None
+    server: Server,
+    app: web.Application,
+    sockets: list[socket.socket],
+    context: ssl.SSLContext | None,
+    connections: int,
 ) -> int:
-    """Serves until a signal comes, or the model fails."""
+    """Serves until a signal comes, or the model fails; so many connections at the same time."""
     from aiohttp import web
 
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    from ttt_moshi.inference.door import Door
+
+    door = Door(app, connections)
+    runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_SECONDS, **door.runner_options)
     await runner.setup()  # until the model is warm nobody has anything to lose, and a signal ends the process as usual
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stopped.set)
     try:
+        assert runner.server is not None
         for one in sockets:
-            await web.SockSite(runner, one, ssl_context=context).start()
+            door.listen(one, runner.server, context)
         scheme = "http" if context is None else "https"
         for one in sockets:
             host, port = one.getsockname()[:2]
@@ -117,6 +134,7 @@ async def _serve(
         await server.stopped.wait()
         logger.info("stopping")
     finally:
+        await door.close()
         await runner.cleanup()
     return 0 if server.failure is None else 1
 
@@ -134,17 +152,23 @@ def _settings(options: Any) -> Settings:
     for name in ("token", "sessions", "host"):
         if getattr(options, name) == "":
             raise UserError(f"--{name} is empty")
-    if options.sessions != "none" and Path(options.sessions).exists() and not Path(options.sessions).is_dir():
-        raise UserError(f"--sessions: {options.sessions} is a file, and conversations are kept in a folder")
-    for origin in options.origin:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
-            raise UserError(f"--origin reads https://HOST or https://HOST:PORT, not {origin!r}")
+    origins = frozenset(_origin(origin) for origin in options.origin)
     loopback = all(ipaddress.ip_address(address).is_loopback for _, address in _addresses(options))
     if not loopback and options.token is None and not options.allow_anyone:
         raise UserError(
             f"--host {options.host} lets other machines in: give them a --token to know, or pass --allow_anyone"
         )
+    if options.sessions != "none":
+        folder = Path(options.sessions)
+        try:
+            if folder.is_file():
+                raise UserError(f"--sessions: {folder} is a file, and conversations are kept in a folder")
+            try_folder(folder)
+        except OSError as error:
+            raise UserError(
+                f"--sessions: conversations cannot be kept in {folder}: {error.strerror}; name a folder that can be "
+                "written, or none"
+            ) from error
     from ttt_moshi.inference.settings import Settings
 
     return Settings(
@@ -155,9 +179,51 @@ def _settings(options: Any) -> Settings:
         greeting=not options.no_greeting,
         token=options.token,
         # Another name that leads here is a trick of another page's, unless other machines are let in.
-        hosts=frozenset({"localhost", "127.0.0.1", "::1", options.host}) if loopback else None,
-        origins=frozenset(options.origin),
+        hosts=frozenset({"localhost", "127.0.0.1", "::1", options.host.lower()}) if loopback else None,
+        origins=origins,
     )
+
+
+def _origin(text: str) -> str:
+    """`--origin` as browsers write it: in small letters, without the port that is usual, other alphabets in ASCII.
+
+    Raises:
+        UserError: it is no origin.
+    """
+    wrong = UserError(f"--origin reads https://HOST or https://HOST:PORT, not {text!r}")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+        if host and ":" in host:
+            host = f"[{ipaddress.IPv6Address(host)}]"
+        elif host and not host.isascii():
+            host = host.encode("idna").decode()
+    except ValueError as error:
+        raise wrong from error
+    usual = {"http": 80, "https": 443}
+    beyond = parts.username is not None or parts.path or parts.query or parts.fragment
+    if parts.scheme not in usual or not host or beyond:
+        raise wrong
+    return f"{parts.scheme}://{host}" + ("" if port in (None, usual[parts.scheme]) else f":{port}")
+
+
+def _connections(options: Any) -> int:
+    """How many connections there may be at the same time: fewer than this process may open files.
+
+    Raises:
+        UserError: not even one for each who talks.
+    """
+    wanted = options.slots + options.queue + ASKING
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return wanted
+    free = most - len(os.listdir("/dev/fd")) - OWN_FILES
+    if free < options.slots + FEWEST_ASKING:
+        raise UserError(
+            f"--slots {options.slots}: this process may open {most} files, too few for so many connections; "
+            f"`ulimit -n {2 * wanted}` lets it open more"
+        )
+    return min(wanted, free)
 
 
 def _addresses(options: Any) -> list[tuple[socket.AddressFamily, str]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.talking import add_options, check_options, open_speaker
+from ttt_moshi.cli.talking import add_model_options, check_model_options, open_speaker
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import FRAME_RATE
 
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of conversation for each number; default: 8")
     parser.add_argument("--max_slots", type=int, default=64, help="largest number that is tried; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    add_options(parser)
+    add_model_options(parser)
     options = parser.parse_args(argv)
-    check_options(options)
+    check_model_options(options)
     if not 0.2 <= options.seconds <= 3600.0:
         raise UserError(f"--seconds must be between 0.2 and 3600, not {options.seconds}")
     if not 1 <= options.max_slots <= 1024:

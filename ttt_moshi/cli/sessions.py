@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ttt_moshi.cli.arguments import Parser, run_subcommand
 from ttt_moshi.cli.checkpoint_facts import size_text
+from ttt_moshi.cli.printing import aligned
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 
@@ -58,14 +58,14 @@ def _ls(argv: list[str], console: Console) -> int:
     if options.json:
         print(json.dumps([_facts(one) for one in listed], indent=2))
         return 0
-    table = Table("id", "heard", "saved", "size", "checkpoint", box=None, pad_edge=False)
+    rows = [("id", "heard", "saved", "size", "checkpoint")]
     for one in listed:
         info = one.info
         heard = "not readable" if info is None else f"{frames_to_seconds(info.frames):.1f} s"
         state = "" if info is None else info.state_id[:12]
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.saved))
-        table.add_row(one.name, heard, when, size_text(one.bytes), state)
-    console.print(table if listed else f"no conversations in {options.sessions}")
+        rows.append((one.name, heard, when, size_text(one.bytes), state))
+    console.print("\n".join(aligned(rows)) if listed else f"no conversations in {options.sessions}", markup=False)
     return 0
 
 

@@ -120,7 +120,8 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
     if not folders:
         console.print(f"{path}: no checkpoints")
         return False
-    table = Table(title=str(place.root), title_justify="left")
+    console.print(str(place.root), soft_wrap=True, markup=False)
+    table = Table()
     for column in ("step", "kind", "size", "loss", "trained tensors / elements", "dtype", "gate |tanh α|", "state"):
         table.add_column(column, overflow="fold")
     rows = [_row(folder, full) for folder in folders]

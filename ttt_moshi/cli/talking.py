@@ -24,7 +24,19 @@ MAX_PAD_BIAS = 1000.0
 
 
 def add_options(parser: Parser) -> None:
-    """Options of every command that talks."""
+    """Options of every command that talks with somebody."""
+    add_model_options(parser)
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="seed of the draws: it repeats a conversation (default: %(default)s)")
+    add(
+        "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
+    )
+    add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
+    add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
+
+
+def add_model_options(parser: Parser) -> None:
+    """Which model, where it runs and how it draws."""
     add = parser.add_argument
     add(
         "--checkpoint_dir",
@@ -43,7 +55,6 @@ def add_options(parser: Parser) -> None:
         help="cpu, cuda, cuda:1 ... or mps (Apple); auto takes an NVIDIA GPU where there is one",
     )
     add("--int8", action="store_true", help="keep the base's weights in int8 (extra `int8`); memories stay float32")
-    add("--seed", type=int, default=0, help="seed of the draws: it repeats a conversation (default: %(default)s)")
     add("--greedy", action="store_true", help="always the likeliest token instead of a draw")
     for name, kind, what in (
         ("temp", float, "temperature of audio codes (default: the base model's, else 0.8)"),
@@ -66,9 +77,6 @@ def add_options(parser: Parser) -> None:
         "within the same size; default: none",
     )
     add(
-        "--prompt_voice", type=Path, help="recording of the voice that Moshi should have, given before the conversation"
-    )
-    add(
         "--condition",
         action="append",
         default=[],
@@ -82,12 +90,21 @@ def add_options(parser: Parser) -> None:
         help="of a model that knows conditions: classifier-free guidance of that strength (Hibiki's authors: 3), which "
         "makes every conversation cost that of two; default: 1, none",
     )
-    add("--no_greeting", action="store_true", help="no word of Moshi before the user makes a sound")
-    add("--prompt_text", help="what Moshi should know or who she is, given before the conversation (after the voice)")
 
 
 def check_options(options: Any) -> None:
-    """Refuses values that mean nothing, before anything is loaded."""
+    """Refuses values of `add_options` that mean nothing, before anything is loaded."""
+    check_model_options(options)
+    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
+    if options.prompt_text == "":
+        raise UserError("--prompt_text is empty: leave it out, or say something")
+    if options.prompt_voice is not None and not options.prompt_voice.is_file():
+        raise UserError(f"--prompt_voice: no recording at {options.prompt_voice}")
+
+
+def check_model_options(options: Any) -> None:
+    """Refuses values of `add_model_options` that mean nothing."""
     for name in ("temp", "temp_text"):
         value = getattr(options, name)
         if value is not None and not 0 < value <= MAX_TEMPERATURE:
@@ -108,18 +125,12 @@ def check_options(options: Any) -> None:
         raise UserError(
             f"--pad_bias must be between -{MAX_PAD_BIAS:.0f} and {MAX_PAD_BIAS:.0f}, not {options.pad_bias}"
         )
-    if options.seed is not None and not 0 <= options.seed <= MAX_SEED:
-        raise UserError(f"--seed must be between 0 and {MAX_SEED}, not {options.seed}")
     if not 1.0 <= options.cfg <= MAX_CFG:
         raise UserError(f"--cfg must be between 1 (no guidance) and {MAX_CFG:.0f}, not {options.cfg}")
     for condition in options.condition:
         name, _, value = condition.partition("=")
         if not name or not value:
             raise UserError(f"--condition reads NAME=VALUE, as in description=very_good, not {condition!r}")
-    if options.prompt_text == "":
-        raise UserError("--prompt_text is empty: leave it out, or say something")
-    if options.prompt_voice is not None and not options.prompt_voice.is_file():
-        raise UserError(f"--prompt_voice: no recording at {options.prompt_voice}")
     if options.hf_repo_id == "":
         raise UserError("--hf_repo_id is empty: leave it out, or name a repository or a folder")
     if str(options.checkpoint_dir) == BASE and options.hf_repo_id is None:

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
@@ -48,9 +48,23 @@ def make_app(server: Server, page: Path | None) -> web.Application:
         async def index(request: web.Request) -> web.StreamResponse:
             return web.FileResponse(page / "index.html")
 
+        async def file(request: web.Request) -> web.StreamResponse:
+            return web.FileResponse(_inside(page, request.match_info["path"]))
+
         app.router.add_get("/", index)
-        app.router.add_static("/", page)
+        app.router.add_get("/{path:.+}", file)
     return app
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file `name` of a folder; HTTP 404 for what is not there, is outside, or is no name that a file could have."""
+    try:
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    except (OSError, ValueError, RuntimeError):  # too long; a byte 0; a circle of links, before Python 3.13
+        pass
+    raise web.HTTPNotFound
 
 
 @web.middleware
@@ -77,7 +91,10 @@ async def _chat(request: web.Request) -> web.StreamResponse:
         raise web.HTTPServiceUnavailable(text="everybody is talking and too many wait; try again later\n")
     ping = server.settings.ping_seconds
     socket = web.WebSocketResponse(heartbeat=ping, max_msg_size=MAX_MESSAGE_BYTES, timeout=0.5, compress=False)
-    await socket.prepare(request)
+    try:
+        await socket.prepare(request)
+    except ValueError as error:  # which aiohttp lets through: the key is no base64
+        raise web.HTTPBadRequest(text="the header Sec-WebSocket-Key is no key\n") from error
     await Visit(server, socket, request.transport, wish).run()
     return socket
 
@@ -132,16 +149,29 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
 
 def _admit(request: web.Request, settings: Settings) -> None:
     """Turns away pages of other sites, and whoever does not know the token."""
-    host = urlsplit(f"//{request.host}").hostname or ""
+    host = _address("Host", f"//{request.host}").hostname or ""
     origin = request.headers.get("Origin")
     if settings.hosts is not None and host not in settings.hosts:
         raise web.HTTPForbidden(text=f"this server is not known as {host[:80]}\n")
-    if origin is not None and origin not in settings.origins and urlsplit(origin).netloc != request.host:
+    if origin is not None and _address("Origin", origin).netloc != request.host and origin not in settings.origins:
         raise web.HTTPForbidden(text="a page of another site may not talk to this server\n")
     if settings.token is not None:
         given = request.query.get("token") or request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), settings.token.encode()):
+        # Bytes that are no text stay what they are, as in the arguments of a command.
+        known, told = (token.encode(errors="surrogateescape") for token in (settings.token, given))
+        if not hmac.compare_digest(known, told):
             raise web.HTTPUnauthorized(text="the token is missing or wrong\n")
+
+
+def _address(header: str, text: str) -> SplitResult:
+    """The address in a header; HTTP 400 if there is none."""
+    try:
+        parts = urlsplit(text)
+        if text.isascii():
+            return parts
+    except ValueError:
+        pass
+    raise web.HTTPBadRequest(text=f"the header {header} is no address\n")
 
 
 def _wish(request: web.Request, settings: Settings) -> Wish:

@@ -28,18 +28,21 @@ class Lobby:
         """How many wait."""
         return len(self._waiting)
 
-    def ask(self, on_place: Callable[[int], None], first: bool = False) -> Ticket:
+    def ask(self, on_place: Callable[[int], None], instead_of: Ticket | None = None) -> Ticket:
         """Asks for a place.
 
         Args:
             on_place: told the place in the queue (1: next) at once and whenever it changes, as long as one has to wait.
-            first: before all others, for whoever has just given a place up.
+            instead_of: somebody who leaves in favour of this one: it waits where that one waited, and before all
+                others for a place that is given up.
         """
         ticket = Ticket(self, on_place)
-        if first:
-            self._waiting.appendleft(ticket)
-        else:
+        if instead_of is None:
             self._waiting.append(ticket)
+        elif instead_of in self._waiting:
+            self._waiting[self._waiting.index(instead_of)] = ticket
+        else:
+            self._waiting.appendleft(ticket)
         self._serve()
         return ticket
 

@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode
 from ttt_moshi.frames import seconds_to_frames
 from ttt_moshi.inference.engine import Engine, Tick
 from ttt_moshi.inference.errors import InferenceError
-from ttt_moshi.inference.lobby import Lobby
+from ttt_moshi.inference.lobby import Lobby, Ticket
 from ttt_moshi.inference.metrics import Metrics
 from ttt_moshi.inference.sessions import Sessions
 from ttt_moshi.inference.settings import Settings
@@ -31,6 +31,7 @@ class Visitor(Protocol):
     """What the server knows of a connection (`visit.Visit`)."""
 
     over: asyncio.Event
+    ticket: Ticket | None
 
     def end(self, code: int, reason: str) -> None: ...
 
@@ -51,7 +52,7 @@ class Server:
         state_id, dtype: of the model.
         speaks: whether the model says anything.
         takes_prompts: whether visitors may say who Moshi should be.
-        live: visits by the session that is going on in them.
+        live: visits by the session that is going on in them, or will be once they have a place.
         tick_seconds: of the last tick.
     """
 
@@ -145,11 +146,17 @@ class Server:
         if self.sessions is not None:
             await self._on_disk(self.sessions.forget, name)
 
+    def claim(self, visit: Visitor, session: str) -> Visitor | None:
+        """Gives a session to `visit` from now on; the visit that had it, None if none had."""
+        before = self.live.get(session)
+        self.live[session] = visit
+        return before
+
     def live_visit(self, visit: Visitor, session: str | None, slot: int) -> None:
         """A conversation begins."""
         self._talking[slot] = visit
         if session is not None:
-            self.live[session] = visit
+            self.live.setdefault(session, visit)  # another may have claimed it this very moment
         self._count()
 
     def forget_visit(self, visit: Visitor, session: str | None) -> None:

@@ -94,6 +94,11 @@ def session_info(path: Path) -> SessionInfo:
         return _info(path, _about(path, file.metadata()))
 
 
+def check_session(path: Path) -> None:
+    """Reads a session file to its end. Raises InferenceError: it is not intact, whatever its checkpoint."""
+    load_session(path, session_info(path).state_id)
+
+
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _reading(path) as file:
         about = _about(path, file.metadata())

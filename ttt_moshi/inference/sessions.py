@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ttt_moshi.files import replacing
 from ttt_moshi.inference.errors import InferenceError
-from ttt_moshi.inference.session import SessionInfo, load_session, save_session, session_info
+from ttt_moshi.inference.session import SessionInfo, check_session, load_session, save_session, session_info
 from ttt_moshi.inference.slots import Snapshot
 
 SUFFIX = ".session"
@@ -85,10 +85,15 @@ class Sessions:
         self.path(name).unlink(missing_ok=True)
 
     def fork(self, name: str, other: str) -> None:
-        """Copies a conversation to another id, which must be free; both go on by themselves from then on."""
+        """Copies a conversation to another id, which must be free; both go on by themselves from then on.
+
+        Raises:
+            InferenceError: there is no such conversation, it is corrupt, or the id is taken.
+        """
         source, target = self.existing(name), self.path(other)
         if target.exists():
             raise InferenceError(f"there is a session {other} already: choose another name")
+        check_session(source)
         with replacing(target) as temporary:
             temporary.touch(mode=0o600)
             shutil.copyfile(source, temporary)

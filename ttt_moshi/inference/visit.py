@@ -20,6 +20,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import frames_to_seconds
 from ttt_moshi.inference.errors import InferenceError
+from ttt_moshi.inference.lobby import Ticket
 from ttt_moshi.inference.prompt import begin_beside
 from ttt_moshi.inference.server import Server, Visitor
 from ttt_moshi.inference.slots import LayerMemory, Reply, Slots, Snapshot, why_broken
@@ -83,7 +84,8 @@ class Visit:
     """A connection. `run` serves it to its end; `end` ends it from elsewhere.
 
     Attributes:
-        over: set when nothing of it is left, and its conversation is saved.
+        over: set when nothing of it is left, and its conversation is saved, also by the visit that had it before.
+        ticket: its claim to a place, once it has asked for one.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Visit:
         self._waited = 0.0
         self._keeping = asyncio.Lock()  # nothing is saved that has just been forgotten
         self.over = asyncio.Event()
+        self.ticket: Ticket | None = None
 
     def end(self, code: int, reason: str) -> None:
         """Ends the visit; the first reason is the one that counts."""
@@ -117,10 +120,13 @@ class Visit:
 
     async def run(self) -> None:
         """Serves the connection until it ends."""
-        # The conversation may still be going on in a connection whose end nobody has noticed.
-        self._before = self._server.live.get(self._wish.resume or "")
+        # It is claimed now: others who ask for it while this one waits must find out who has it. It may still be going
+        # on in a connection whose end nobody has noticed.
+        self._session = self._wish.resume or None
+        self._before = None if self._session is None else self._server.claim(self, self._session)
         self._server.arrive(self)
-        ticket = self._server.lobby.ask(self._on_place, first=self._before is not None)
+        ticket = self._server.lobby.ask(self._on_place, None if self._before is None else self._before.ticket)
+        self.ticket = ticket
         if self._before is not None:
             self._before.end(ELSEWHERE, "this conversation goes on in another connection")
         tasks = [asyncio.create_task(work) for work in (self._read(), self._write(), self._talk(ticket.given))]
@@ -177,8 +183,7 @@ class Visit:
 
     async def _talk(self, given: asyncio.Future[int]) -> None:
         slot = await given
-        if self._before is not None:
-            await self._before.over.wait()
+        await self._until_saved()
         snapshot = None
         if self._wish.resume is not None:
             try:
@@ -195,6 +200,12 @@ class Visit:
             return
         self._send(READY)
         await self._watch()
+
+    async def _until_saved(self) -> None:
+        """Waits until the visit that had the conversation before has saved it."""
+        if self._before is not None:
+            await self._before.over.wait()
+            self._before = None  # which knows of one before it, and so on
 
     async def _begin(self, slot: int, snapshot: Snapshot | None) -> None:
         server = self._server
@@ -345,6 +356,7 @@ class Visit:
     async def _finish(self) -> None:
         """Saves the conversation and frees the slot."""
         if self._slot is None:
+            await self._until_saved()  # for whoever waits for this one
             return
         await self._save()
         self._server.engine.leave(self._slot)
