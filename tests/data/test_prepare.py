@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.prepare import Prepared, prepare
 from ttt_moshi.data.prepare_one import Choices
+from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
@@ -680,6 +682,54 @@ def test_a_lack_of_memory_is_no_reason_to_leave_a_recording_out_for_good(recordi
     assert [o.source for o in result.outcomes if o.left_out] == ["broken.wav"]
     prepare(recordings, tmp_path / "whole")
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_full_disk_ends_the_call_and_costs_nothing_that_was_done(tmp_path, write_recording, jobs):
+    folder = tmp_path / "mine"
+    write_recording(folder / "a_short.wav", 1.0, rate=8000, words=WORDS)
+    for name in ("b_long", "c_long"):
+        write_recording(folder / f"{name}.wav", 8.0, rate=8000, words=WORDS, seed=ord(name[0]))
+    command = ["data", "prepare", str(folder), "--out", str(tmp_path / "out"), "--jobs", jobs]
+    ended = with_largest_file(300_000, command)  # of 24 kHz stereo, 8 s are 768 kB
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert "File too large: '" in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "mine"]
+    tried = []
+    result = prepare(folder, tmp_path / "out", Choices(), on_file=lambda name, *_: tried.append(name))
+    assert tried == ["b_long.wav", "c_long.wav"] and all(outcome.path for outcome in result.outcomes)
+    prepare(folder, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def with_largest_file(size: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command where no file may have more bytes, which is for the kernel what a full disk is."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from ttt_moshi.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
+"""
+    words = [sys.executable, "-c", script, str(size), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+@pytest.mark.parametrize("size", [0, 30, 44, 1000, 100_000])
+def test_what_soundfile_cannot_write_is_an_error_of_the_disk(tmp_path, capfd, kind, size):
+    path, samples = tmp_path / f"a.{kind}", np.random.default_rng(0).normal(0, 0.3, (100_000, 2))
+    soundfile.write(tmp_path / f"same.{kind}", samples, 24000)
+    write_sound(path, samples, 24000)
+    assert path.read_bytes() == (tmp_path / f"same.{kind}").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            write_sound(path, samples, 24000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
 
 
 def test_outcomes_of_another_version_are_not_believed(recordings, tmp_path, monkeypatch):

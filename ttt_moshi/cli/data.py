@@ -215,6 +215,12 @@ def run_prepare(argv: list[str]) -> int:
     print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
         print(f"  {args.out.rstrip('/')}/{name}: {counted(count, 'recording')}")
+    again = sum(outcome.passing for outcome in result.outcomes)
+    if again:
+        print(
+            f"  {counted(again, 'recording')} left out for what may pass (memory, a disk or a store that did not "
+            "answer): the same command with `--overwrite` tries all of them anew"
+        )
     return 0 if len(used) == len(result.outcomes) else 1
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import blake3
 import numpy as np
-import soundfile
 
 from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.align import Aligner, align_in
@@ -27,6 +26,7 @@ from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.data.rows import Row, as_files
 from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
 from ttt_moshi.data.separate import Separation, separate
+from ttt_moshi.data.sound_files import new_sound
 from ttt_moshi.data.transcripts import (
     MAIN_SPEAKER,
     OTHER_SPEAKER,
@@ -384,7 +384,7 @@ def _write_audio(
         shutil.copyfile(local(file), target)
         outcome.done.append("copied")
     else:
-        with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
+        with new_sound(target, SAMPLE_RATE, 2, subtype="PCM_16") as wav:
             for block in blocks:
                 levels.add(block)
                 block *= factors[:, None]
