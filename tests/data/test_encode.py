@@ -270,3 +270,42 @@ def test_a_bad_shard_is_one_line(tmp_path, capsys, shard):
     assert main(["data", "encode", str(tmp_path), f"--shard={shard}"]) == 2
     told = capsys.readouterr().err
     assert "--shard" in told and told.count("\n") == 1
+
+
+def test_a_part_that_is_missing_is_named_and_an_empty_one_is_there(codes_alone, tiny_material, tmp_path, capsys):
+    _, argv = codes_alone
+    out = tmp_path / "out"
+    assert main([*argv, "--out", str(out), "--shard", "1/9"]) == 0
+    capsys.readouterr()
+    told = f"{out} lacks " + ", ".join(f"data-0000{n}-of-00009.jsonl" for n in range(2, 7)) + " and 3 more, of 9 parts"
+    with pytest.raises(DataError, match=re.escape(told)):
+        Corpus(str(out), None, None, 1.0)
+    assert main(["data", "check", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert f"PROBLEM  {told}" in shown and "1 recording" in shown and "1 problem" in shown
+    # Whoever names a part itself wants no other.
+    part = out / "data-00001-of-00009.jsonl"
+    assert len(Corpus(str(part), None, None, 1.0).recordings) == 1
+    assert main(["data", "check", str(part)]) == 0
+    for number in range(2, 10):
+        assert main([*argv, "--out", str(out), "--shard", f"{number}/9"]) == 0
+    last = out / "data-00009-of-00009.jsonl"
+    assert f"{last}: 0 recordings" in capsys.readouterr().out and last.read_bytes() == b""
+    assert main(["data", "check", str(out)]) == 0
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    assert everything(Corpus(str(out), None, None, 1.0)) == everything(Corpus(str(tmp_path / "whole"), None, None, 1.0))
+    last.unlink()
+    with pytest.raises(DataError, match=re.escape(f"{out} lacks data-00009-of-00009.jsonl, of 9 parts of `data`")):
+        Corpus(f"{out}:2", None, None, 1.0)
+
+
+@pytest.mark.parametrize(("there", "missing"), [((0, 1, 2), ()), ((0, 2), (1,)), ((1, 2, 3), ()), ((1, 2), (3,))])
+def test_parts_may_count_from_0(tmp_path, there, missing):
+    write_encoded(tmp_path / "a.safetensors", torch.full((17, 50), 5))
+    for number in there:
+        (tmp_path / f"calls-{number}-of-3.jsonl").write_text('{"path": "a.safetensors", "duration": 4}\n')
+    if not missing:
+        assert len(Corpus(str(tmp_path), None, None, 1.0).recordings) == 3
+        return
+    with pytest.raises(DataError, match=f"lacks calls-{missing[0]}-of-3.jsonl, of 3 parts of `calls`"):
+        Corpus(str(tmp_path), None, None, 1.0)

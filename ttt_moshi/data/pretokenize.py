@@ -22,9 +22,9 @@ _LIST = "data"
 def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = None, *, tar: bool = False) -> Path:
     """Encodes a data set, or a shard of it, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
 
-    `out` then holds `codes/*.safetensors`, named by content, and a list for each shard; training reads the folder as a
-    whole. It may be a path that stands for a URL. A recording whose file is there is not written again. Weights of the
-    data set are left out.
+    `out` then holds `codes/*.safetensors`, named by content, and a list for each shard, an empty one where the shard
+    has no recordings; training reads the folder as a whole. It may be a path that stands for a URL. A recording whose
+    file is there is not written again. Weights of the data set are left out.
 
     Args:
         tar: whether there is one tar file for each shard instead, in which every recording is followed by its line of
@@ -51,12 +51,9 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
-    if not lines:
-        listed.unlink(missing_ok=True)  # a list of nothing is refused by those who read it
-        return listed
-    if tar:
+    if tar and lines:
         write_tar(out / folder, _members(corpus, recordings, folder))
-    else:
+    elif lines:
         (out / folder).mkdir(exist_ok=True)
         for name, recording in recordings.items():
             if not _is_there(out / folder / name, recording.frames):

@@ -23,7 +23,7 @@ from ttt_moshi.data.remote import is_there, local, outgoing, put
 from ttt_moshi.data.report.clips import PIXELS_A_SECOND, Clip, choose, cut
 from ttt_moshi.data.report.measure import Measured, measure_recording
 from ttt_moshi.data.rules import Finding
-from ttt_moshi.data.sources import jsonl_files, split_spec
+from ttt_moshi.data.sources import lists_at, split_spec
 from ttt_moshi.data.tokenizer import Tokenizer
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, OTHER_SPEAKER
 from ttt_moshi.files import read_text, write_atomically
@@ -202,7 +202,7 @@ def _findings(report: Report) -> list[dict[str, Any]]:
 def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
     """What `data prepare` did and what it left out: the words, how often, an example; None if it says nothing."""
     done, left_out = dict[str, list[tuple[str, str]]](), dict[str, list[tuple[str, str]]]()
-    reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in jsonl_files(path)}
+    reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in lists_at(path)}
     existing = sorted(filter(is_there, reports))
     for path in existing:
         try:
