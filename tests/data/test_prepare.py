@@ -702,6 +702,42 @@ def test_a_full_disk_ends_the_call_and_costs_nothing_that_was_done(tmp_path, wri
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+FAR_OFF = [
+    ({2: (None, 1e9)}, ["1 word ending far after the recording, given a length"], ()),
+    ({2: (100.0, 101.0)}, ["1 word with impossible times, left out"], (2,)),
+    ({0: (None, 1e9), 3: (1e6, 1e9)}, ["1 word with impossible times", "1 word ending far after"], (3,)),
+    ({29: (None, 30.5)}, ["1 word ending after the recording, cut there"], ()),
+    ({n: (100.0 + n, 101.0 + n) for n in (2, 3, 4, 5)}, None, ()),
+    ({n: (100.0 + n, 101.0 + n) for n in range(30)}, None, ()),
+]
+
+
+@pytest.mark.parametrize(("changed", "told", "gone"), FAR_OFF)
+def test_a_few_far_off_times_cost_no_recording(tmp_path, capsys, changed, told, gone):
+    """30 words over 30 s, of which three may be repaired."""
+    times = [(n + 0.2, n + 0.6) for n in range(30)]
+    bursts(tmp_path / "mine" / "a.wav", *((start, end, 0) for start, end in times), (0.7, 0.9, 1), seconds=30)
+    words = [{"speaker": "A", "word": f"word{n}", "start": start, "end": end} for n, (start, end) in enumerate(times)]
+    for n, (start, end) in changed.items():
+        words[n] |= {"start": words[n]["start"] if start is None else start, "end": end}
+    (tmp_path / "mine" / "a.json").write_text(json.dumps(words))
+    command = ["data", "prepare", str(tmp_path / "mine"), "--out", str(tmp_path / "out")]
+    if told is None:
+        assert main(command) == 2
+        assert f"{len(changed)} words (first 'word" in capsys.readouterr().err
+        return
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in told), shown
+    found = {word.text: word for word in read_transcript(tmp_path / "out" / "recordings" / "a.json").words}
+    assert found.keys() == {f"word{n}" for n in range(30) if n not in gone}
+    for n, (start, end) in enumerate(times):
+        if n not in gone:
+            word = found[f"word{n}"]
+            assert word.start == start and (word.end == end if n not in changed else start + 0.2 < word.end <= 30)
+            assert word.end < start + 1
+
+
 def with_largest_file(size: int, command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command where no file may have more bytes, which is for the kernel what a full disk is."""
     script = """
