@@ -738,6 +738,13 @@ def test_a_few_far_off_times_cost_no_recording(tmp_path, capsys, changed, told, 
             assert word.end < start + 1
 
 
+@pytest.mark.parametrize("channels", ["²", "1,³", "0", "1,1", "1,2,3", "x", 5000 * "9"])
+def test_channels_that_are_no_numbers_are_one_line(tmp_path, capsys, channels):
+    assert main(["data", "prepare", str(tmp_path), "--out", str(tmp_path / "out"), "--channels", channels]) == 2
+    told = capsys.readouterr().err
+    assert "--channels" in told and told.count("\n") == 1
+
+
 def with_largest_file(size: int, command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command where no file may have more bytes, which is for the kernel what a full disk is."""
     script = """

@@ -266,27 +266,30 @@ def run_encode(argv: list[str]) -> int:
     if args.tar and args.out is None:
         raise UserError("`--tar` says how `--out` is written: name a folder")
     from ttt_moshi.data.addresses import readable
-    from ttt_moshi.data.pretokenize import pretokenize, require_same_shards
+    from ttt_moshi.data.pretokenize import LIST, pretokenize, require_same_shards
     from ttt_moshi.data.remote import is_there, located_out
+    from ttt_moshi.data.sources import require_apart
 
     out = None if args.out is None else located_out(args.out)
     if out is not None and is_there(out):
         raise UserError(f"`--out {args.out}` is a file; name a folder")
-    if out is not None:
-        require_same_shards(out, shards)  # before hours of work
+    if out is not None:  # before hours of work
+        require_apart(args.path, out, LIST)
+        require_same_shards(out, shards)
 
     with cluster_chosen(args, "shard") as cluster:
         told = None if cluster is None else _encode_over(cluster, args)
     corpus = _corpus(
         args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word, (number - 1, shards)
     )
+    there = corpus.frames_in_cache()
     with encoding() as (on_recording, summary):
         if out is None:
             corpus.encode_all(on_recording=on_recording)
             written = None
         else:
             written = pretokenize(corpus, out, on_recording, tar=args.tar)
-    print(f"shard {number} of {shards}: {told or summary()}")
+    print(f"shard {number} of {shards}: {told or summary(there)}")
     if written is not None:
         print(f"{readable(str(written))}: {counted(len(corpus.recordings), 'recording')}, codes alone")
     return 0
@@ -373,8 +376,11 @@ def run_plant(argv: list[str]) -> int:
         raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
     passage, distance = _frames("--passage", args.passage), _frames("--distance", args.distance)
     from ttt_moshi.data.plant import Plan, plant
+    from ttt_moshi.data.pretokenize import LIST
+    from ttt_moshi.data.sources import require_apart
     from ttt_moshi.frames import frames_to_seconds
 
+    require_apart(args.path, args.out, LIST)
     corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
     with progress("planting") as on_recording:
         found = plant(corpus, args.out, Plan(args.repeats, args.facts, passage, distance), args.seed, on_recording)
@@ -476,10 +482,18 @@ def _print_report(report: Report) -> None:
     if report.findings:
         print()
     summary = f"{counted(report.recordings, 'recording')}, {clock(report.seconds)}, "
-    summary += f"{counted(report.words, 'word')} of the agent: "
+    summary += f"{_words(report)}: "
     notes = len(report.findings) - len(report.problems)
     problems = counted(len(report.problems), "problem") if report.problems else "no problems"
     print(f"{summary}{problems}, {counted(notes, 'note')}")
+
+
+def _words(report: Report) -> str:
+    """How many there are, as far as they are counted."""
+    if report.pretokenized == report.recordings:
+        return "words not counted in codes"
+    without = f" (without {counted(report.pretokenized, 'recording')} of codes)" if report.pretokenized else ""
+    return f"{counted(report.words, 'word')} of the agent{without}"
 
 
 def _mark(finding: Finding) -> str:
@@ -491,6 +505,7 @@ def _report_dict(report: Report) -> dict[str, object]:
         "recordings": report.recordings,
         "seconds": report.seconds,
         "words": report.words,
+        "pretokenized": report.pretokenized,
         "problems": len(report.problems),
         "findings": [asdict(finding) for finding in report.findings],
     }

@@ -62,7 +62,9 @@ class Report:
     seconds: float = 0.0
     """of recordings that can be read"""
     words: int = 0
-    """of Moshi"""
+    """of Moshi, where they are not in codes"""
+    pretokenized: int = 0
+    """recordings of codes, whose words are not counted"""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -173,6 +175,7 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard
 
 def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
     """A file of codes; whether a model has all of them is for training to see."""
+    report.pretokenized += 1
     name = readable(str(line.audio))
     try:
         info = read_encoded_info(line.audio)

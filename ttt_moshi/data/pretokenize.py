@@ -16,7 +16,8 @@ from ttt_moshi.data.sources import Recording, parts, told_divisions
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
-_LIST = "data"
+LIST = "data"
+"""of a data set that is made, without its suffix"""
 
 
 def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = None, *, tar: bool = False) -> Path:
@@ -47,7 +48,7 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)
     part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
-    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{_LIST}{part}.jsonl"
+    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{LIST}{part}.jsonl"
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
@@ -67,7 +68,7 @@ def require_same_shards(out: Path, shards: int) -> None:
     every recording once more. Nobody knows here whether they are wanted, so they are not deleted.
     """
     files = files_below(out, ".jsonl") if url_of(out) is not None else out.glob("*.jsonl")
-    others = parts(files).get((out, _LIST), {})
+    others = parts(files).get((out, LIST), {})
     others.pop(shards, None)
     if others:
         raise DataError(

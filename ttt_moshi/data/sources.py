@@ -227,6 +227,35 @@ def told_divisions(divisions: dict[int, list[Path]]) -> str:
     )
 
 
+def require_apart(spec: str, out: Path, name: str) -> None:
+    """Of a data set that is to be made of another one.
+
+    Args:
+        out: its folder.
+        name: of its list, whole or in parts.
+
+    Raises:
+        DataError: its list would replace one of `spec`, or be read with them from then on; see also `lists_at`.
+    """
+    out = _real(out)
+    for path, _ in split_spec(spec):
+        for file in lists_at(path):
+            for place in {_real(file), _real(file.parent) / file.name}:
+                if place.parent == out and next(iter(parts([place])))[1] == name:
+                    raise DataError(f"{out} holds {file}, which is read, and would be written: name another folder")
+        folder = _real(path)
+        below = out.is_relative_to(folder) and not any(p.startswith(".") for p in out.relative_to(folder).parts)
+        if below:
+            raise DataError(
+                f"{out} lies in {path}, all of whose lists are read: recordings would be read twice from then on; name "
+                "another folder"
+            )
+
+
+def _real(path: Path) -> Path:
+    return path if url_of(path) is not None else path.resolve()
+
+
 def told_missing(path: Path, files: Sequence[Path]) -> Iterator[str]:
     """For people, of each list below `path` that lacks some of its parts. A part without recordings is there too, as an
     empty list. Whoever names a part itself wants no other.
