@@ -262,7 +262,7 @@ SOUNDS: list[Sound] = [
     Sound("cut.ogg", half(by("libopus", "ogg")), "told", "no end mark", SECONDS / 2, 0.5),
     Sound("cut.webm", half(by("libopus", "webm")), "told", r"ends \d\.\d+ s earlier than", SECONDS / 2, 0.5),
     # Refused by name.
-    Sound("empty.wav", Path.touch, "refused", "not an audio file"),
+    Sound("empty.wav", Path.touch, "refused", "is an empty file"),
     Sound("text.wav", lambda path: path.write_text("hello " * 1000), "refused", "not an audio file"),
     Sound("two in one.wav", twice_over(wav), "refused", "several wav files"),
     Sound("two in one, with notes.wav", twice_over(with_more_chunks), "refused", "several wav files"),

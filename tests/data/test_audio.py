@@ -9,6 +9,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttt_moshi.cli.main import main
 from ttt_moshi.data import DataError
 from ttt_moshi.data.audio import AudioInfo, read_audio, read_blocks, read_info
 
@@ -59,6 +60,14 @@ def test_short_files_have_the_promised_length(tmp_path_factory, samples, rate):
     path = tmp_path_factory.mktemp("short") / "a.wav"
     soundfile.write(path, np.full(samples, 0.1, np.float32), rate)
     assert read_audio(path).shape == (1, read_info(path).samples_24k)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg", ".gsm", ".webm"])
+def test_a_file_of_no_bytes_is_one_line(tmp_path, capfd, suffix):
+    (tmp_path / f"a{suffix}").touch()
+    assert main(["data", "prepare", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    told = capfd.readouterr().err
+    assert "is an empty file" in told and told.count("\n") == 1, told
 
 
 def test_an_empty_file_has_no_samples(tmp_path):

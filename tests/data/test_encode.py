@@ -169,6 +169,34 @@ def test_an_out_that_is_a_file_is_one_line(codes_alone, tmp_path, capsys):
     assert "--out" in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize("out", ["train", "train/codes", "link"])
+@pytest.mark.parametrize("command", ["encode", "plant"])
+def test_what_is_read_is_not_written(codes_alone, tmp_path, capsys, out, command):
+    folder, argv = codes_alone
+    (tmp_path / "link").symlink_to("train")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for source in (folder, folder / "data.jsonl"):
+        if (source, out) == (folder / "data.jsonl", "train/codes"):
+            continue  # one list alone is read, and stays
+        argv[1:3] = [command, str(source)]
+        assert main([*argv, "--out", str(tmp_path / out)]) == 2
+        told = capsys.readouterr().err
+        assert "name another folder" in told and str(folder) in told and told.count("\n") == 1
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_there_is_not_counted_as_speed(codes_alone, tmp_path, capsys):
+    _, argv = codes_alone
+    for shard, told in (
+        ("1/2", r"shard 1 of 2: 0:00:\d\d of audio in .*x real time\n"),
+        ("1/1", r"shard 1 of 1: 0:00:\d\d of audio in .*x real time; the codes of 0:00:\d\d were there\n"),
+        ("1/1", r"shard 1 of 1: the codes of all 0:0\d:\d\d of audio were there\n"),
+    ):
+        assert main([*argv, "--shard", shard]) == 0
+        shown = capsys.readouterr().out
+        assert re.fullmatch(told, shown), shown
+
+
 def test_throughput_and_the_time_left():
     assert throughput(600, 3600, 30) == "0:10:00 of 1:00:00, 20.0x real time, 0:02:30 left"
     assert throughput(0, 3600, 0) == "0:00:00 of 1:00:00, 0.0x real time"
@@ -265,8 +293,47 @@ def test_tar_files_need_a_folder(codes_alone, capsys):
     assert "--out" in told and told.count("\n") == 1
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "²/³", "1/" + 5000 * "9"])
 def test_a_bad_shard_is_one_line(tmp_path, capsys, shard):
     assert main(["data", "encode", str(tmp_path), f"--shard={shard}"]) == 2
     told = capsys.readouterr().err
     assert "--shard" in told and told.count("\n") == 1
+
+
+def test_a_part_that_is_missing_is_named_and_an_empty_one_is_there(codes_alone, tiny_material, tmp_path, capsys):
+    _, argv = codes_alone
+    out = tmp_path / "out"
+    assert main([*argv, "--out", str(out), "--shard", "1/9"]) == 0
+    capsys.readouterr()
+    told = f"{out} lacks " + ", ".join(f"data-0000{n}-of-00009.jsonl" for n in range(2, 7)) + " and 3 more, of 9 parts"
+    with pytest.raises(DataError, match=re.escape(told)):
+        Corpus(str(out), None, None, 1.0)
+    assert main(["data", "check", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert f"PROBLEM  {told}" in shown and "1 recording" in shown and "1 problem" in shown
+    # Whoever names a part itself wants no other.
+    part = out / "data-00001-of-00009.jsonl"
+    assert len(Corpus(str(part), None, None, 1.0).recordings) == 1
+    assert main(["data", "check", str(part)]) == 0
+    for number in range(2, 10):
+        assert main([*argv, "--out", str(out), "--shard", f"{number}/9"]) == 0
+    last = out / "data-00009-of-00009.jsonl"
+    assert f"{last}: 0 recordings" in capsys.readouterr().out and last.read_bytes() == b""
+    assert main(["data", "check", str(out)]) == 0
+    assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    assert everything(Corpus(str(out), None, None, 1.0)) == everything(Corpus(str(tmp_path / "whole"), None, None, 1.0))
+    last.unlink()
+    with pytest.raises(DataError, match=re.escape(f"{out} lacks data-00009-of-00009.jsonl, of 9 parts of `data`")):
+        Corpus(f"{out}:2", None, None, 1.0)
+
+
+@pytest.mark.parametrize(("there", "missing"), [((0, 1, 2), ()), ((0, 2), (1,)), ((1, 2, 3), ()), ((1, 2), (3,))])
+def test_parts_may_count_from_0(tmp_path, there, missing):
+    write_encoded(tmp_path / "a.safetensors", torch.full((17, 50), 5))
+    for number in there:
+        (tmp_path / f"calls-{number}-of-3.jsonl").write_text('{"path": "a.safetensors", "duration": 4}\n')
+    if not missing:
+        assert len(Corpus(str(tmp_path), None, None, 1.0).recordings) == 3
+        return
+    with pytest.raises(DataError, match=f"lacks calls-{missing[0]}-of-3.jsonl, of 3 parts of `calls`"):
+        Corpus(str(tmp_path), None, None, 1.0)

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ttt_moshi.cli.main import main
 from ttt_moshi.data import Alphabet, ClipLoader, Corpus, DataError, EvalSet, names_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.encoded import read_encoded, read_encoded_info, write_encoded
@@ -167,6 +169,17 @@ def test_lines_that_do_not_fit_their_codes_are_refused(encoded_set):
     jsonl.write_text('{"path": "0.safetensors", "duration": 2.0}\n')
     with pytest.raises(DataError, match=r"duration is 2.00 s but .* has 0.72 s"):
         open_without_codec(jsonl)
+
+
+def test_words_in_codes_are_not_said_to_be_none(encoded_set, data_set, capsys):
+    jsonl = encoded_set(9, 25)
+    assert main(["data", "check", str(jsonl)]) == 0
+    assert "2 recordings, 0:00:02, words not counted in codes: no problems" in capsys.readouterr().out
+    both = f"{jsonl},{data_set(2.0, name='sound')}"
+    assert main(["data", "check", both]) == 0
+    assert re.search(r"[1-9] words of the agent \(without 2 recordings of codes\)", capsys.readouterr().out)
+    assert main(["data", "check", both, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pretokenized"] == 2
 
 
 def test_the_check_command_reads_files_of_codes(encoded_set):

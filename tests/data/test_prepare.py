@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.check import check_data
 from ttt_moshi.data.prepare import Prepared, prepare
 from ttt_moshi.data.prepare_one import Choices
+from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.data.turns import assign_spans
 from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
@@ -680,6 +682,97 @@ def test_a_lack_of_memory_is_no_reason_to_leave_a_recording_out_for_good(recordi
     assert [o.source for o in result.outcomes if o.left_out] == ["broken.wav"]
     prepare(recordings, tmp_path / "whole")
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_full_disk_ends_the_call_and_costs_nothing_that_was_done(tmp_path, write_recording, jobs):
+    folder = tmp_path / "mine"
+    write_recording(folder / "a_short.wav", 1.0, rate=8000, words=WORDS)
+    for name in ("b_long", "c_long"):
+        write_recording(folder / f"{name}.wav", 8.0, rate=8000, words=WORDS, seed=ord(name[0]))
+    command = ["data", "prepare", str(folder), "--out", str(tmp_path / "out"), "--jobs", jobs]
+    ended = with_largest_file(300_000, command)  # of 24 kHz stereo, 8 s are 768 kB
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert "File too large: '" in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "mine"]
+    tried = []
+    result = prepare(folder, tmp_path / "out", Choices(), on_file=lambda name, *_: tried.append(name))
+    assert tried == ["b_long.wav", "c_long.wav"] and all(outcome.path for outcome in result.outcomes)
+    prepare(folder, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+FAR_OFF = [
+    ({2: (None, 1e9)}, ["1 word ending far after the recording, given a length"], ()),
+    ({2: (100.0, 101.0)}, ["1 word with impossible times, left out"], (2,)),
+    ({0: (None, 1e9), 3: (1e6, 1e9)}, ["1 word with impossible times", "1 word ending far after"], (3,)),
+    ({29: (None, 30.5)}, ["1 word ending after the recording, cut there"], ()),
+    ({n: (100.0 + n, 101.0 + n) for n in (2, 3, 4, 5)}, None, ()),
+    ({n: (100.0 + n, 101.0 + n) for n in range(30)}, None, ()),
+]
+
+
+@pytest.mark.parametrize(("changed", "told", "gone"), FAR_OFF)
+def test_a_few_far_off_times_cost_no_recording(tmp_path, capsys, changed, told, gone):
+    """30 words over 30 s, of which three may be repaired."""
+    times = [(n + 0.2, n + 0.6) for n in range(30)]
+    bursts(tmp_path / "mine" / "a.wav", *((start, end, 0) for start, end in times), (0.7, 0.9, 1), seconds=30)
+    words = [{"speaker": "A", "word": f"word{n}", "start": start, "end": end} for n, (start, end) in enumerate(times)]
+    for n, (start, end) in changed.items():
+        words[n] |= {"start": words[n]["start"] if start is None else start, "end": end}
+    (tmp_path / "mine" / "a.json").write_text(json.dumps(words))
+    command = ["data", "prepare", str(tmp_path / "mine"), "--out", str(tmp_path / "out")]
+    if told is None:
+        assert main(command) == 2
+        assert f"{len(changed)} words (first 'word" in capsys.readouterr().err
+        return
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in told), shown
+    found = {word.text: word for word in read_transcript(tmp_path / "out" / "recordings" / "a.json").words}
+    assert found.keys() == {f"word{n}" for n in range(30) if n not in gone}
+    for n, (start, end) in enumerate(times):
+        if n not in gone:
+            word = found[f"word{n}"]
+            assert word.start == start and (word.end == end if n not in changed else start + 0.2 < word.end <= 30)
+            assert word.end < start + 1
+
+
+@pytest.mark.parametrize("channels", ["²", "1,³", "0", "1,1", "1,2,3", "x", 5000 * "9"])
+def test_channels_that_are_no_numbers_are_one_line(tmp_path, capsys, channels):
+    assert main(["data", "prepare", str(tmp_path), "--out", str(tmp_path / "out"), "--channels", channels]) == 2
+    told = capsys.readouterr().err
+    assert "--channels" in told and told.count("\n") == 1
+
+
+def with_largest_file(size: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command where no file may have more bytes, which is for the kernel what a full disk is."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from ttt_moshi.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
+"""
+    words = [sys.executable, "-c", script, str(size), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+@pytest.mark.parametrize("size", [0, 30, 44, 1000, 100_000])
+def test_what_soundfile_cannot_write_is_an_error_of_the_disk(tmp_path, capfd, kind, size):
+    path, samples = tmp_path / f"a.{kind}", np.random.default_rng(0).normal(0, 0.3, (100_000, 2))
+    soundfile.write(tmp_path / f"same.{kind}", samples, 24000)
+    write_sound(path, samples, 24000)
+    assert path.read_bytes() == (tmp_path / f"same.{kind}").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            write_sound(path, samples, 24000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
 
 
 def test_outcomes_of_another_version_are_not_believed(recordings, tmp_path, monkeypatch):

@@ -204,6 +204,21 @@ def test_bad_values_are_one_line(data, tmp_path, capsys, options, message):
     assert message in told and told.count("\n") == 1 and not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("out", ["data.jsonl", "a.wav", "link.jsonl"])
+def test_nothing_but_a_page_is_replaced(data, tmp_path, capsys, out):
+    (data / "link.jsonl").symlink_to("data.jsonl")
+    before = (data / out).read_bytes()
+    command = ["data", "report", str(data / "data.jsonl"), "--clips", "1", "--out"]
+    assert main([*command, str(data / out)]) == 2
+    told = capsys.readouterr().err
+    assert f"{data / out} is there and is no page" in told and told.count("\n") == 1
+    assert (data / out).read_bytes() == before
+    (tmp_path / "page.html").touch()
+    for _ in range(2):  # of nothing, and of a page
+        assert main([*command, str(tmp_path / "page.html")]) == 0
+    assert "<title>Data: " in (tmp_path / "page.html").read_text()
+
+
 def test_one_bad_file_costs_no_page(data, tokenizer, tmp_path, capsys):
     for name in ("corrupt", "empty"):
         (data / f"{name}.json").write_bytes((data / "a.json").read_bytes())

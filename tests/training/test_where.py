@@ -17,7 +17,9 @@ from ttt_moshi.cli.main import main
 LINE = re.compile(r"(?P<file>.+\.wav) (?P<start>[\d.]+)-(?P<end>[\d.]+) s: (?P<text>.*)")
 
 
-def test_what_a_step_heard(launch: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_step_heard(
+    launch: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = launch("run", "--max_steps", "3", "--log_freq", "1")
     folder = shutil.copytree(made.material.train_data.parent, tmp_path / "train")
     made = replace(made, material=replace(made.material, train_data=folder / "data.jsonl"))
@@ -36,6 +38,20 @@ def test_what_a_step_heard(launch: Callable[..., Any], tmp_path: Path, capsys: p
         ]
         assert part["text"] == (" ".join(inside) or "silent")
     assert sum(part["text"] != "silent" for part in heard) >= 3
+
+    # Relative paths count from where training was started.
+    from_there = tmp_path / "there"
+    from_there.mkdir()
+    monkeypatch.chdir(tmp_path)
+    relative = launch("relative", "--max_steps", "1")
+    relative = replace(relative, material=replace(relative.material, train_data=Path("train/data.jsonl")))
+    relative.run("--data.train_data", "train/data.jsonl", "--do_ckpt", "false")
+    assert main(["data", "where", str(relative.run_dir), "--step", "1"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(from_there)
+    assert main(["data", "where", str(relative.run_dir), "--step", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "no data at train/data.jsonl" in told and "training was started" in told and told.count("\n") == 1
 
     # Without what the first step heard the others move up; the metrics know what was heard.
     gone = Path(heard[0]["file"]).name

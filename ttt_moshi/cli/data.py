@@ -216,6 +216,12 @@ def run_prepare(argv: list[str]) -> int:
     print(f"  {_rule(args.moshi_speaker, channels, args.pair)}")
     for name, count in result.lists.items():
         print(f"  {args.out.rstrip('/')}/{name}: {counted(count, 'recording')}")
+    again = sum(outcome.passing for outcome in result.outcomes)
+    if again:
+        print(
+            f"  {counted(again, 'recording')} left out for what may pass (memory, a disk or a store that did not "
+            "answer): the same command with `--overwrite` tries all of them anew"
+        )
     return 0 if len(used) == len(result.outcomes) else 1
 
 
@@ -261,27 +267,30 @@ def run_encode(argv: list[str]) -> int:
     if args.tar and args.out is None:
         raise UserError("`--tar` says how `--out` is written: name a folder")
     from ttt_moshi.data.addresses import readable
-    from ttt_moshi.data.pretokenize import pretokenize, require_same_shards
+    from ttt_moshi.data.pretokenize import LIST, pretokenize, require_same_shards
     from ttt_moshi.data.remote import is_there, located_out
+    from ttt_moshi.data.sources import require_apart
 
     out = None if args.out is None else located_out(args.out)
     if out is not None and is_there(out):
         raise UserError(f"`--out {args.out}` is a file; name a folder")
-    if out is not None:
-        require_same_shards(out, shards)  # before hours of work
+    if out is not None:  # before hours of work
+        require_apart(args.path, out, LIST)
+        require_same_shards(out, shards)
 
     with cluster_chosen(args, "shard") as cluster:
         told = None if cluster is None else _encode_over(cluster, args)
     corpus = _corpus(
         args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word, (number - 1, shards)
     )
+    there = corpus.frames_in_cache()
     with encoding() as (on_recording, summary):
         if out is None:
             corpus.encode_all(on_recording=on_recording)
             written = None
         else:
             written = pretokenize(corpus, out, on_recording, tar=args.tar)
-    print(f"shard {number} of {shards}: {told or summary()}")
+    print(f"shard {number} of {shards}: {told or summary(there)}")
     if written is not None:
         print(f"{readable(str(written))}: {counted(len(corpus.recordings), 'recording')}, codes alone")
     return 0
@@ -368,8 +377,11 @@ def run_plant(argv: list[str]) -> int:
         raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
     passage, distance = _frames("--passage", args.passage), _frames("--distance", args.distance)
     from ttt_moshi.data.plant import Plan, plant
+    from ttt_moshi.data.pretokenize import LIST
+    from ttt_moshi.data.sources import require_apart
     from ttt_moshi.frames import frames_to_seconds
 
+    require_apart(args.path, args.out, LIST)
     corpus = _corpus(args.path, args.hf_repo_id, args.cache_dir, args.device, args.no_whitespace_before_word)
     with progress("planting") as on_recording:
         found = plant(corpus, args.out, Plan(args.repeats, args.facts, passage, distance), args.seed, on_recording)
@@ -473,10 +485,18 @@ def _print_report(report: Report) -> None:
     if report.findings:
         print()
     summary = f"{counted(report.recordings, 'recording')}, {clock(report.seconds)}, "
-    summary += f"{counted(report.words, 'word')} of the agent: "
+    summary += f"{_words(report)}: "
     notes = len(report.findings) - len(report.problems)
     problems = counted(len(report.problems), "problem") if report.problems else "no problems"
     print(f"{summary}{problems}, {counted(notes, 'note')}")
+
+
+def _words(report: Report) -> str:
+    """How many there are, as far as they are counted."""
+    if report.pretokenized == report.recordings:
+        return "words not counted in codes"
+    without = f" (without {counted(report.pretokenized, 'recording')} of codes)" if report.pretokenized else ""
+    return f"{counted(report.words, 'word')} of the agent{without}"
 
 
 def _mark(finding: Finding) -> str:
@@ -488,6 +508,7 @@ def _report_dict(report: Report) -> dict[str, object]:
         "recordings": report.recordings,
         "seconds": report.seconds,
         "words": report.words,
+        "pretokenized": report.pretokenized,
         "problems": len(report.problems),
         "findings": [asdict(finding) for finding in report.findings],
     }

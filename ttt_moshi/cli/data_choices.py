@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def disk_path(text: str) -> Path:
 
 def channels_chosen(text: str) -> tuple[int, ...]:
     """`3,1` as numbers."""
-    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    numbers = [_whole(part) for part in text.split(",")]
     if len(numbers) > 2 or min(numbers) < 1 or len(set(numbers)) < len(numbers):
         raise UserError(f"`--channels` is one number or two different ones, from 1, such as `2,1`; got {text!r}")
     return tuple(numbers)
@@ -55,10 +56,15 @@ def channels_chosen(text: str) -> tuple[int, ...]:
 
 def shard_chosen(text: str) -> tuple[int, int]:
     """`2/8` as numbers."""
-    number, slash, shards = text.partition("/")
-    if not (slash and number.isdigit() and shards.isdigit() and 1 <= int(number) <= int(shards)):
+    number, _, shards = text.partition("/")
+    if not 1 <= _whole(number) <= _whole(shards):
         raise UserError(f"`--shard` is a part of how many, from 1/1, such as 2/8; got {text!r}")
-    return int(number), int(shards)
+    return _whole(number), _whole(shards)
+
+
+def _whole(text: str) -> int:
+    """Digits as a number, and 0 for anything else; numbers of ten digits count nothing that there is."""
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else 0
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:

@@ -48,10 +48,11 @@ def progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[], str]]]:
+def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[..., str]]]:
     """A bar, or in logs a line a minute, with throughput and the time left.
 
-    Gives the function that moves it (name, frames that are done, frames in all), and one that sums up.
+    Gives the function that moves it (name, frames that are done, frames in all), and one that sums up, knowing how many
+    frames had been encoded before.
     """
     began = last = time.monotonic()
     heard = 0.0
@@ -66,9 +67,13 @@ def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[], s
                 last = now
                 print(f"encoding {name}: {told}", file=sys.stderr, flush=True)
 
-        def summary() -> str:
-            seconds = max(time.monotonic() - began, 1e-3)
-            return f"{clock(heard)} of audio in {clock(seconds)}, {heard / seconds:.1f}x real time"
+        def summary(before: int = 0) -> str:
+            there, seconds = frames_to_seconds(before), max(time.monotonic() - began, 1e-3)
+            if before and there >= heard:
+                return f"the codes of all {clock(heard)} of audio were there"
+            made = heard - there
+            told = f"{clock(made)} of audio in {clock(seconds)}, {made / seconds:.1f}x real time"
+            return told + (f"; the codes of {clock(there)} were there" if before else "")
 
         yield on_recording, summary
 

@@ -200,6 +200,8 @@ def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.AudioStr
     except OSError as error:
         raise PassingError(f"cannot read {path}: {error.strerror or error}") from error
     with file:
+        if not os.fstat(file.fileno()).st_size:
+            raise DataError(f"{path} is an empty file")
         _refuse_a_cut_wav(path, file)
         try:
             with av.open(

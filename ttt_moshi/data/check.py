@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,15 @@ from ttt_moshi.data.listen import listen, moshi_first
 from ttt_moshi.data.remote import is_there
 from ttt_moshi.data.rules import Finding, judge_levels, judge_words
 from ttt_moshi.data.shards import container
-from ttt_moshi.data.sources import Line, jsonl_files, numbered_lines, read_line, split_spec, unknown_keys
+from ttt_moshi.data.sources import (
+    Line,
+    lists_at,
+    numbered_lines,
+    read_line,
+    split_spec,
+    told_missing,
+    unknown_keys,
+)
 from ttt_moshi.data.tokenizer import Coverage, Tokenizer, coverage
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, Transcript, read_transcript, transcript_path
 from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
@@ -55,7 +62,9 @@ class Report:
     seconds: float = 0.0
     """of recordings that can be read"""
     words: int = 0
-    """of Moshi"""
+    """of Moshi, where they are not in codes"""
+    pretokenized: int = 0
+    """recordings of codes, whose words are not counted"""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -92,9 +101,14 @@ def check_data(
         if on_heard:
             on_heard(heard)
 
-    entries = [(jsonl, i, text) for jsonl in _all_jsonl_files(spec) for i, text in numbered_lines(jsonl)]
+    lists = {path: lists_at(path) for path, _ in split_spec(spec)}
+    named = dict.fromkeys(jsonl for files in lists.values() for jsonl in files)
+    entries = [(jsonl, i, text) for jsonl in named for i, text in numbered_lines(jsonl)]
     if not entries:
         raise DataError(f"{spec} lists no recordings")
+    for path, files in lists.items():
+        name = readable(str(path))
+        report.findings += [Finding("problem", "missing part", name, told) for told in told_missing(path, files)]
     seen: dict[str, Line] = {}
     for done, (jsonl, number, text) in enumerate(entries):
         if on_file:
@@ -121,10 +135,6 @@ def _check_tokenizer(spec: str, found: Coverage) -> Iterator[Finding]:
         yield Finding("problem", "tokenizer", spec, message)
     elif found.unknown or found.in_bytes:
         yield Finding("note", "tokenizer", spec, found.told)
-
-
-def _all_jsonl_files(spec: str) -> list[Path]:
-    return list(dict.fromkeys(file for path, _ in split_spec(spec) for file in jsonl_files(path)))
 
 
 def _check_line(line: Line, report: Report, seen: dict[str, Line], on_heard: OnHeard) -> Iterator[Finding]:
@@ -165,6 +175,7 @@ def _check_recording(line: Line, report: Report, seen: dict[str, Line], on_heard
 
 def _check_encoded(line: Line, report: Report, seen: dict[str, Line]) -> Iterator[Finding]:
     """A file of codes; whether a model has all of them is for training to see."""
+    report.pretokenized += 1
     name = readable(str(line.audio))
     try:
         info = read_encoded_info(line.audio)

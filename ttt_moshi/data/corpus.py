@@ -177,6 +177,11 @@ class Corpus:
             if on_recording:
                 on_recording(recording.audio.name, before, total)
 
+    def frames_in_cache(self) -> int:
+        """Of the audio that `encode_all` of one process finds encoded."""
+        audio = [recording for recording in self.recordings if not recording.encoded]
+        return sum(recording.info.frames for recording in audio if self._cache(recording).has(recording.audio))
+
     def _judge(self, recordings: Sequence[Recording]) -> None:
         problems: dict[str, list[Finding]] = {}
         for recording in recordings:

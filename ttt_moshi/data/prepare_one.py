@@ -14,7 +14,6 @@ from pathlib import Path
 
 import blake3
 import numpy as np
-import soundfile
 
 from ttt_moshi.data.addresses import readable
 from ttt_moshi.data.align import Aligner, align_in
@@ -27,7 +26,10 @@ from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.data.rows import Row, as_files
 from ttt_moshi.data.rules import MAX_REPAIRED, judge_levels, judge_words
 from ttt_moshi.data.separate import Separation, separate
+from ttt_moshi.data.sound_files import new_sound
 from ttt_moshi.data.transcripts import (
+    DROPPED,
+    ENDLESS,
     MAIN_SPEAKER,
     OTHER_SPEAKER,
     MoshiSpeaker,
@@ -38,6 +40,7 @@ from ttt_moshi.data.transcripts import (
     find_transcript,
     read_any,
     require_short_name,
+    seconds_to_say,
     speakers_of,
     told_repairs,
     transcript_path,
@@ -47,8 +50,8 @@ from ttt_moshi.data.voiced import EnergyMeter, Span, spread_words, voiced_spans
 from ttt_moshi.frames import FRAME_RATE, SAMPLE_RATE
 
 _CUT = "ending after the recording, cut there"
-_AFTER = "with impossible times, left out"
 _FAR_BEYOND = 2.0
+"""times the length of a recording, from which on a time is not merely late"""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def _prepare(item: Item, target: Path, choices: Choices, outcome: Outcome) -> No
     if found is None:
         outcome.done.append("no transcript: its text stream will be absent")
         return
-    found = _within(found, seconds)
+    found = _within(found, seconds, choices.max_repaired)
     for finding in judge_words("", found, seconds, decibels, choices.max_repaired):
         if finding.level == "problem":
             raise DataError(finding.message)
@@ -326,16 +329,29 @@ def _refuse_two_voices(found: Transcript | Untimed) -> None:
         )
 
 
-def _within(transcript: Transcript, seconds: float) -> Transcript:
-    """The words up to the end of the recording. Where all of them lie far beyond it the rules say why."""
-    late = [word for word in transcript.words if word.end > seconds]
-    if not late or max(word.end for word in late) > _FAR_BEYOND * seconds:
+def _within(transcript: Transcript, seconds: float, max_repaired: float) -> Transcript:
+    """The words up to the end of the recording, each mended by itself. Where all of them lie far beyond it, or a larger
+    share than may be repaired, they stay as they are, and the rules say why.
+    """
+    far = sum(word.end > _FAR_BEYOND * seconds for word in transcript.words)
+    if far == len(transcript.words) or far > max_repaired * len(transcript.words):
         return transcript
     repairs = Counter(transcript.repairs)
-    after = sum(word.start >= seconds for word in late)
-    repairs += Counter({_CUT: len(late) - after, _AFTER: after})
-    words = tuple(replace(w, end=min(w.end, seconds)) for w in transcript.words if w.start < seconds)
-    return replace(transcript, words=words, repairs=dict(repairs))
+    words: list[Word] = []
+    following = seconds  # when the next word begins, whoever says it
+    for word in reversed(transcript.words):
+        if word.start >= seconds:
+            repairs[DROPPED] += 1
+            continue
+        if word.end > _FAR_BEYOND * seconds:
+            repairs[ENDLESS] += 1
+            guess = word.start + seconds_to_say(word.text)
+            word = replace(word, end=min(guess, following) if following > word.start else guess)
+        elif word.end > seconds:
+            repairs[_CUT] += 1
+        words.append(replace(word, end=min(word.end, seconds)))
+        following = word.start
+    return replace(transcript, words=tuple(reversed(words)), repairs=dict(repairs))
 
 
 @dataclass(frozen=True)
@@ -384,7 +400,7 @@ def _write_audio(
         shutil.copyfile(local(file), target)
         outcome.done.append("copied")
     else:
-        with soundfile.SoundFile(target, "w", SAMPLE_RATE, 2, subtype="PCM_16", format="WAV") as wav:
+        with new_sound(target, SAMPLE_RATE, 2, subtype="PCM_16") as wav:
             for block in blocks:
                 levels.add(block)
                 block *= factors[:, None]

@@ -16,15 +16,16 @@ from ttt_moshi.data.sources import Recording, parts, told_divisions
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
-_LIST = "data"
+LIST = "data"
+"""of a data set that is made, without its suffix"""
 
 
 def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = None, *, tar: bool = False) -> Path:
     """Encodes a data set, or a shard of it, as `Corpus.encode_all` does, and writes it as pre-tokenized recordings.
 
-    `out` then holds `codes/*.safetensors`, named by content, and a list for each shard; training reads the folder as a
-    whole. It may be a path that stands for a URL. A recording whose file is there is not written again. Weights of the
-    data set are left out.
+    `out` then holds `codes/*.safetensors`, named by content, and a list for each shard, an empty one where the shard
+    has no recordings; training reads the folder as a whole. It may be a path that stands for a URL. A recording whose
+    file is there is not written again. Weights of the data set are left out.
 
     Args:
         tar: whether there is one tar file for each shard instead, in which every recording is followed by its line of
@@ -47,16 +48,13 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)
     part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
-    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{_LIST}{part}.jsonl"
+    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{LIST}{part}.jsonl"
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
-    if not lines:
-        listed.unlink(missing_ok=True)  # a list of nothing is refused by those who read it
-        return listed
-    if tar:
+    if tar and lines:
         write_tar(out / folder, _members(corpus, recordings, folder))
-    else:
+    elif lines:
         (out / folder).mkdir(exist_ok=True)
         for name, recording in recordings.items():
             if not _is_there(out / folder / name, recording.frames):
@@ -70,7 +68,7 @@ def require_same_shards(out: Path, shards: int) -> None:
     every recording once more. Nobody knows here whether they are wanted, so they are not deleted.
     """
     files = files_below(out, ".jsonl") if url_of(out) is not None else out.glob("*.jsonl")
-    others = parts(files).get((out, _LIST), {})
+    others = parts(files).get((out, LIST), {})
     others.pop(shards, None)
     if others:
         raise DataError(

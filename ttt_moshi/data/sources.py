@@ -6,6 +6,7 @@ A path names an audio file, or a file of codes (`ttt_moshi.data.encoded`).
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import sys
@@ -30,7 +31,9 @@ from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 DigestsFor = Callable[[Path], Digests]
 
-_PART = re.compile(r"(.+)-\d+-of-(\d+)")
+_PART = re.compile(r"(.+)-(\d+)-of-(\d+)")
+_NAMED_PARTS = 5
+"""of those that are missing"""
 _LINE_KEYS = ("path", "duration", "prefix_sec", "moshi_speaker")
 
 
@@ -176,6 +179,18 @@ def split_spec(spec: str) -> list[tuple[Path, Fraction]]:
 
 
 def jsonl_files(path: Path) -> list[Path]:
+    """`lists_at`, all of whose parts are there.
+
+    Raises:
+        DataError: see `lists_at`; or a list of which a part is missing.
+    """
+    files = lists_at(path)
+    for told in told_missing(path, files):
+        raise DataError(told)
+    return files
+
+
+def lists_at(path: Path) -> list[Path]:
     """`path` itself, or the jsonl files below it in the order of their names. Hidden ones are no data: digests that are
     remembered there, and what an unfinished `data prepare` has left.
 
@@ -199,7 +214,7 @@ def parts(lists: Iterable[Path]) -> dict[tuple[Path, str], dict[int, list[Path]]
     found: dict[tuple[Path, str], dict[int, list[Path]]] = {}
     for path in sorted(lists):
         match = _PART.fullmatch(path.stem)
-        name, count = (path.stem, 1) if match is None else (match[1], int(match[2]))
+        name, count = (path.stem, 1) if match is None else (match[1], int(match[3]))
         found.setdefault((path.parent, name), {}).setdefault(count, []).append(path)
     return found
 
@@ -210,6 +225,69 @@ def told_divisions(divisions: dict[int, list[Path]]) -> str:
         f"whole ({paths[0].name})" if count == 1 else f"in {count} parts ({paths[0].name}, ...)"
         for count, paths in sorted(divisions.items())
     )
+
+
+def require_apart(spec: str, out: Path, name: str) -> None:
+    """Of a data set that is to be made of another one.
+
+    Args:
+        out: its folder.
+        name: of its list, whole or in parts.
+
+    Raises:
+        DataError: its list would replace one of `spec`, or be read with them from then on; see also `lists_at`.
+    """
+    out = _real(out)
+    for path, _ in split_spec(spec):
+        for file in lists_at(path):
+            for place in {_real(file), _real(file.parent) / file.name}:
+                if place.parent == out and next(iter(parts([place])))[1] == name:
+                    raise DataError(f"{out} holds {file}, which is read, and would be written: name another folder")
+        folder = _real(path)
+        below = out.is_relative_to(folder) and not any(p.startswith(".") for p in out.relative_to(folder).parts)
+        if below:
+            raise DataError(
+                f"{out} lies in {path}, all of whose lists are read: recordings would be read twice from then on; name "
+                "another folder"
+            )
+
+
+def _real(path: Path) -> Path:
+    return path if url_of(path) is not None else path.resolve()
+
+
+def told_missing(path: Path, files: Sequence[Path]) -> Iterator[str]:
+    """For people, of each list below `path` that lacks some of its parts. A part without recordings is there too, as an
+    empty list. Whoever names a part itself wants no other.
+
+    Args:
+        files: `lists_at(path)`.
+    """
+    if path in files:
+        return
+    for (folder, name), divisions in parts(files).items():
+        for count, paths in divisions.items():
+            missing = _missing(name, count, paths)
+            if missing:
+                total = count - len(paths)
+                more = f" and {total - len(missing)} more" if total > len(missing) else ""
+                yield (
+                    f"{folder} lacks {', '.join(missing)}{more}, of {count} parts of `{name}`: make what is missing "
+                    "(`ttt-moshi data encode --shard`; a part without recordings is an empty list), or name the lists "
+                    "that are meant"
+                )
+
+
+def _missing(name: str, count: int, paths: Sequence[Path]) -> list[str]:
+    """Names of the first parts that are not there."""
+    found = [match for path in paths if (match := _PART.fullmatch(path.stem))]
+    if len(found) >= count or not found:
+        return []
+    numbers = {int(match[2]) for match in found}
+    first = min(1, *numbers)  # some count from 0
+    absent = (number for number in range(first, first + count) if number not in numbers)
+    width, of = len(found[0][2]), found[0][3]
+    return [f"{name}-{number:0{width}}-of-{of}.jsonl" for number in itertools.islice(absent, _NAMED_PARTS)]
 
 
 def _jsonl_files_on_disk(path: Path) -> list[Path]:

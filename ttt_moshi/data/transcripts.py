@@ -69,7 +69,7 @@ class Transcript:
     def repaired_share(self) -> float:
         """Share of the words whose time was missing or impossible."""
         count = sum(number for what, number in self.repairs.items() if what in _TIME_REPAIRS)
-        dropped = self.repairs.get(_DROPPED, 0)
+        dropped = self.repairs.get(DROPPED, 0)
         return count / max(1, len(self.words) + dropped)
 
 
@@ -83,12 +83,13 @@ class Untimed:
 
 _FILLED = "without times, placed between their neighbours"
 _MOVED = "with negative times, moved to the beginning"
-_DROPPED = "with impossible times, left out"
+DROPPED = "with impossible times, left out"
 _TEXTUAL = "with times written as text"
 _BACKWARDS = "ending before their beginning, given a length"
+ENDLESS = "ending far after the recording, given a length"
 _MARKS = "taken for marks such as [laughter], left out"
 _UNASSIGNED = "without a speaker, given to the one before"
-_TIME_REPAIRS = (_FILLED, _MOVED, _DROPPED, _BACKWARDS)
+_TIME_REPAIRS = (_FILLED, _MOVED, DROPPED, _BACKWARDS, ENDLESS)
 
 
 def transcript_path(audio: Path) -> Path:
@@ -244,7 +245,7 @@ def _with_times(
             repairs[_TEXTUAL] += 1
         if start is not None and start < 0:
             if start < _SLIGHTLY_NEGATIVE or (end is not None and end <= 0):
-                repairs[_DROPPED] += 1
+                repairs[DROPPED] += 1
                 continue
             start = 0.0
             repairs[_MOVED] += 1
@@ -252,7 +253,7 @@ def _with_times(
             end = None
             repairs[_BACKWARDS] += 1
         elif end is not None and start is None:
-            start = max(0.0, end - _guess(text)) if end > 0 else None
+            start = max(0.0, end - seconds_to_say(text)) if end > 0 else None
             end = None if start is None else end
             if start is not None:
                 repairs[_FILLED] += 1
@@ -271,21 +272,21 @@ def _fill(entries: list[list[Any]]) -> None:
         following = next((e[2] for e in entries[index + 1 :] if e[2] is not None), None)
         if start is not None:
             if end is None:
-                guess = start + _guess(text)
+                guess = start + seconds_to_say(text)
                 entries[index][3] = guess if following is None or following <= start else min(guess, following)
             index += 1
             continue
         run = [entry for entry in entries[index:] if entry[2] is None]
         run = entries[index : index + next((n for n, e in enumerate(entries[index:]) if e[2] is not None), len(run))]
         before = entries[index - 1][3] if index else None
-        wanted = sum(_guess(entry[0]) for entry in run)
+        wanted = sum(seconds_to_say(entry[0]) for entry in run)
         if before is None:
             before = max(0.0, (following if following is not None else wanted) - wanted)
         after = before + wanted if following is None or following <= before else following
         at = before
         for entry in run:
             entry[2] = at
-            at += (after - before) * _guess(entry[0]) / wanted
+            at += (after - before) * seconds_to_say(entry[0]) / wanted
             entry[3] = at
         index += len(run)
 
@@ -314,7 +315,7 @@ def _time(value: Any) -> float | None:
     return float(value) if abs(value) <= sys.float_info.max else None
 
 
-def _guess(text: str) -> float:
+def seconds_to_say(text: str) -> float:
     """How long something takes to say, roughly."""
     return _SECONDS_A_LETTER * (len(text) + 1)
 

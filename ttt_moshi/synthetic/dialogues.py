@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.errors import UserError
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.synthetic.espeak import Span, Utterance, Voice, speak
@@ -116,7 +116,7 @@ def mix(spoken: Sequence[tuple[Turn, Utterance]], starts: Sequence[float]) -> Di
 
 def write_dialogue(dialogue: Dialogue, path: Path) -> None:
     """Writes `path` (.wav) and the .json beside it."""
-    soundfile.write(path, dialogue.samples.T, SAMPLE_RATE, subtype="PCM_16")
+    write_sound(path, dialogue.samples.T, SAMPLE_RATE, subtype="PCM_16")
     rows = [[w.text, [round(w.start, 4), round(w.end, 4)], speaker] for w, speaker in dialogue.alignments]
     path.with_suffix(".json").write_text(json.dumps({"alignments": rows}) + "\n")
 

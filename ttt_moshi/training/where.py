@@ -13,10 +13,11 @@ import yaml
 from ttt_moshi.config import TrainArgs, clip_stages
 from ttt_moshi.config_io import args_from_dict
 from ttt_moshi.data import ClipLoader, StreamLoader
+from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.corpus import Clip, Corpus
 from ttt_moshi.data.digests import Digests, cache_folder
 from ttt_moshi.data.remote import use_cache
-from ttt_moshi.data.sources import Recording, open_sources
+from ttt_moshi.data.sources import Recording, open_sources, split_spec
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import read_text
 from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
@@ -98,9 +99,20 @@ def clips_of_run(run_dir: Path, step: int) -> list[Heard]:
         # Launches of earlier versions: nothing but the number of clips a step could not change what had been heard.
         layout = Layout(0, launch["world_size"], args.batch_size, args.num_microbatches, args.train.backprop_clips)
         launch["start_cursor"] = launch["start_step"] * layout.clips
+    _require_lists(args.data.train_data, run_dir)
     return clips_of_step(
         args, launch["world_size"], step, start_step=launch["start_step"], start_cursor=launch["start_cursor"]
     )
+
+
+def _require_lists(spec: str, run_dir: Path) -> None:
+    """Raises where lists are not found from here that training found from where it was started."""
+    for path, _ in split_spec(spec):
+        if url_of(path) is None and not path.is_absolute() and not path.exists():
+            raise UserError(
+                f"no data at {path}, which {run_dir} read: the path counts from the folder in which training was "
+                "started; run this command there"
+            )
 
 
 def recorded_digest(run_dir: Path, step: int) -> str | None:

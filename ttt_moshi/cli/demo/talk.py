@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ttt_moshi.data.sound_files import write_sound
+
 FIRST_SHARE = 0.6
 """of the recording, heard before the conversation is saved"""
 PAUSE_SECONDS = 0.8
@@ -32,8 +34,8 @@ def split(recording: Path, first: Path, second: Path) -> None:
     """Cuts a recording in two."""
     samples, rate = soundfile.read(recording)
     place = round(FIRST_SHARE * len(samples))
-    soundfile.write(first, samples[:place], rate)
-    soundfile.write(second, samples[place:], rate)
+    write_sound(first, samples[:place], rate)
+    write_sound(second, samples[place:], rate)
 
 
 def join(parts: list[Path], recording: Path) -> dict[str, Any]:

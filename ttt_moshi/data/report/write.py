@@ -23,12 +23,15 @@ from ttt_moshi.data.remote import is_there, local, outgoing, put
 from ttt_moshi.data.report.clips import PIXELS_A_SECOND, Clip, choose, cut
 from ttt_moshi.data.report.measure import Measured, measure_recording
 from ttt_moshi.data.rules import Finding
-from ttt_moshi.data.sources import jsonl_files, split_spec
+from ttt_moshi.data.sources import lists_at, split_spec
 from ttt_moshi.data.tokenizer import Tokenizer
 from ttt_moshi.data.transcripts import MAIN_SPEAKER, OTHER_SPEAKER
 from ttt_moshi.files import read_text, write_atomically
 from ttt_moshi.frames import FRAME_RATE
 
+_TITLE = b"<title>Data: "
+_HEAD = 1000
+"""bytes of a page in which its title begins"""
 _NAMED = {MAIN_SPEAKER: "Moshi", OTHER_SPEAKER: "the user"}
 _NUMBERS = re.compile(r"(?<![\w-])[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
 _NAMES = re.compile(r"[^\s:;]+\.[A-Za-z]\w{1,8}(?=[\s:;,]|$)")
@@ -63,9 +66,11 @@ def write_report(
         tokenizer: makes the tokens that the page shows; None shows none.
 
     Raises:
-        DataError: nothing there to look at, or no recording whose audio can be read.
+        DataError: nothing there to look at, no recording whose audio can be read, or `out` is a file that is no such
+            page, which may be the only copy of something.
         OSError: `out` cannot be written.
     """
+    _require_page(out)  # before hours of work
     recordings: list[Measured] = []
     report = check_data(
         spec, on_file, lambda heard: recordings.append(measure_recording(heard)), tokenizer=tokenizer, style=style
@@ -102,6 +107,19 @@ def write_report(
         put(here, out)
         here.unlink()
     return report
+
+
+def _require_page(out: Path) -> None:
+    """Raises where something else would be replaced."""
+    if not is_there(out):
+        return
+    try:
+        with local(out).open("rb") as file:
+            begin = file.read(_HEAD)
+    except OSError as error:
+        raise DataError(f"cannot read {out}: {error.strerror or error}") from error
+    if begin and _TITLE not in begin:
+        raise DataError(f"{out} is there and is no page that this command made: name another file")
 
 
 def _clips(
@@ -202,7 +220,7 @@ def _findings(report: Report) -> list[dict[str, Any]]:
 def _prepared(spec: str) -> dict[str, list[tuple[str, int, str]]] | None:
     """What `data prepare` did and what it left out: the words, how often, an example; None if it says nothing."""
     done, left_out = dict[str, list[tuple[str, str]]](), dict[str, list[tuple[str, str]]]()
-    reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in jsonl_files(path)}
+    reports = {jsonl.parent / REPORT_NAME for path, _ in split_spec(spec) for jsonl in lists_at(path)}
     existing = sorted(filter(is_there, reports))
     for path in existing:
         try:

@@ -21,9 +21,9 @@ from typing import Any
 
 import blake3
 import numpy as np
-import soundfile
 
 from ttt_moshi.data.audio import read_audio
+from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, writing
 from ttt_moshi.evaluation.examples import Example, Piece, Source
@@ -213,7 +213,7 @@ class _Written:
                 parts.append(part)
             path = self._folder / f"{len(self._known)}.wav"
             with writing(path):
-                soundfile.write(path, np.concatenate(parts), SAMPLE_RATE)
+                write_sound(path, np.concatenate(parts), SAMPLE_RATE)
             self._known[key] = Piece(Source.file(path))
         return self._known[key]
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
+from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE
 from ttt_moshi.synthetic.espeak import Voice, speak
 
@@ -51,7 +51,7 @@ def padded(samples: np.ndarray) -> np.ndarray:
 def write(path: Path, samples: np.ndarray) -> None:
     """Writes float32 [N] at 24 kHz as a 16 kHz 16-bit file; the suffix (.wav, .flac) names the format."""
     resampled = soxr.resample(samples, SAMPLE_RATE, BENCH_RATE)
-    soundfile.write(path, np.clip(resampled, -1.0, 1.0), BENCH_RATE, subtype="PCM_16")
+    write_sound(path, np.clip(resampled, -1.0, 1.0), BENCH_RATE, subtype="PCM_16")
 
 
 def random_name(rng: random.Random) -> str:
