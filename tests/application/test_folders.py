@@ -51,6 +51,33 @@ def test_a_disk_that_fails_during_a_save(number: str, new_place: Callable[[str],
     assert again.status == 0 and place.state_id(6) == twin, again
 
 
+def test_a_checkpoint_that_was_moved_to_another_disk_and_linked_is_left_there(place: Place) -> None:
+    root, elsewhere = place.run / "checkpoints", place.folder / "elsewhere"
+    for step in (2, 4, 6):
+        name = f"checkpoint_{step:06d}"
+        shutil.move(root / name, elsewhere / name)
+        (root / name).symlink_to(elsewhere / name)
+    before = snapshot(elsewhere)
+    ended = place.do(*place.train("--max_steps", "7", "--num_ckpt_keep", "2", "--checkpoint.resume", "true"))
+    assert ended.status == 0 and "failed" not in ended.err, ended
+    assert place.store.steps() == [6, 7] and changes(before, snapshot(elsewhere)) == []
+    listed = json.loads(place.do("ckpt", "ls", place.run, "--json").out)
+    sizes = {record["name"]: record["bytes"] for record in listed}
+    moved = sum(file.stat().st_size for file in (elsewhere / "checkpoint_000006").rglob("*") if file.is_file())
+    assert sizes["checkpoint_000006"] == moved
+    pruned = place.do("ckpt", "prune", place.run, "--last", "1")
+    assert pruned.status == 0 and "it is a link: what it leads to stays" in pruned.out, pruned
+    assert place.store.steps() == [7] and changes(before, snapshot(elsewhere)) == []
+    # As an earlier version left them: links on their way out, and a file that nobody expects there.
+    for command in (["ckpt", "repair", place.run], place.train("--checkpoint.resume", "true", "--max_steps", "7")):
+        (root / ".trash_checkpoint_000002").symlink_to(elsewhere / "checkpoint_000002")
+        (root / ".saving_000004").symlink_to(elsewhere / "checkpoint_000004")
+        (root / ".trash_checkpoint_000006").write_bytes(b"x")
+        ended = place.do(*command)
+        assert ended.status == (1 if command[0] == "ckpt" else 0), ended
+        assert not list(root.glob(".[ts]*")) and changes(before, snapshot(elsewhere)) == []
+
+
 def test_a_folder_that_goes_away(new_place: Callable[[str], Place], twin: str) -> None:
     place = new_place("case")
     process = place.start(*place.train("--max_steps", "60"))

@@ -191,11 +191,10 @@ def replace_file(files: Files, path: Path, data: bytes) -> None:
 
 
 def remove_tree(files: Files, path: Path) -> None:
-    """Delete a folder and all in it. Links are removed, never followed."""
+    """Delete a folder and all in it, or a file. Links, `path` itself too, are removed, never followed."""
+    if path.is_symlink() or not path.is_dir():
+        files.remove(path)
+        return
     for name in files.names(path):
-        child = path / name
-        if child.is_dir() and not child.is_symlink():
-            remove_tree(files, child)
-        else:
-            files.remove(child)
+        remove_tree(files, path / name)
     files.rmdir(path)
