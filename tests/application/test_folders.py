@@ -51,6 +51,30 @@ def test_a_disk_that_fails_during_a_save(number: str, new_place: Callable[[str],
     assert again.status == 0 and place.state_id(6) == twin, again
 
 
+def test_a_run_that_has_saved_nothing_is_a_run(new_place: Callable[[str], Place]) -> None:
+    place = new_place("case")
+    assert place.do(*place.train("--max_steps", "1", "--do_ckpt", "false")).status == 0
+    shutil.rmtree(place.run / "checkpoints", ignore_errors=True)
+    before = snapshot(place.run)
+    for words, status in ((["ckpt", "ls"], 0), (["status"], 1)):
+        ended = place.do(*words, place.run)
+        assert ended.status == status and "a run that has no checkpoint yet" in ended.out, ended
+    shown = place.do("ckpt", "show", place.run)
+    assert shown.status == 2 and "no valid checkpoint in" in shown.err, shown
+    assert place.do("ckpt", "repair", place.run).status == 0 and changes(before, snapshot(place.run)) == []
+
+
+def test_a_start_on_a_disk_that_is_full_names_it_and_what_to_do(new_place: Callable[[str], Place]) -> None:
+    place = new_place("case")
+    lock = place.run / "checkpoints/LOCK"
+    for call in ("pwrite", "ftruncate", "preadv"):
+        ended = place.do(*place.train(), faults=(Fault(call, "/LOCK", errno="ENOSPC"),))
+        assert ended.status == 2 and "Traceback" not in ended.err, ended
+        assert str(lock) in ended.lines[-1] and "free some space there, or name another folder" in ended.lines[-1], (
+            ended
+        )
+
+
 def test_a_checkpoint_that_was_moved_to_another_disk_and_linked_is_left_there(place: Place) -> None:
     root, elsewhere = place.run / "checkpoints", place.folder / "elsewhere"
     for step in (2, 4, 6):

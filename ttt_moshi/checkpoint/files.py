@@ -66,7 +66,8 @@ class Files:
         """Make the folder's entries (names, renames, deletions) durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with naming(path):
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -99,7 +100,7 @@ class Files:
 
     def append(self, path: Path, data: bytes) -> None:
         """Add a line to an advisory log."""
-        with open(path, "ab", buffering=0) as file:
+        with naming(path), open(path, "ab", buffering=0) as file:
             file.write(data)
 
     def free_bytes(self, path: Path) -> int:
