@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Optional, Union, get_type_hints
+from typing import Any, Literal, Optional, Union, get_args, get_type_hints
 
 from ttt_moshi.errors import UserError
 
@@ -181,10 +181,12 @@ class CheckpointArgs:
     """whether to continue the run in `run_dir`; auto continues it where there is a checkpoint, and starts where the
     folder is new or the run in it was ended before its first checkpoint"""
     resume_step: int = -1
-    """step to continue from; -1 takes the newest valid checkpoint"""
+    """step to continue from, which is loaded or refused; -1 takes the newest valid checkpoint; needs
+    `checkpoint.resume`"""
     accept_changes: list[Literal["data", "seed", "batch"]] = field(default_factory=list)
     """differences from the checkpoint with which a run is resumed all the same, though they make it another: data (what
-    the recordings and transcripts hold, how they are cut), seed (the order of clips), batch (clips in a step)"""
+    the recordings and transcripts hold, how they are cut), seed (the order of clips), batch (clips in a step); needs
+    `checkpoint.resume`"""
     tolerate_failed_saves: int = 0
     """so many saves in a row may fail before the run ends"""
     every_minutes: Optional[float] = None
@@ -196,7 +198,8 @@ class CheckpointArgs:
     keep_metric: str = "loss"
     """metric of `checkpoint.keep_best`, as `checkpoint_summary.py` shows it: loss, eval.COMPONENT, or gates.GATE"""
     mirror: Optional[str] = None
-    """fsspec URL (s3://..., or a folder) to which every committed checkpoint is copied in the background"""
+    """fsspec URL (s3://..., or a folder outside of `run_dir`) to which every committed checkpoint is copied in the
+    background"""
     init_state_dir: Optional[str] = None
     """checkpoint folder to take weights from, starting at step 0 with a fresh optimizer"""
 
@@ -297,70 +300,89 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: from `low` (exclusive if `above`) to `high`, and finite. `meaning` ends the message."""
+    """What a number may be: from `low` (exclusive if `above`) to `high`. `meaning` ends the message.
+
+    `high` is beyond what anybody could mean, and below what PyTorch, the operating system or a float cannot take.
+    """
 
     low: float
-    high: float = math.inf
+    high: float
     above: bool = False
     meaning: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether a number is inside."""
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+        """Whether a number is inside. NaN is inside of nothing; whole numbers of any length are compared as such."""
+        return self.low <= value <= self.high and not (self.above and value == self.low)
 
     def text(self) -> str:
         """In words, to follow "must be"."""
         limits = f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
-        return limits + (f" and at most {self.high:g}" if self.high < math.inf else "") + self.meaning
+        return f"{limits} and at most {self.high:g}{self.meaning}"
 
 
-_POSITIVE, _ONE, _NONE = Range(0, above=True), Range(1), Range(0)
-_STEPS = Range(0, meaning=" (it counts steps)")
+_DAY = 86_400
+_MOST_STEPS, _MOST, _MOST_FRAMES = 10**12, 10**9, 10**9
+_COUNT, _SIZE, _WEIGHT = Range(0, _MOST), Range(1, 100_000), Range(0, 1e6)
+_FACTOR = Range(0, 1e6, above=True)
+_RATE = Range(0, 1000)
+_MINUTES = Range(0, 5_256_000, above=True, meaning=" (minutes: ten years)")
+
+
+def _steps(low: int, meaning: str = " (it counts steps)") -> Range:
+    return Range(low, _MOST_STEPS, meaning=meaning)
+
 
 # Every key that is a number. Where null is allowed, null passes.
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**63 - 1),
-    "duration_sec": Range(0, 86_400, above=True, meaning=" (seconds: a day)"),
-    "batch_size": _ONE,
-    "num_microbatches": _ONE,
-    "max_steps": _ONE,
-    "max_norm": _POSITIVE,
-    "first_codebook_weight_multiplier": _NONE,
-    "text_padding_weight": _NONE,
-    "log_freq": _ONE,
-    "eval_freq": Range(0, meaning=" (it counts steps; 0 evaluates at the end only)"),
-    "ckpt_freq": Range(0, meaning=" (it counts steps; 0 saves only the last)"),
-    "num_ckpt_keep": Range(1, meaning=" or null (keep all)"),
-    "patience_minutes": _POSITIVE,
-    "data.remote_cache_gb": _POSITIVE,
-    "lora.rank": _ONE,
-    "lora.scaling": _POSITIVE,
-    "ttt.base_lr": _POSITIVE,
-    "ttt.mini_batch_size": _ONE,
-    "ttt.initial_gating_alpha": Range(-math.inf),
-    "optim.lr": _POSITIVE,
-    "optim.weight_decay": _NONE,
+    "duration_sec": Range(0, _DAY, above=True, meaning=" (seconds: a day)"),
+    "batch_size": _SIZE,
+    "num_microbatches": _SIZE,
+    "max_steps": _steps(1),
+    "max_norm": Range(0, 1e30, above=True),
+    "first_codebook_weight_multiplier": _WEIGHT,
+    "text_padding_weight": _WEIGHT,
+    "log_freq": _steps(1),
+    "eval_freq": _steps(0, " (it counts steps; 0 evaluates at the end only)"),
+    "ckpt_freq": _steps(0, " (it counts steps; 0 saves only the last)"),
+    "num_ckpt_keep": Range(1, _MOST, meaning=" or null (keep all)"),
+    "patience_minutes": _MINUTES,
+    "data.remote_cache_gb": Range(0, 1e9, above=True),
+    "lora.rank": _SIZE,
+    "lora.scaling": _FACTOR,
+    "ttt.base_lr": _FACTOR,
+    "ttt.mini_batch_size": _SIZE,
+    "ttt.initial_gating_alpha": Range(-1000, 1000),
+    "optim.lr": Range(0, 1000, above=True),
+    "optim.weight_decay": _RATE,
     "optim.pct_start": Range(0, 1, meaning=" (it is a share of max_steps)"),
-    "optim.ttt_lr": _NONE,
-    "optim.fast_weight_lr": _NONE,
-    "optim.gate_lr": _NONE,
-    "train.backprop_clips": _ONE,
-    "train.context_frames": Range(2, meaning=" or null"),
-    "train.watch_freq": Range(0, meaning=" (it counts steps; 0 never looks)"),
-    "train.distill.context_frames": Range(2, meaning=" or null"),
-    "train.distill.weight": _POSITIVE,
+    "optim.ttt_lr": _RATE,
+    "optim.fast_weight_lr": _RATE,
+    "optim.gate_lr": _RATE,
+    "train.backprop_clips": _SIZE,
+    "train.context_frames": Range(2, _MOST_FRAMES, meaning=" or null"),
+    "train.watch_freq": _steps(0, " (it counts steps; 0 never looks)"),
+    "train.distill.context_frames": Range(2, _MOST_FRAMES, meaning=" or null"),
+    "train.distill.weight": _FACTOR,
     "train.inherit_memory": Range(0, 1, meaning=" (it is a share of max_steps)"),
-    "checkpoint.resume_step": Range(-1, meaning=" (it is a step, or -1 for the newest valid checkpoint)"),
-    "checkpoint.tolerate_failed_saves": _NONE,
-    "checkpoint.every_minutes": _POSITIVE,
-    "checkpoint.keep_every": _ONE,
-    "checkpoint.keep_best": _NONE,
-    "paper_metrics.max_items": _ONE,
-    "paper_metrics.freq": _STEPS,
-    "paper_metrics.max_frames": _ONE,
-    "eval.gates": Range(0, meaning=" (it counts conversations; 0 holds none)"),
+    "checkpoint.resume_step": _steps(-1, " (it is a step, or -1 for the newest valid checkpoint)"),
+    "checkpoint.tolerate_failed_saves": _COUNT,
+    "checkpoint.every_minutes": _MINUTES,
+    "checkpoint.keep_every": _steps(1),
+    "checkpoint.keep_best": _COUNT,
+    "paper_metrics.max_items": Range(1, _MOST),
+    "paper_metrics.freq": _steps(0),
+    "paper_metrics.max_frames": Range(1, _MOST_FRAMES),
+    "eval.gates": Range(0, _MOST, meaning=" (it counts conversations; 0 holds none)"),
     "eval.gates_sec": Range(1, 3600, meaning=" (seconds: an hour)"),
 }
+
+
+def _shown(value: float) -> str:
+    """A number as it was given; of a whole one that nobody would read to its end how long it is."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {math.floor(math.log10(abs(value))) + 1} digits"
+    return str(value)
 
 
 def _check_ttt(ttt: TTTArgs) -> None:
@@ -370,8 +392,9 @@ def _check_ttt(ttt: TTTArgs) -> None:
         least = 1.0 if delta else ttt.mini_batch_size / 3
         what = "1 frame" if delta else f"a third of `ttt.mini_batch_size` ({ttt.mini_batch_size})"
         _require(
-            len(ends) == 2 and least <= ends[0] <= ends[1] < math.inf,
-            f"`ttt.half_life_frames` must be a number or [shortest, longest], at least {what}, or null, got {given}",
+            len(ends) == 2 and least <= ends[0] <= ends[1] <= _MOST_FRAMES,
+            f"`ttt.half_life_frames` must be a number or [shortest, longest], at least {what} and at most "
+            f"{_MOST_FRAMES:g}, or null, got {', '.join(map(_shown, ends))}",
         )
     _require(delta or ttt.forget == "fixed", f"`ttt.forget: {ttt.forget}` needs `ttt.inner: delta`, it is {ttt.inner}")
     _require(delta or ttt.target == "own", f"`ttt.target: {ttt.target}` needs `ttt.inner: delta`, it is {ttt.inner}")
@@ -415,12 +438,42 @@ def _check_teaching(args: TrainArgs) -> None:
     )
 
 
+def _check_values(section: Any, prefix: str = "") -> None:
+    """Refuses null where a key does not allow it, which YAML can say of every key, and text that no path takes."""
+    for name, kind in _field_types(type(section)).items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        if is_dataclass(kind):
+            _check_values(value, f"{key}.")
+            continue
+        _require(
+            value is not None or type(None) in get_args(kind),
+            f"`{key}` is empty (null): give it a value, or leave the line out for its default",
+        )
+        items = value if isinstance(value, list) else [value]
+        _require(not isinstance(value, list) or None not in value, f"`{key}` has an empty value (null) in its list")
+        for text in items:
+            _require(
+                not isinstance(text, str) or _is_text(text),
+                f"`{key}` has a character in it that no path and no name can have: {text!r}",
+            )
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text is free of NUL and of halves of characters. Bytes of a path that are no text pass."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def validate(args: TrainArgs) -> None:
     """Raises `ConfigError` naming the first key whose value cannot work. Touches no file."""
+    _check_values(args)
     values = flatten(asdict(args))
     for key, allowed in RANGES.items():
         value = values[key]
-        _require(value is None or allowed.holds(value), f"`{key}` must be {allowed.text()}, got {value}")
+        _require(value is None or allowed.holds(value), f"`{key}` must be {allowed.text()}, got {_shown(value)}")
     _check_ttt(args.ttt)
     _require(
         not args.ttt.enable
@@ -486,7 +539,7 @@ def clip_stages(schedule: str | None, duration_sec: float) -> list[tuple[int, fl
     """Stages of the run as (first step, clip length in seconds), from step 0 on, of `train.clip_schedule`.
 
     Raises:
-        ConfigError: it is not `0:SECONDS,STEP:SECONDS,...` with ascending steps.
+        ConfigError: it is not `0:SECONDS,STEP:SECONDS,...` with ascending steps and clips of a day at most.
     """
     if schedule is None:
         return [(0, duration_sec)]
@@ -500,8 +553,10 @@ def clip_stages(schedule: str | None, duration_sec: float) -> list[tuple[int, fl
         bool(stages)
         and steps[0] == 0
         and steps == sorted(set(steps))
-        and all(0 < seconds < math.inf for _, seconds in stages),
-        f"`train.clip_schedule` reads `0:SECONDS,STEP:SECONDS,...` with ascending steps, got {schedule!r}",
+        and steps[-1] <= _MOST_STEPS
+        and all(RANGES["duration_sec"].holds(seconds) for _, seconds in stages),
+        "`train.clip_schedule` reads `0:SECONDS,STEP:SECONDS,...` with ascending steps and clips of at most "
+        f"{_DAY} seconds (a day), got {schedule!r}",
     )
     return stages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,11 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 # Keys that moshi-finetune writes into the configurations it saves, and that decide nothing.
 IGNORED_KEYS = ("world_size",)
+
+DEEPEST = 50  # a configuration nests four deep; Python gives up at some hundreds
+LONGEST = 100  # characters of a whole number; beyond some hundreds it is no float and Python does not write it down
+_WHOLE = re.compile(r"[-+]?(\d[\d_]*|0[xob][\da-f_]*)", re.IGNORECASE)
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ def parse_train_args(argv: Sequence[str], prog: str = "train.py") -> TrainArgs:
             wrong type, or values that contradict one another. Nothing has been read or written but the YAML files.
     """
     _refuse_unknown_flags(argv)
+    _refuse_endless_values(argv)
     parser = train_parser(prog)
     try:
         namespace = parser.parse_args(_with_files_read(argv))
@@ -77,10 +84,10 @@ def check_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no configuration file at {path}")
     try:
         values = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that there is not
+        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no `key: value` lines")
     for key in IGNORED_KEYS:
@@ -102,17 +109,43 @@ def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[st
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no key twice: YAML itself takes the last one without a word."""
+    """Plain values only, nested as deep as anybody could mean, and no key twice: YAML itself takes the last one without
+    a word.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is there twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+    Keys are looked at as they are written: what a merge key (`<<`) brings may be overridden beside it.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.depth == DEEPEST:
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {DEEPEST} deep", self.peek_event().start_mark
+            )
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag in _KEY_TAGS:
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"`{key.value}` is there twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > LONGEST:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a whole number of {len(node.value)} characters", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
@@ -136,6 +169,17 @@ def _refuse_unknown_flags(argv: Sequence[str]) -> None:
             raise ConfigError(describe_unknown("flag", flag, known))
         if flag.removeprefix("--") in sections():
             raise ConfigError(f"`{flag}` is a section: name one of its keys, such as `{_first_key(flag)}`")
+
+
+def _refuse_endless_values(argv: Sequence[str]) -> None:
+    """Refuses by name the values on which whoever reads them gives up: brackets or digits without end."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        flag = word.split("=")[0] if word.startswith("--") else before
+        if word.count("[") + word.count("{") > DEEPEST:
+            raise ConfigError(f"`{flag}` is nested more than {DEEPEST} deep")
+        for part in re.split(r"[\[\]{},:=\s]+", word):
+            if len(part) > LONGEST and _WHOLE.fullmatch(part):
+                raise ConfigError(f"`{flag}` has a whole number of {len(part)} characters, which nobody can mean")
 
 
 def _first_key(section: str) -> str:

@@ -18,6 +18,7 @@ from ttt_moshi.checkpoint import (
     CorruptCheckpoint,
     Export,
     Retention,
+    check_mirror,
     copy_out,
     describe,
     diff,
@@ -206,6 +207,21 @@ def test_a_copy_of_a_step_saved_again_is_never_half_old_and_half_new(folder, tmp
     copy_out(path, url)
     look()
     assert seen[0] == old and seen[-1] == new and len(seen) > 8
+
+
+def test_a_mirror_where_the_run_is_would_be_no_second_copy(tmp_path):
+    run, elsewhere = tmp_path / "runs/one", tmp_path / "elsewhere"
+    for made in (run, elsewhere / "checkpoints"):
+        made.mkdir(parents=True)
+    (run / "checkpoints").symlink_to(elsewhere / "checkpoints")
+    (tmp_path / "link").symlink_to(run)
+    kept = [run, run / "checkpoints"]
+    for wrong in (run, run / "checkpoints", run / "mirror", tmp_path / "runs", tmp_path / "link/mirror", elsewhere):
+        for url in (str(wrong), f"file://{wrong}"):
+            with pytest.raises(CheckpointError, match=r"`checkpoint.mirror`: .* no place for a second copy"):
+                check_mirror(url, kept)
+    for right in (tmp_path / "runs/one_copy", tmp_path / "copies", "memory://runs/one"):
+        check_mirror(str(right), kept)
 
 
 def test_the_mirror_owns_what_it_has_queued(tmp_path, faults, monkeypatch):

@@ -328,6 +328,29 @@ def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[...
     assert [record["name"] for record in read("ls", run)] == [".saving_000009", "checkpoint_000002"]
 
 
+def test_what_a_link_leads_to_is_never_touched(run: Path, tmp_path: Path, read: Callable[..., Any]) -> None:
+    """A checkpoint of another run, linked to go on from here: setting aside, putting back and deleting it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for step in (2, 3):
+        place(run, step).rename(other / place(run, step).name)
+        place(run, step).symlink_to(other / place(run, step).name)
+    before = {file: file.read_bytes() for file in other.rglob("*") if file.is_file()}
+    root = run / "checkpoints"
+    with CheckpointStore(root, log=lambda line: None) as store:
+        store.leave_branch(1)
+    assert "resumed from step 1" in (root / "journal.jsonl").read_text()
+    assert read("put-back", root / "left_000002")["path"].endswith("checkpoint_000002")
+    for link in ("left_000003", "checkpoint_000002"):
+        assert (root / link).is_symlink() and read("verify", root / link)[0]["ok"]
+    gone = read("prune", run, "--last", "1", "--also", "left")
+    assert [(item["name"], item["bytes"] > 0) for item in gone if not item["keep"]] == [
+        ("checkpoint_000001", True),
+        ("left_000003", False),
+    ]
+    assert {file: file.read_bytes() for file in other.rglob("*") if file.is_file()} == before
+
+
 def test_manifests_are_read_without_torch(run: Path) -> None:
     """Listing, explaining and verifying start at once: nothing of them imports torch."""
     program = (

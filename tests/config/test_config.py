@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
@@ -218,17 +219,91 @@ def test_every_number_has_a_range() -> None:
 @pytest.mark.parametrize("key", sorted(RANGES))
 def test_numbers_outside_of_their_range_are_refused_by_name(key: str) -> None:
     allowed = RANGES[key]
-    wrong = [math.nan, math.inf, -math.inf]
-    if math.isfinite(allowed.low):
-        wrong += [allowed.low - 1, *([allowed.low] if allowed.above else [])]
-    if math.isfinite(allowed.high):
-        wrong.append(allowed.high * 2)
+    wrong = [math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+    wrong += [allowed.low - 1, *([allowed.low] if allowed.above else []), allowed.high * 2]
     for value in wrong:
         args = TrainArgs(run_dir="x")
         *path, last = key.split(".")
         setattr(functools.reduce(getattr, path, args), last, value)
         with pytest.raises(ConfigError, match=re.escape(f"`{key}` must be")):
             validate(args)
+
+
+@pytest.mark.parametrize("key", sorted(flatten(asdict(TrainArgs(run_dir="x")))))
+def test_null_is_refused_wherever_the_type_has_none(key: str) -> None:
+    args = TrainArgs(run_dir="x")
+    *path, last = key.split(".")
+    section = functools.reduce(getattr, path, args)
+    setattr(section, last, None)
+    if re.search(r"Optional|None", str(get_type_hints(type(section))[last])):
+        validate(args)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(f"`{key}` is empty (null)")):
+            validate(args)
+
+
+@pytest.mark.parametrize("key", [k for k, v in flatten(asdict(TrainArgs(run_dir="x"))).items() if isinstance(v, str)])
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_text_that_no_path_can_have_is_refused_by_name(key: str, text: str) -> None:
+    args = TrainArgs(run_dir="x")
+    *path, last = key.split(".")
+    setattr(functools.reduce(getattr, path, args), last, text)
+    with pytest.raises(ConfigError, match=re.escape(f"`{key}` has a character")):
+        validate(args)
+    setattr(functools.reduce(getattr, path, args), last, "L\u00e4ufe \udcff")  # a name of bytes that are no text
+    with contextlib.suppress(ConfigError):  # of a key that is no path, and that is not about characters
+        validate(args)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--max_steps", "9" * 400),
+        ("--optim.lr", "9" * 400),
+        ("--seed", "0x" + "f" * 5000),
+        ("--seed", "9" * 5000),
+        ("--ttt.half_life_frames", f"[1, {'9' * 400}]"),
+        ("--train.clip_schedule", f"0:1,{'9' * 400}:2"),
+        ("--seed", "[" * 2000 + "]" * 2000),
+        ("--data.shuffle", "{a: " * 300 + "1" + "}" * 300),
+        ("--train.context_frames", "9" * 21),
+        ("--optim.lr", "1e300"),
+        ("--batch_size", "99999999999"),
+        ("--train.clip_schedule", "0:1e17"),
+        ("--train.clip_schedule", "0:1e300"),
+        ("--ttt.half_life_frames", "1e300"),
+    ],
+)
+def test_values_without_end_are_refused_by_name(flag: str, value: str) -> None:
+    for argv in ([flag, value], [f"{flag}={value}"]):
+        with pytest.raises(ConfigError) as refused:
+            parse_train_args(["--run_dir", "x", *argv])
+        assert flag.removeprefix("--") in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "rank", "steps"),
+    [
+        ("lora: &on {enable: true, rank: 4}\nttt:\n  <<: {enable: true}\n", 4, 100),
+        ("<<: {max_steps: 3, seed: 1}\nmax_steps: 7\n", 64, 7),
+        ("<<: [{max_steps: 3}, {max_steps: 4, seed: 1}]\n", 64, 3),
+        ("lora: &a {<<: &b {rank: 5, enable: true}, rank: 6}\nmax_steps: 8\n", 6, 8),
+        ("<<: {<<: {max_steps: 3}, max_steps: 5}\nlora: {<<: {rank: 2, enable: true}, rank: 9}\n", 9, 5),
+    ],
+)
+def test_merge_keys_are_read_and_what_stands_beside_them_wins(tmp_path: Path, text: str, rank: int, steps: int) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(f"run_dir: x\n{text}")
+    args = parse_train_args(["--config", str(path)])
+    assert (args.lora.rank, args.max_steps) == (rank, steps)
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "<<: {seed: 1, seed: 2}", "lora: {rank: 1, 'rank': 2}"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"run_dir: x\n{text}")
+    with pytest.raises(ConfigError, match=r"twice\.yaml.*is there twice"):
+        parse_train_args(["--config", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -240,6 +315,10 @@ def test_numbers_outside_of_their_range_are_refused_by_name(key: str) -> None:
         "train: {clip_schedule: '0:nan'}", "train: {distill: 3}", "train: {distill: {window: 3}}",
         "train: {clip_schedule: '0:inf'}", "checkpoint: {resume: maybe}", "checkpoint: {accept_changes: [weather]}",
         "checkpoint: {accept_changes: data}", "checkpoint: {tolerate_failed_saves: -1}", "patience_minutes: 0",
+        "max_steps:", "optim: {lr: }", "seed: null", "do_ckpt: null", "checkpoint: {accept_changes: [null]}",
+        "ttt: {half_life_frames: [null, 3]}", f"seed: {'9' * 400}", f"optim: {{lr: {'9' * 5000}}}",
+        f"seed: 0x{'f' * 5000}", "seed: " + "[" * 2000 + "]" * 2000, "seed: " + "{a: " * 200 + "1" + "}" * 200,
+        'run_dir: "a\\0b"', "data: {train_data: 2024-99-99}", "<<: 3", "train: {clip_schedule: '0:1e17'}",
         "1: 2", "- a", "just words", "", "a: [1", "!!python/object/apply:os.system ['touch x']", "run_dir: null",
     ],
 )  # fmt: skip

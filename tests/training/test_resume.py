@@ -103,6 +103,9 @@ def test_what_cannot_be_resumed_is_said_in_one_line(launch: Callable[..., Any]) 
     error = run.run("--checkpoint.resume", "true", status=2).stderr
     assert "holds no checkpoint to resume from" in error and "Traceback" not in error
     assert not run.run_dir.exists()
+    for resume, words in (("false", "names a step to continue from"), ("auto", "so there is no step 4")):
+        error = run.run("--checkpoint.resume", resume, "--checkpoint.resume_step", "4", status=2).stderr
+        assert words in error and "Traceback" not in error and not run.run_dir.exists()
     run.run()
     before = run.store.steps(), run.records
     for options, words in (

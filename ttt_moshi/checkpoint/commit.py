@@ -58,7 +58,10 @@ def _is_ours(files: Files, root: Path, name: str) -> bool:
 
 
 def discard(files: Files, root: Path, name: str) -> None:
-    """Delete a folder so that no half-deleted state carries a telling name: rename to trash, make durable, unlink."""
+    """Delete a folder so that no half-deleted state carries a telling name: rename to trash, make durable, unlink.
+
+    Of a link to a folder elsewhere the link alone goes.
+    """
     if name not in files.names(root):
         return
     trash = root / name
@@ -109,13 +112,14 @@ def clear(files: Files, root: Path) -> None:
 def set_aside(files: Files, root: Path, name: str, why: str, reason: str) -> Path:
     """Move a folder to `why`_<step>, where every tool shows it and none resumes from it; where it is now.
 
-    The reason is written into it and into the journal. Nothing is deleted.
+    The reason is written into it and into the journal; into the journal alone, where the name is a link to a folder
+    elsewhere, which may be another run's too. Nothing is deleted.
     """
     target = layout.free_name(files, root, layout.aside_name(name, why))
     files.rename(root / name, target)
     files.sync_folder(root)
     with suppress(OSError):  # for people, who also have it in the log: a full disk must not undo the rest
-        if reason:
+        if reason and not target.is_symlink():
             write_file(files, target / layout.REASON, (reason + "\n").encode())
         log_event(files, root, "set aside", folder=name, now=target.name, reason=reason)
     return target
@@ -152,7 +156,7 @@ def put_back(path: Path, files: Files | None = None) -> Path:
         target = root / layout.checkpoint_name(report.step)
         if target.name in files.names(root):
             raise CheckpointError(f"{target} exists: move it away first, or keep it and leave {path.name} where it is")
-        if layout.REASON in files.names(path):
+        if layout.REASON in files.names(path) and not path.is_symlink():
             files.remove(path / layout.REASON)
             files.sync_folder(path)
         files.rename(path, target)

@@ -66,7 +66,8 @@ class Files:
         """Make the folder's entries (names, renames, deletions) durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with naming(path):
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -99,7 +100,7 @@ class Files:
 
     def append(self, path: Path, data: bytes) -> None:
         """Add a line to an advisory log."""
-        with open(path, "ab", buffering=0) as file:
+        with naming(path), open(path, "ab", buffering=0) as file:
             file.write(data)
 
     def free_bytes(self, path: Path) -> int:
@@ -191,11 +192,10 @@ def replace_file(files: Files, path: Path, data: bytes) -> None:
 
 
 def remove_tree(files: Files, path: Path) -> None:
-    """Delete a folder and all in it. Links are removed, never followed."""
+    """Delete a folder and all in it, or a file. Links, `path` itself too, are removed, never followed."""
+    if path.is_symlink() or not path.is_dir():
+        files.remove(path)
+        return
     for name in files.names(path):
-        child = path / name
-        if child.is_dir() and not child.is_symlink():
-            remove_tree(files, child)
-        else:
-            files.remove(child)
+        remove_tree(files, path / name)
     files.rmdir(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def list_folder(root: Path, files: Files | None = None) -> list[Record]:
 
     `name`; `status`: "valid" (quick check), "corrupt", "unreadable" or "foreign" for committed names, "unhealthy",
     "set aside" (corrupt, left or foreign before), "leftover" of unfinished work, or "foreign" for anything else;
-    `bytes` on disk; `problem`: why. Checkpoints of this program also have `step`, `kind`, `state_id`, `metrics`,
-    `world_size`, `pinned`. Nothing that is wrong with one of them keeps the others from being listed.
+    `bytes` on disk, of a link those of what it leads to; `problem`: why. Checkpoints of this program also have `step`,
+    `kind`, `state_id`, `metrics`, `world_size`, `pinned`. Nothing that is wrong with one of them keeps the others from
+    being listed.
     """
     files, result = files or Files(), []
     pins, measured = read_pins(files, root), read_measured(files, root)
@@ -61,7 +63,8 @@ def list_folder(root: Path, files: Files | None = None) -> list[Record]:
             continue
         record: Record = {"name": name, "step": layout.step_of(name), "status": _status(name), "problem": ""}
         try:
-            record["bytes"] = bytes_on_disk(files, root / name)
+            # A checkpoint that was moved to another disk and linked is as large as it is there.
+            record["bytes"] = bytes_on_disk(files, Path(os.path.realpath(root / name)))
             if record["step"] is not None:
                 record |= _facts(check_quickly(root / name, files), pins, measured)
             elif layout.aside_reason(name) is not None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ttt_moshi.checkpoint.errors import CheckpointError, LostLock
-from ttt_moshi.checkpoint.files import Files, make_folders, write_fully
+from ttt_moshi.checkpoint.files import Files, make_folders, naming, write_fully
 from ttt_moshi.checkpoint.layout import LOCK
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -46,9 +46,11 @@ class WriterLock:
 
     def _take(self) -> None:
         content = memoryview(bytearray(4096))
-        held = _parse(bytes(content[: self._files.read_into(self._fd, content, 0)]))
+        with naming(self._path):
+            held = _parse(bytes(content[: self._files.read_into(self._fd, content, 0)]))
         try:
-            self._files.lock(self._fd)
+            with naming(self._path):
+                self._files.lock(self._fd)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, *_UNSUPPORTED):
                 raise
@@ -60,8 +62,9 @@ class WriterLock:
                 ) from error
 
     def _sign(self) -> None:
-        self._files.truncate(self._fd, 0)
-        write_fully(self._files, self._fd, json.dumps(_identity(os.getpid())).encode(), 0)
+        with naming(self._path):
+            self._files.truncate(self._fd, 0)
+            write_fully(self._files, self._fd, json.dumps(_identity(os.getpid())).encode(), 0)
 
     def check(self) -> None:
         """Raise LostLock if the file that is locked is no longer the one at the lock's path."""
@@ -90,7 +93,8 @@ class WriterLock:
                     for folder in reversed(self._made):
                         self._files.rmdir(folder)
             else:
-                self._files.truncate(self._fd, 0)
+                with naming(self._path):
+                    self._files.truncate(self._fd, 0)
         finally:
             self._files.close(self._fd)
 

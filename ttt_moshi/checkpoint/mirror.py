@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Thread
@@ -25,14 +25,24 @@ from ttt_moshi.checkpoint.manifest import read_manifest
 PIECE = 8 << 20  # bytes that are read back at once
 
 
-def check_mirror(url: str) -> None:
-    """Refuses a mirror that cannot be one, before anything is trained: an unknown protocol, or a file."""
+def check_mirror(url: str, kept: Sequence[Path] = ()) -> None:
+    """Refuses a mirror that cannot be one, before anything is trained: an unknown protocol, a file, or a folder that
+    is, holds or lies in one of `kept`, the folders of the run, links followed: copies there are no second place.
+    """
     try:
         remote, base = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise CheckpointError(f"`checkpoint.mirror`: {url} cannot be used: {error}") from error
     if isinstance(remote, LocalFileSystem) and Path(base).exists() and not Path(base).is_dir():
         raise CheckpointError(f"`checkpoint.mirror`: {url} is a file: name a folder")
+    if isinstance(remote, LocalFileSystem):
+        mirror = Path(os.path.realpath(base))
+        for folder in (Path(os.path.realpath(path)) for path in kept):
+            if mirror == folder or mirror in folder.parents or folder in mirror.parents:
+                raise CheckpointError(
+                    f"`checkpoint.mirror`: {url} is no place for a second copy, because {folder}, where the run is, "
+                    "is the same folder, lies in it or holds it: name a folder elsewhere, best on another disk"
+                )
 
 
 def copy_out(path: Path, url: str) -> int:

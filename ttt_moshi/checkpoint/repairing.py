@@ -13,7 +13,7 @@ from ttt_moshi.checkpoint.errors import CheckpointError, ForeignCheckpoint
 from ttt_moshi.checkpoint.files import Files, replace_file
 from ttt_moshi.checkpoint.listing import bytes_on_disk, list_folder
 from ttt_moshi.checkpoint.lock import WriterLock
-from ttt_moshi.checkpoint.retention import PruneStep, Retention, known_metrics, prune
+from ttt_moshi.checkpoint.retention import ONLY_THE_LINK, PruneStep, Retention, known_metrics, prune
 from ttt_moshi.checkpoint.trouble import patiently
 
 
@@ -84,7 +84,10 @@ def make_room(
             kind = layout.aside_reason(name) or record["status"]
             if kind not in also or (layout.step_of(name) is not None and kind == "corrupt"):
                 continue  # a corrupt committed name: `repair` sets it aside first, after a second look
-            decisions.append(PruneStep(name, record["step"], False, f"{kind}, as asked for", record.get("bytes", 0)))
+            why, size = f"{kind}, as asked for", record.get("bytes", 0)
+            if (root / name).is_symlink():
+                why, size = f"{why}; {ONLY_THE_LINK}", 0
+            decisions.append(PruneStep(name, record["step"], False, why, size))
             if not dry_run:
                 delete(files, root, name)
                 log_event(files, root, "deleted", folder=name, reason=f"{kind}, by hand")

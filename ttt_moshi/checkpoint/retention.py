@@ -16,6 +16,9 @@ from ttt_moshi.checkpoint.files import Files
 from ttt_moshi.checkpoint.manifest import read_committed
 from ttt_moshi.checkpoint.sidecars import all_metrics, read_measured, read_pins
 
+# Of a checkpoint that somebody moved to another disk and linked: what is outside of the folder is not ours to delete.
+ONLY_THE_LINK = "it is a link: what it leads to stays"
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -64,7 +67,10 @@ class Retention:
 
 @dataclass(frozen=True)
 class PruneStep:
-    """What happens to one checkpoint, or to something else that lies beside them, and why."""
+    """What happens to one checkpoint, or to something else that lies beside them, and why.
+
+    `bytes` is what it takes in the folder: of a link that is deleted none.
+    """
 
     name: str
     step: int | None
@@ -114,7 +120,10 @@ def prune(
     for step, manifest in candidates:
         reason, name = reasons.get(step), layout.checkpoint_name(step)
         size = sum(record["size"] for record in manifest["files"].values())
-        result.append(PruneStep(name, step, reason is not None, reason or "no rule keeps it", size))
+        why = reason or "no rule keeps it"
+        if reason is None and (root / name).is_symlink():
+            size, why = 0, f"{why}; {ONLY_THE_LINK}"
+        result.append(PruneStep(name, step, reason is not None, why, size))
         if reason is None and not dry_run:
             discard(files, root, name)
     return sorted(result, key=lambda item: item.step or 0)

@@ -57,9 +57,21 @@ def find(path: Path) -> Place:
         return Place(path.absolute().parent, path)
     if (path / "checkpoints").is_dir():
         return Place(path / "checkpoints", None)
+    if has_begun(path):  # and has saved nothing
+        return Place(path / "checkpoints", None)
     if path.absolute().name == "checkpoints" or any(child.name.startswith(_BEGINNINGS) for child in path.iterdir()):
         return Place(path, None)
     raise UserError(f"{path} is neither a run, nor a checkpoints folder, nor a checkpoint")
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a folder is one that a run has claimed, with or without checkpoints."""
+    return (path / "args.yaml").is_file()
+
+
+def nothing_saved(path: Path) -> str:
+    """What is to be said of a run, or of a checkpoints folder, that has no checkpoint."""
+    return f"{path}: a run that has no checkpoint yet" if has_begun(path) else f"{path}: no checkpoints yet"
 
 
 def find_one(path: Path) -> Path:

@@ -32,7 +32,7 @@ from ttt_moshi.checkpoint import (
     verify,
 )
 from ttt_moshi.cli.arguments import Parser, run_subcommand
-from ttt_moshi.cli.checkpoint_facts import find, find_one, progress_bar, size_text
+from ttt_moshi.cli.checkpoint_facts import find, find_one, nothing_saved, progress_bar, size_text
 from ttt_moshi.cli.ckpt_diff import show_diff
 from ttt_moshi.cli.printing import aligned
 from ttt_moshi.errors import UserError
@@ -103,7 +103,7 @@ def _ls(argv: list[str], console: Console) -> int:
         _print_json(records)
         return status
     if not records:
-        console.print(f"{place.root}: no checkpoints yet", soft_wrap=True)
+        console.print(nothing_saved(options.path), soft_wrap=True, markup=False)
         return 0
     console.print(str(place.root), soft_wrap=True, markup=False)
     rows = [("name", "state id", "status", "kind", "size", "loss")]

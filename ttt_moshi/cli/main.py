@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -28,6 +29,10 @@ COMMANDS = {
 USAGE = "usage: ttt-moshi COMMAND [options]\n\ncommands:\n" + "\n".join(
     f"  {name:<8} {what}" for name, what in COMMANDS.items()
 )
+
+_FULL = ": free some space there, or name another folder"
+# What to do about an error of the operating system, to follow it.
+_REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +83,8 @@ def _guarded(run: Callable[[], int]) -> int:
         failed = printing.has_failed_with(error)
         if failed and isinstance(error, BrokenPipeError):
             return printing.READER_GONE
-        print(f"error: {f'standard output: {error.strerror}' if failed else error}", file=sys.stderr)
+        told = f"standard output: {error.strerror}" if failed else f"{error}{_REMEDIES.get(error.errno or 0, '')}"
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

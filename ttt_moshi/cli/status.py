@@ -23,7 +23,7 @@ from ttt_moshi.checkpoint import (
     verify,
 )
 from ttt_moshi.cli.arguments import Parser
-from ttt_moshi.cli.checkpoint_facts import find, gate_openings, progress_bar, size_text
+from ttt_moshi.cli.checkpoint_facts import find, gate_openings, nothing_saved, progress_bar, size_text
 
 EXAMPLES = """\
 train              python train.py --config configs/demo.yaml
@@ -118,7 +118,7 @@ def _explain_run(path: Path, full: bool, console: Console) -> bool:
     steps = committed_steps(place.root)
     folders = [place.chosen] if place.chosen is not None else [place.root / checkpoint_name(step) for step in steps]
     if not folders:
-        console.print(f"{path}: no checkpoints")
+        console.print(nothing_saved(path), soft_wrap=True, markup=False)
         return False
     console.print(str(place.root), soft_wrap=True, markup=False)
     table = Table()

@@ -47,7 +47,7 @@ def under_way(partial: Path, settings: Mapping[str, object]) -> Iterator[tuple[d
             record.truncate(0)
             for other in partial.iterdir():
                 if other != path:
-                    shutil.rmtree(other) if other.is_dir() else other.unlink()
+                    shutil.rmtree(other) if other.is_dir() and not other.is_symlink() else other.unlink()
             record.write(json.dumps(settings) + "\n")
             record.flush()
         _take_names_back(partial)

@@ -119,7 +119,7 @@ def _same_folder(world: World, args: TrainArgs, run_dir: RunDir) -> None:
 def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     checkpoint = args.checkpoint
     if checkpoint.mirror is not None:
-        check_mirror(checkpoint.mirror)
+        check_mirror(checkpoint.mirror, [run_dir.path, run_dir.checkpoints])
     return CheckpointStore(
         run_dir.checkpoints,
         world.rank,

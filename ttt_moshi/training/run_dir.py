@@ -116,7 +116,7 @@ def choose_start(run: RunDir, store: CheckpointStore, args: TrainArgs) -> Start:
     """How the configuration wants to begin in this folder. Touches nothing.
 
     Raises:
-        RunDirError: a new run must not begin here.
+        RunDirError: a new run must not begin here, or the configuration speaks of resuming and asks for none.
         NoCheckpoint: there is nothing to continue from.
     """
     if run.path.exists() and not run.path.is_dir():
@@ -124,9 +124,15 @@ def choose_start(run: RunDir, store: CheckpointStore, args: TrainArgs) -> Start:
     if run.checkpoints.exists() and not run.checkpoints.is_dir():
         raise RunDirError(f"{run.checkpoints} is a file, where the run's checkpoints belong; move it away")
     wanted = args.checkpoint.resume
+    _refuse_what_only_resuming_has(args)
     if wanted is False:
         return _choose_new(run, args.overwrite_run_dir)
     there = [] if run.replacing.exists() else _checkpoint_like(run)
+    if not there and args.checkpoint.resume_step != -1:
+        raise NoCheckpoint(
+            f"{run.checkpoints} holds no checkpoint, so there is no step {args.checkpoint.resume_step} "
+            "(`checkpoint.resume_step`) to resume from: name the run that has it, or leave the key out"
+        )
     if not there and wanted == "auto":
         return Start(replace=run.replacing.exists()) if run.begun else _choose_new(run, overwrite=False)
     if not there:
@@ -136,6 +142,23 @@ def choose_start(run: RunDir, store: CheckpointStore, args: TrainArgs) -> Start:
         )
     _choose_checkpoint(store, args.checkpoint.resume_step, there)
     return Start(resume=True)
+
+
+def _refuse_what_only_resuming_has(args: TrainArgs) -> None:
+    """Refuses keys about a checkpoint to resume from where none is asked for: a new run would ignore them."""
+    checkpoint = args.checkpoint
+    if checkpoint.resume is not False:
+        return
+    if checkpoint.resume_step != -1:
+        raise RunDirError(
+            f"`checkpoint.resume_step: {checkpoint.resume_step}` names a step to continue from: give "
+            "--checkpoint.resume true as well, or leave it out"
+        )
+    if checkpoint.accept_changes:
+        raise RunDirError(
+            "`checkpoint.accept_changes` is about a run that is resumed: give --checkpoint.resume true (auto for job "
+            "scripts) as well, or leave it out"
+        )
 
 
 def _choose_new(run: RunDir, overwrite: bool) -> Start:
