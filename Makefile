@@ -121,7 +121,7 @@ bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language chain
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.position --language speech
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour --language speech --models window,window-sink,ttt-delta-both,ttt-linear-fading,ttt-mlp-fading
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.hour --language speech --models window,window-sink,ttt-delta-both,ttt-delta-both-long,ttt-linear-fading,ttt-mlp-fading
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.judged --seeds 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.persona --json runs/bench-memory/persona.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.needles

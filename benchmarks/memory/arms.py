@@ -46,6 +46,7 @@ ARMS = {
     "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
     "ttt-delta-next": Arm(WINDOW, "delta", [64, 1024], target="next"),
     "ttt-delta-both": Arm(WINDOW, "delta", [64, 1024], target="both"),
+    "ttt-delta-both-long": Arm(WINDOW, "delta", [256, 8192], target="both"),
     "ttt-delta-both-lasting": Arm(WINDOW, "delta", target="both"),
     "full": Arm(None),
 }

@@ -24,7 +24,10 @@ from benchmarks.memory.curves import LANGUAGES, Place, Steps, binned, prepare, t
 from benchmarks.memory.measure import mean_and_interval
 from benchmarks.ttt.machine import facts, write
 
-MODELS = "window,window-sink,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading,ttt-delta-fading,ttt-delta-both"
+MODELS = (
+    "window,window-sink,ttt-linear,ttt-linear-fading,ttt-mlp,ttt-mlp-fading,"
+    "ttt-delta-fading,ttt-delta-both,ttt-delta-both-long"
+)
 HOUR = 45_000
 BINS = (128, 256, 1024, 4096, 8192, 16384, 32768, HOUR)
 GAIN = {"chain": 0.15, "speech": 0.04}

@@ -28,7 +28,7 @@ from ttt_moshi.evaluation.report.tables import interval
 from ttt_moshi.evaluation.results import OK, read_results
 from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
 
-MODELS = "window,ttt-delta-both"
+MODELS = "window,ttt-delta-both,ttt-delta-both-long"
 LANGUAGE = LANGUAGES["speech"]
 RECORDINGS = 8
 SHARE = 2

@@ -23,7 +23,7 @@ COLOURS = {
     "full": ORANGE,
 }
 COLOURS |= {f"{name}-fading": COLOURS[name] for name in ("ttt-linear", "ttt-mlp", "ttt-delta")}
-COLOURS |= {f"ttt-delta-{kind}": TEAL for kind in ("learned", "gated", "next", "both", "both-lasting")}
+COLOURS |= {f"ttt-delta-{kind}": TEAL for kind in ("learned", "gated", "next", "both", "both-long", "both-lasting")}
 AS_TRAINED, BEFORE_CARRYING, BOUNDED = "as trained", "before carrying", "bounded memory"
 LOOKS: dict[str, dict[str, Any]] = {
     AS_TRAINED: {"linestyle": "-", "marker": "o"},

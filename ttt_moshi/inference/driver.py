@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ttt_moshi.data.sound_files import new_sound, write_sound
 from ttt_moshi.data.words import TimedWord
 from ttt_moshi.errors import UserError
 from ttt_moshi.files import (
@@ -138,9 +139,8 @@ class Driver:
                     made_by[item.name] = self.identity(question, given)
                     with ExitStack() as stack:
                         stack.enter_context(_alone(folder / item.name))
-                        if not overwrite and (folder / item.name / WORDS).exists():  # another process was quicker
-                            self._require_mine(folder / item.name, made_by[item.name])
-                            on_done(item.name, None)
+                        if not overwrite and self._is_there(folder / item.name, made_by[item.name]):
+                            on_done(item.name, None)  # another process was quicker
                             continue
                         if given is not None:
                             start = go_on_beside(slots, given.codes, given.user, question.seed)
@@ -176,18 +176,11 @@ class Driver:
         """
         left = []
         for item in items:
-            if not (folder / item.name / WORDS).exists():
-                left.append(item)
-                continue
-            given = item.given() if item.given else None
-            identity = self.identity(self._question(item), given)
-            if (what := self._foreign(folder / item.name, identity)) is not None:
-                if not self.replace:
-                    raise InferenceError(
-                        f"{folder / item.name} holds another conversation ({what}): choose another folder, or replace "
-                        "it with --overwrite"
-                    )
-                left.append(item)
+            if (folder / item.name / WORDS).exists():
+                identity = self.identity(self._question(item), item.given() if item.given else None)
+                if self._is_there(folder / item.name, identity):
+                    continue
+            left.append(item)
         return left
 
     def _question(self, item: Item) -> Question:
@@ -215,13 +208,24 @@ class Driver:
     def _prompt(self) -> str | None:
         return None if self.start is None else _digest(self.start.tensors)
 
-    def _foreign(self, folder: Path, wanted: dict[str, Any]) -> str | None:
-        """How the conversation in `folder` was made otherwise than is wanted, None where it was not."""
+    def _is_there(self, folder: Path, wanted: dict[str, Any]) -> bool:
+        """Whether the conversation in `folder` is the wanted one; one that may be replaced is not.
+
+        Raises:
+            InferenceError: it is another one, which stays.
+        """
+        if not (folder / WORDS).exists():
+            return False
         try:
             made_by = json.loads(read_text(folder / MADE_BY))
         except (OSError, ValueError):
             made_by = None
-        return None if made_by == wanted else difference(made_by, wanted)
+        if made_by != wanted and not self.replace:
+            what = difference(made_by, wanted)
+            raise InferenceError(
+                f"{folder} holds another conversation ({what}): choose another folder, or replace it with --overwrite"
+            )
+        return bool(made_by == wanted)
 
     def _write(self, folder: Path, found: Answer, said: _Growing, sample_rate: int, identity: dict[str, Any]) -> None:
         (folder / WORDS).unlink(missing_ok=True)
@@ -244,35 +248,32 @@ class _Growing:
 
     def __init__(self, path: Path, sample_rate: int):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._temporary = path, partial_beside(path)
-        with self._named():
-            self._file = soundfile.SoundFile(self._temporary, "w", sample_rate, 1, format="WAV")
+        self._path, self._temporary, self._open = path, partial_beside(path), ExitStack()
+        with naming(path):
+            self._file = self._open.enter_context(new_sound(self._temporary, sample_rate, 1, kind="WAV"))
 
     def add(self, samples: Tensor) -> None:
         """Raises `OSError` when it cannot be written."""
-        with self._named():
-            self._file.write(samples.clip(-1.0, 1.0).numpy())
+        with naming(self._path):
+            try:
+                self._file.write(samples.clip(-1.0, 1.0).numpy())
+            except soundfile.SoundFileError:
+                with self._open:  # what the disk has said is known there
+                    raise
 
     def finish(self) -> None:
         """Gives it its name."""
-        with self._named():
-            self._file.close()
+        with naming(self._path):
+            self._open.close()
             self._temporary.replace(self._path)
 
     def drop(self) -> None:
         """Leaves nothing of one that was not finished, nor a folder that holds nothing else."""
         with suppress(OSError, soundfile.SoundFileError):
-            self._file.close()
+            self._open.close()
+        with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
             self._path.parent.rmdir()
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            with naming(self._path):
-                yield
-        except soundfile.SoundFileError as error:
-            raise OSError(f"{self._path} cannot be written, is the disk full? ({error})") from error
 
 
 @contextmanager
@@ -353,11 +354,8 @@ def seed_of(seed: int, name: str) -> int:
 def write_audio(path: Path, samples: Tensor, sample_rate: int) -> None:
     """Samples [n] or [n, channels] as a .wav or .flac file. Raises `OSError` when it cannot be written."""
     with replacing(path, durable=False) as temporary:
-        try:
-            kind = path.suffix.lstrip(".").upper()
-            soundfile.write(temporary, samples.clip(-1.0, 1.0).numpy(), sample_rate, format=kind)
-        except soundfile.SoundFileError as error:
-            raise OSError(f"{path} cannot be written, is the disk full? ({error})") from error
+        kind = path.suffix.lstrip(".").upper()
+        write_sound(temporary, samples.clip(-1.0, 1.0).numpy(), sample_rate, kind=kind)
 
 
 def write_words(path: Path, said: Iterable[TimedWord]) -> None:
