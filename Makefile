@@ -114,7 +114,7 @@ bench: bench-ttt bench-ckpt
 
 # Memory beyond the attention window, with controls: recall, likelihood by position on made-up codes and on speech, an hour of
 # both, what the evaluation of an hour says of such models, a name that a prompt gives, two facts at once, a finished model that is
-# taught, how many pairs each network holds, and what the recipe for 7B needs. Five to six hours on one idle core; what is finished
+# taught, how many pairs each network holds, and what the recipe for 7B needs. Six to seven hours on one idle core; what is finished
 # is not done again.
 bench-memory: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory.run
