@@ -94,7 +94,7 @@ def write_nan(path):
     [
         (lambda path: None, "no audio file at"),
         (lambda path: path.mkdir(), "cannot read .*Is a directory"),
-        (write_nothing, "is not an audio file that can be read"),
+        (write_nothing, "is an empty file"),
         (write_text, "is not an audio file that can be read"),
         (write_nan, "not finite"),
     ],

@@ -39,19 +39,19 @@ def test_what_a_step_heard(
         assert part["text"] == (" ".join(inside) or "silent")
     assert sum(part["text"] != "silent" for part in heard) >= 3
 
-    # Relative paths count from where training was started.
-    from_there = tmp_path / "there"
-    from_there.mkdir()
+    # Relative paths count from where training was started: of this run, had it been started beside its data.
+    (record,) = (made.run_dir / "launches").iterdir()
+    there = record.read_text()
+    record.write_text(there.replace(str(folder / "data.jsonl"), "train/data.jsonl"))
+    assert record.read_text() != there
     monkeypatch.chdir(tmp_path)
-    relative = launch("relative", "--max_steps", "1")
-    relative = replace(relative, material=replace(relative.material, train_data=Path("train/data.jsonl")))
-    relative.run("--data.train_data", "train/data.jsonl", "--do_ckpt", "false")
-    assert main(["data", "where", str(relative.run_dir), "--step", "1"]) == 0
+    assert main(["data", "where", str(made.run_dir), "--step", "1"]) == 0
     capsys.readouterr()
-    monkeypatch.chdir(from_there)
-    assert main(["data", "where", str(relative.run_dir), "--step", "1"]) == 2
+    monkeypatch.chdir(folder)
+    assert main(["data", "where", str(made.run_dir), "--step", "1"]) == 2
     told = capsys.readouterr().err
     assert "no data at train/data.jsonl" in told and "training was started" in told and told.count("\n") == 1
+    record.write_text(there)
 
     # Without what the first step heard the others move up; the metrics know what was heard.
     gone = Path(heard[0]["file"]).name
