@@ -310,7 +310,7 @@ def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[...
     assert "2 set aside" in listed
     assert {line.split()[0] for line in listed.splitlines() if line} >= {long.name, "left_000002", "notes.txt"}
     long.rmdir()
-    main(["status", "--run_dir", str(run)])
+    main(["status", str(run)])
     assert str(root) in capsys.readouterr().out.splitlines()
     assert read("put-back", root / "left_000002")["path"].endswith("checkpoint_000002")
     planned = read("prune", run, "--also", "corrupt,leftover", "--dry-run")
