@@ -162,7 +162,9 @@ def test_the_command_measures_what_was_said(bench, tiny_material, tmp_path, caps
     assert "stops after (s)" in (out / "report.md").read_text()
     ratings = tmp_path / "ratings.jsonl"
     ratings.write_text('{"id": "user_interruption/7", "score": 2}\n{"id": "background_speech/7", "score": 3}\n')
-    assert main([*base, "--judge", str(ratings)]) == 0
+    capsys.readouterr()
+    assert main([*base, "--judge", str(ratings)]) == 2 and "`judge` (" in capsys.readouterr().err
+    assert main([*base, "--judge", str(ratings), "--overwrite"]) == 0
     task = json.loads((out / "results.json").read_text())["tasks"]["overlap"]
     assert task["overlaps"]["background_speech"]["rating"]["value"] == 3.0
     capsys.readouterr()

@@ -292,7 +292,7 @@ def test_the_command_asks_and_keeps_what_was_said(tiny_material, tmp_path, capsy
     (first / "output.json").write_text(json.dumps({"alignments": words}))
     line = {"audio": "a.wav", "question": "Who?", "answers": ["the Nile"]}
     (root / "trivia_qa" / "questions.jsonl").write_text(json.dumps(line) + "\n")
-    assert ask(tiny_material, out, *options, "--judge", f"{sys.executable} {script}") == 0
+    assert ask(tiny_material, out, *options, "--judge", f"{sys.executable} {script}", "--overwrite") == 0
     tasks = json.loads((out / "results.json").read_text())["tasks"]
     assert tasks["trivia_qa"]["value"] == 0.5 and tasks["trivia_qa"]["best_of"] == {"1": 1.0, "2": 1.0}
     assert tasks["trivia_qa"]["nothing_else"] == 0.5 and tasks["judged_answers"]["value"] >= len("because")

@@ -69,7 +69,7 @@ def test_the_conversation_is_training_data(trained, recording, tmp_path, capsys)
         (["--out", "nowhere/talk.wav"], "make it first"),
         (["--save_session", "nowhere/session"], "make it first"),
         (["--input", "missing.wav"], "no recording at missing.wav"),
-        (["--input", ""], "names no recordings"),
+        (["--input", ""], "--input: the path is empty"),
         (["--checkpoint_dir", "base"], "which model?"),
         (["--checkpoint_dir", "base", "--hf_repo_id", "./missing"], "missing"),
         (["--hf_repo_id", ""], "--hf_repo_id is empty"),

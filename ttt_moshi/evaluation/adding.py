@@ -98,7 +98,8 @@ def _apart(there: Results, new: Results, names: Sequence[str]) -> list[str]:
     pairs["seed"] = (there.seed, new.seed)
     pairs |= {key: (there.versions[key], new.versions[key]) for key in there.versions if key in new.versions}
     for key, (one, other) in pairs.items():
-        if one != other:
+        # Ratings are added to conversations that nobody had judged.
+        if one != other and not (key == "judge" and one is None):
             words = ["none" if value is None else value for value in (one, other)]
             found.append("`{}` ({} there, {} here)".format(key, *words))
     return found
