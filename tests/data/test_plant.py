@@ -106,10 +106,14 @@ def test_what_cannot_be_planted_is_one_line_and_makes_nothing(tiny_material, dat
 
 
 def test_a_folder_that_holds_something_is_left_alone(tiny_material, data, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in data.iterdir() if path.is_file()}
-    assert plant(tiny_material, data, data) == 2
-    assert "is not empty" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in data.iterdir() if path.is_file()} == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    for out, told in ((other, "is not empty"), (data, "which is read, and would be written")):
+        before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        assert plant(tiny_material, data, out) == 2
+        assert told in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_audio_is_planted_as_codes_with_its_words(tiny_material, tmp_path):
