@@ -353,7 +353,7 @@ RANGES: dict[str, Range] = {
     "ttt.base_lr": _FACTOR,
     "ttt.mini_batch_size": _SIZE,
     "ttt.initial_gating_alpha": Range(-1000, 1000),
-    "optim.lr": Range(0, 1000, above=True),
+    "optim.lr": Range(0, 1e9, above=True),
     "optim.weight_decay": _RATE,
     "optim.pct_start": Range(0, 1, meaning=" (it is a share of max_steps)"),
     "optim.ttt_lr": _RATE,
