@@ -16,8 +16,9 @@ from ttt_moshi.evaluation.scoring.nll_cache import NLLCache
 from ttt_moshi.evaluation.scoring.recordings import Recordings
 from ttt_moshi.evaluation.scoring.score import Scores, valid_tokens
 from ttt_moshi.evaluation.scoring.scorer import ModelScorer
-from ttt_moshi.evaluation.subject import from_base
+from ttt_moshi.evaluation.subject import base_facts, from_base
 from ttt_moshi.evaluation.tasks.context_dialog import ContextDialog, find_recalls
+from ttt_moshi.moshi import resolve_model
 
 FRAME, RATE = 1920, 24_000
 TURNS = {"a": (3, 4), "b": (2, 3, 2)}
@@ -62,7 +63,8 @@ class Beginning:
 
 @pytest.fixture(scope="module")
 def recordings(tiny_material, tmp_path_factory):
-    subject = from_base(ModelPaths(hf_repo_id=str(tiny_material.base_model)), "cpu", torch.float32)
+    info = resolve_model(ModelPaths(hf_repo_id=str(tiny_material.base_model)), "evaluate")
+    subject = from_base(info, base_facts(info), "cpu", torch.float32)
     return Recordings(subject.codec, tmp_path_factory.mktemp("codes"), "absent", "natural")
 
 

@@ -12,8 +12,9 @@ from ttt_moshi.cli.main import main
 from ttt_moshi.config import ModelPaths
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation import EvaluationError
-from ttt_moshi.evaluation.subject import from_base
+from ttt_moshi.evaluation.subject import base_facts, from_base
 from ttt_moshi.evaluation.tasks.continuation import find_long, prompt_frames, said_instead
+from ttt_moshi.moshi import resolve_model
 
 RATE = 24_000
 
@@ -74,7 +75,8 @@ def test_the_command_scores_what_is_true_and_keeps_what_was_said(tiny_material, 
     task = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["continuation"]
     samples = [json.loads(line) for line in (tmp_path / "out/samples/continuation.jsonl").read_text().splitlines()]
     assert task["n"] == 2 and task["prompt_frames"] == 10 and len(task["minutes"]) == 1
-    subject = from_base(ModelPaths(hf_repo_id=str(tiny_material.base_model)), "cpu", torch.float32)
+    info = resolve_model(ModelPaths(hf_repo_id=str(tiny_material.base_model)), "evaluate")
+    subject = from_base(info, base_facts(info), "cpu", torch.float32)
     total = count = 0
     for sample, example in zip(samples, find_long(tmp_path), strict=True):
         assert sample["id"] == example.id and example.id.startswith("test-clean/20")

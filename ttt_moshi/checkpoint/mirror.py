@@ -33,16 +33,17 @@ def check_mirror(url: str, kept: Sequence[Path] = ()) -> None:
         remote, base = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise CheckpointError(f"`checkpoint.mirror`: {url} cannot be used: {error}") from error
-    if isinstance(remote, LocalFileSystem) and Path(base).exists() and not Path(base).is_dir():
+    if not isinstance(remote, LocalFileSystem):
+        return
+    if Path(base).exists() and not Path(base).is_dir():
         raise CheckpointError(f"`checkpoint.mirror`: {url} is a file: name a folder")
-    if isinstance(remote, LocalFileSystem):
-        mirror = Path(os.path.realpath(base))
-        for folder in (Path(os.path.realpath(path)) for path in kept):
-            if mirror == folder or mirror in folder.parents or folder in mirror.parents:
-                raise CheckpointError(
-                    f"`checkpoint.mirror`: {url} is no place for a second copy, because {folder}, where the run is, "
-                    "is the same folder, lies in it or holds it: name a folder elsewhere, best on another disk"
-                )
+    mirror = Path(os.path.realpath(base))
+    for folder in (Path(os.path.realpath(path)) for path in kept):
+        if mirror.is_relative_to(folder) or folder.is_relative_to(mirror):
+            raise CheckpointError(
+                f"`checkpoint.mirror`: {url} is no place for a second copy, because {folder}, where the run is, "
+                "is the same folder, lies in it or holds it: name a folder elsewhere, best on another disk"
+            )
 
 
 def copy_out(path: Path, url: str) -> int:

@@ -68,6 +68,7 @@ class _Run:
             from_checkpoint,
             training_config,
         )
+        from ttt_moshi.moshi import resolve_model
         from ttt_moshi.moshi.device import choose_dtype
 
         options = request.options
@@ -80,10 +81,11 @@ class _Run:
             assert request.base is not None
             args, out = request.with_overrides(TrainArgs(run_dir="none")), options.out
             _check_data(request, args)
-            new = results(base_facts(request.base), args, None)
+            info = resolve_model(request.base, "evaluate")
+            new = results(base_facts(info), args, None)
             ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
             dtype = choose_dtype(options.dtype, args.param_dtype)
-            subject = from_base(request.base, device, dtype, new.checkpoint)
+            subject = from_base(info, new.checkpoint, device, dtype)
         else:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))

@@ -21,7 +21,6 @@ from ttt_moshi.moshi import (
     audio_codec,
     build_model,
     load_trained,
-    resolve_model,
     text_tokenizer,
     trained_base,
     writing_delay,
@@ -88,10 +87,9 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     return {key: manifest[key] for key in ("state_id", "step", "kind")}
 
 
-def base_facts(paths: ModelPaths) -> dict[str, Any]:
+def base_facts(info: CheckpointInfo) -> dict[str, Any]:
     """`Subject.facts` of a model as published, which is not loaded: its state id is the digest of its weights file."""
-    weights = resolve_model(paths, "evaluate").moshi_weights
-    digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(weights).hexdigest()
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(info.moshi_weights).hexdigest()
     return {"state_id": f"base:{digest}", "step": 0, "kind": "base"}
 
 
@@ -105,9 +103,8 @@ def from_checkpoint(folder: Path, device: str, dtype: torch.dtype, base: ModelPa
     return _subject(facts, model, trained_base(folder, base), device, base_inside, spaceless)
 
 
-def from_base(paths: ModelPaths, device: str, dtype: torch.dtype, facts: dict[str, Any] | None = None) -> Subject:
-    """A model as published, before any training here; `facts` are its `base_facts`, where they are known already."""
-    facts, info = facts or base_facts(paths), resolve_model(paths, "evaluate")
+def from_base(info: CheckpointInfo, facts: dict[str, Any], device: str, dtype: torch.dtype) -> Subject:
+    """A model as published, before any training here; `facts` are its `base_facts`."""
     model = build_model(info, TTTArgs(enable=False), LoraArgs(enable=False), device=device, dtype=dtype).eval()
     return _subject(facts, model, info, device, True)
 

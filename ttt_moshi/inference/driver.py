@@ -130,7 +130,7 @@ class Driver:
 
         made_by: dict[str, dict[str, Any]] = {}
         said: dict[str, _Growing] = {}
-        alone: dict[str, ExitStack] = {}
+        under_way: dict[str, ExitStack] = {}
 
         def questions(slots: Slots) -> Iterator[Question]:
             for item in left:
@@ -147,23 +147,19 @@ class Driver:
                             question = replace(question, start=start)
                         delete_partial(folder / item.name)
                         said[item.name] = _Growing(folder / item.name / "output.wav", slots.sample_rate)
-                        alone[item.name] = stack.pop_all()
+                        stack.callback(said[item.name].drop)
+                        under_way[item.name] = stack.pop_all()
                     yield replace(question, said=said[item.name].add)
                 except UserError as error:
                     on_done(item.name, str(error))
 
-        def end(*names: str) -> None:
-            for name in names:
-                alone.pop(name).close()
-                said.pop(name).drop()
-
-        with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots, ExitStack() as stack:
-            stack.callback(lambda: end(*said))
+        with Slots(self.speaker, min(self.slots, len(left)), self.sampling) as slots, ExitStack() as at_end:
+            at_end.callback(_close_all, under_way)
             for found in answer(slots, questions(slots), on_tick=on_tick):
                 name = found.question.name
                 if found.failure is None:
                     self._write(folder / name, found, said[name], slots.sample_rate, made_by[name])
-                end(name)
+                under_way.pop(name).close()
                 if found.unfinished and found.failure is None:
                     on_unfinished(name)
                 on_done(name, found.failure)
@@ -247,7 +243,6 @@ class _Growing:
     """An audio file that is written while a conversation lasts, and has its name only when it is whole."""
 
     def __init__(self, path: Path, sample_rate: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._temporary, self._open = path, partial_beside(path), ExitStack()
         with naming(path):
             self._file = self._open.enter_context(new_sound(self._temporary, sample_rate, 1, kind="WAV"))
@@ -268,17 +263,25 @@ class _Growing:
             self._temporary.replace(self._path)
 
     def drop(self) -> None:
-        """Leaves nothing of one that was not finished, nor a folder that holds nothing else."""
+        """Leaves nothing of one that was not finished."""
         with suppress(OSError, soundfile.SoundFileError):
             self._open.close()
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
-            self._path.parent.rmdir()
+
+
+def _close_all(stacks: Mapping[str, ExitStack]) -> None:
+    for one in stacks.values():
+        one.close()
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Makes a conversation's folder and keeps other processes from it. Raises `InferenceError` where one is in it."""
+    """Makes a conversation's folder, which goes again if nothing is left in it, and keeps other processes from it.
+
+    Raises:
+        InferenceError: another process is in it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with only_writer(folder / LOCK) as mine:
