@@ -23,7 +23,8 @@ SINK = 4
 class Arm:
     """One model: its attention window in frames (None: that of the base model), its TTT layers (None: none), after how
     many frames half of their memory is forgotten (None: it stays), and how many of a recording's first positions stay
-    in its window when it is measured (training knows nothing of them), and what its keys learn to predict."""
+    in its window when it is measured (training knows nothing of them), what its keys learn to predict, and how many
+    frames are written at once (delta writes every frame by itself)."""
 
     window: int | None
     inner: Literal["linear", "mlp", "delta"] | None = None
@@ -31,6 +32,7 @@ class Arm:
     forget: Literal["fixed", "learned", "gated"] = "fixed"
     sink: int = 0
     target: Literal["own", "next", "both"] = "own"
+    mini_batch_size: int = 16
 
 
 ARMS = {
@@ -38,12 +40,19 @@ ARMS = {
     "window-sink": Arm(WINDOW, sink=SINK),
     "ttt-linear": Arm(WINDOW, "linear"),
     "ttt-mlp": Arm(WINDOW, "mlp"),
+    "ttt-linear-by-4": Arm(WINDOW, "linear", mini_batch_size=4),
+    "ttt-linear-by-1": Arm(WINDOW, "linear", mini_batch_size=1),
     "ttt-linear-fading": Arm(WINDOW, "linear", 512),
+    "ttt-linear-spread": Arm(WINDOW, "linear", [64, 1024]),
     "ttt-mlp-fading": Arm(WINDOW, "mlp", 512),
+    "ttt-mlp-spread": Arm(WINDOW, "mlp", [64, 1024]),
     "ttt-delta": Arm(WINDOW, "delta"),
+    "ttt-delta-512": Arm(WINDOW, "delta", 512),
     "ttt-delta-fading": Arm(WINDOW, "delta", [64, 1024]),
+    "ttt-delta-16384": Arm(WINDOW, "delta", [64, 16384]),
     "ttt-delta-learned": Arm(WINDOW, "delta", [64, 1024], "learned"),
     "ttt-delta-gated": Arm(WINDOW, "delta", [64, 1024], "gated"),
+    "ttt-delta-gated-16384": Arm(WINDOW, "delta", [64, 16384], "gated"),
     "ttt-delta-next": Arm(WINDOW, "delta", [64, 1024], target="next"),
     "ttt-delta-both": Arm(WINDOW, "delta", [64, 1024], target="both"),
     "ttt-delta-both-long": Arm(WINDOW, "delta", [256, 8192], target="both"),
@@ -108,6 +117,7 @@ def arguments(arm: Arm, schedule: Schedule, base_model: Path, train_data: Path, 
             enable=arm.inner is not None,
             layers="all",
             inner=arm.inner or "mlp",
+            mini_batch_size=arm.mini_batch_size,
             initial_gating_alpha=schedule.gating_alpha,
             half_life_frames=arm.half_life,
             forget=arm.forget,

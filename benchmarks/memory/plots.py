@@ -14,16 +14,8 @@ from matplotlib.lines import Line2D
 from ttt_moshi.evaluation.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VIOLET, render
 
 TEAL = "#0d9488"
-COLOURS = {
-    "window": GREY,
-    "window-sink": GREY,
-    "ttt-linear": BLUE,
-    "ttt-mlp": VIOLET,
-    "ttt-delta": TEAL,
-    "full": ORANGE,
-}
-COLOURS |= {f"{name}-fading": COLOURS[name] for name in ("ttt-linear", "ttt-mlp", "ttt-delta")}
-COLOURS |= {f"ttt-delta-{kind}": TEAL for kind in ("learned", "gated", "next", "both", "both-long", "both-lasting")}
+COLOURS = {"window": GREY, "ttt-linear": BLUE, "ttt-mlp": VIOLET, "ttt-delta": TEAL, "full": ORANGE}
+"""by what the names of models begin with: variants of one memory have its colour"""
 AS_TRAINED, BEFORE_CARRYING, BOUNDED = "as trained", "before carrying", "bounded memory"
 LOOKS: dict[str, dict[str, Any]] = {
     AS_TRAINED: {"linestyle": "-", "marker": "o"},
@@ -36,6 +28,11 @@ LOOKS: dict[str, dict[str, Any]] = {
     BEFORE_CARRYING: {"linestyle": (0, (2, 2)), "marker": "+"},
 }
 LINE = {"linewidth": 1.3, "markersize": 4.0}
+
+
+def colour_of(model: str) -> str:
+    """Raises StopIteration for a model of no known kind."""
+    return next(colour for kind, colour in COLOURS.items() if model.startswith(kind))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -98,7 +95,7 @@ def capacity_figure(curves: dict[str, dict[str, dict[str, float]]]) -> Figure:
             axes.set_xlabel("pairs heard once")
             axes.spines[["top", "right"]].set_visible(False)
             for label, points in networks.items():
-                colour = COLOURS[f"ttt-{label.split(',')[0]}"]
+                colour = colour_of(f"ttt-{label.split(',')[0]}")
                 axes.plot(
                     [int(n) for n in points], list(points.values()), color=colour, marker="o", label=label, **LINE
                 )
@@ -122,15 +119,15 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def _curve(
     axes: Axes, arm: str, control: str, x: list[float], middle: list[float], low: list[float], high: list[float]
 ) -> None:
-    axes.plot(x, middle, color=COLOURS[arm], **LOOKS[control], **LINE)
+    axes.plot(x, middle, color=colour_of(arm), **LOOKS[control], **LINE)
     if control == AS_TRAINED:  # bands of all curves would hide each other; they differ less than their recordings do
-        axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.13, linewidth=0)
+        axes.fill_between(x, low, high, color=colour_of(arm), alpha=0.13, linewidth=0)
 
 
 def _legend(figure: Figure, axes: Axes, arms: Iterable[str], controls: Iterable[str]) -> None:
     """Below the axes: what lines across them mean, a colour for each model, a look for each control."""
     handles = list(axes.get_legend_handles_labels()[0])
-    handles += [Line2D([], [], color=COLOURS[arm], linewidth=3, label=arm) for arm in arms]
+    handles += [Line2D([], [], color=colour_of(arm), linewidth=3, label=arm) for arm in arms]
     handles += [
         Line2D([], [], color=GREY, label=control, **LOOKS[control], **LINE) for control in dict.fromkeys(controls)
     ]

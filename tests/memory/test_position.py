@@ -7,7 +7,7 @@ import torch
 from benchmarks.memory import arms, hour, measure, phones
 from benchmarks.memory.compare import compare, gather, points
 from benchmarks.memory.curves import BINS
-from benchmarks.memory.plots import AS_TRAINED, COLOURS
+from benchmarks.memory.plots import AS_TRAINED, COLOURS, colour_of
 from ttt_moshi.config import LoraArgs, ModelPaths, TTTArgs
 from ttt_moshi.moshi import build_model, resolve_model, set_context
 from ttt_moshi.synthetic.recall.base_model import write_base_model
@@ -158,4 +158,4 @@ def test_the_bars_of_an_hour_are_met_and_missed_by_what_they_say():
 
 
 def test_every_model_can_be_drawn():
-    assert set(arms.ARMS) <= set(COLOURS)
+    assert {colour_of(name) for name in arms.ARMS} == set(COLOURS.values())
