@@ -1,9 +1,11 @@
 """What must not matter to a score: order, batch, chunks, streaming, neighbours, evaluation itself, a closed gate."""
 
 import hashlib
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ttt_moshi.evaluation import score
 from ttt_moshi.evaluation.scoring.chunked import score_in_chunks
@@ -47,6 +49,33 @@ def test_chunks_equal_the_whole_beyond_the_window(new_ttt_model, new_codes, inne
     model = new_ttt_model(inner, preset, context=16)
     codes, frames = padded(new_codes, [70, 41, 66])
     close(score_in_chunks(model, codes, frames, chunk), score(model, codes, frames))
+
+
+class Keys(TorchFunctionMode):
+    """Notes how many keys each temporal attention looks at; the depth transformer has a row for every frame."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows, self.seen = rows, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention and len(args[0]) == self.rows:
+            self.seen.append(args[1].shape[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("window", [40, 70, 1000])
+def test_a_window_wider_than_what_was_heard_costs_and_changes_nothing(new_ttt_model, new_codes, window):
+    model = new_ttt_model("linear", "speech", context=window)
+    codes, frames = padded(new_codes, [70, 41])
+    whole = score(model, codes, frames)
+    with Keys(rows=2) as keys:
+        in_chunks = score_in_chunks(model, codes, frames, 16)
+    close(in_chunks, whole)
+    heard = [*range(16, 70, 16), 70]
+    expected = {min(stop + 1, window) - 1 + stop - start for start, stop in pairwise([0, *heard])}
+    assert set(keys.seen) == expected
+    assert model.context == window and model.layers[0].self_attn.context == window
 
 
 @kinds

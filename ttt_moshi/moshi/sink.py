@@ -84,6 +84,8 @@ class _SinkAttention:
     def __init__(self, attention: StreamingMultiheadAttention, frames: int):
         self._attention = attention
         self._frames = frames
+        assert attention.context is not None  # `check_sink`
+        self._window = attention.context
         self._new_state = attention._init_streaming_state
         self._kept: Tensor | None = None  # of the recordings that are read now, outside streaming mode
 
@@ -103,15 +105,14 @@ class _SinkAttention:
         turned, k = (q, k) if attention.rope is None else attention.rope(q, k, offset, time_before_heads=False)
         sink_k, sink_v = self._collect(k, v, offset).unbind(1)
         k, v, positions = attention._complete_kv(k, v)
-        assert attention.context is not None
         at = offset[:, None] + torch.arange(T, device=q.device)  # [B, T]
         if attention.rope is not None:
             # As seen from the sink, no frame is further away than the window is long.
-            place = at.clamp(max=attention.context - 1).flatten()
+            place = at.clamp(max=self._window - 1).flatten()
             alone = q.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B T, H, 1, D]: each frame with an offset of its own
             alone, _ = attention.rope(alone, alone, place, time_before_heads=False)
             q = alone[:, :, 0].unflatten(0, (B, T)).transpose(1, 2)
-        recent = attention.context - self._frames
+        recent = self._window - self._frames
         distance = at[:, :, None] - positions[:, None]
         sees = (positions[:, None] >= 0) & (distance >= 0) & (distance < recent)
         sink = torch.arange(self._frames, device=q.device).expand(B, 1, -1)

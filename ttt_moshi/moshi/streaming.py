@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from moshi.modules.transformer import KVCacheResult
 from torch import Tensor
+from torch.nn import functional
 
 from ttt_moshi.moshi.errors import MoshiError
 from ttt_moshi.ttt import TTTConfig, TTTState
@@ -86,6 +87,17 @@ class StreamState:
         """The state moved on by `codes` (int64 [B, K, T]) without reading them: what layers carry stays as it is."""
         T = codes.shape[2]
         return replace(self, frames=self.frames + T, codes=torch.cat([self.codes, codes], dim=2)[:, :, T:].clone())
+
+    def seen_through(self, context: int) -> StreamState:
+        """The state for an attention window of `context` frames: keys that are older are left out, and where a
+        recording is shorter there are none, as at its start."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            missing = context - 1 - tensor.shape[2]
+            return functional.pad(tensor, (0, 0, missing, 0))  # where it is negative, what is too much is cut
+
+        layers = tuple(replace(layer, keys=cut(layer.keys), values=cut(layer.values)) for layer in self.layers)
+        return replace(self, layers=layers)
 
     def with_memory_of(self, donor: StreamState) -> StreamState:
         """This state with the TTT memories of another one: what each row remembers is then somebody else's."""

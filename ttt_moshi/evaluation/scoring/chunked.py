@@ -10,6 +10,7 @@ from moshi.models.lm import LMModel
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.score import Scores, eager_on_cpu, gather_nll, valid_tokens
 from ttt_moshi.moshi import TTTMoshi, own_codebooks
+from ttt_moshi.moshi.sink import attention_window
 
 
 def score_in_chunks(
@@ -58,15 +59,22 @@ def _read(
         raise EvaluationError(f"{type(model).__name__} cannot read a recording in chunks; score it in one pass")
     scored = 1 + own_codebooks(model)
     stream, strange = model.start_stream(len(codes)), model.start_stream(len(codes))
+    assert model.context is not None  # or no stream would have started
+    window = model.context
     delayed = torch.full((len(codes), scored, codes.shape[-1]), float("nan"), device=codes.device)
     with torch.no_grad(), eager_on_cpu(model):
         for start, stop in pairwise(edges):
             if others is not None and start and start % every == 0:
                 stream = stream.with_memory_of(strange)
-            chunk = model.forward_chunk(codes[..., start:stop], stream, prefix_lengths=prefix_lengths)
-            stream = chunk.stream
-            if others is not None:
-                strange = model.forward_chunk(others[..., start:stop], strange).stream
+            # A window that is wider than what was heard would look at nothing, at the price of looking. One more than
+            # that, since a window of n frames carries n - 1 into the next chunk.
+            seen = min(window, stop + 1)
+            with attention_window(model, seen):
+                stream, strange = stream.seen_through(seen), strange.seen_through(seen)
+                chunk = model.forward_chunk(codes[..., start:stop], stream, prefix_lengths=prefix_lengths)
+                stream = chunk.stream
+                if others is not None:
+                    strange = model.forward_chunk(others[..., start:stop], strange).stream
             known = torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1)[:, :scored]
             part = gather_nll(chunk.output.text_logits, chunk.output.logits, chunk.targets, known)
             delayed[..., start:stop] = part.nll
