@@ -74,6 +74,18 @@ class Place:
     test_data: Path
 
 
+def learning(language: Language, cache: Path, seed: int, steps: Steps) -> Models:
+    """Base model and training recordings (as many as the longer stage hears), made if missing.
+
+    Args:
+        cache: folder of the language.
+    """
+    lengths = recording_lengths(max(steps.clips, steps.carried), seed)
+    base = made(cache / f"base-{seed}", lambda folder: language.write_model(folder, seed))
+    train_data = _recordings(language, cache / f"train-{seed}-{len(lengths)}", lengths, seed, base)
+    return Models(cache / f"models-{seed}", base, train_data)
+
+
 def prepare(
     language: Language,
     cache: Path,
@@ -83,26 +95,22 @@ def prepare(
     test_frames: int = TEST_FRAMES,
     test_seed: int = TEST_SEED,
 ) -> Place:
-    """Base model, training recordings (as many as the longer stage hears) and test recordings, made if missing.
-
-    Args:
-        cache: folder of the language.
-    """
-    lengths = recording_lengths(max(steps.clips, steps.carried), seed)
-    base = made(cache / f"base-{seed}", lambda folder: language.write_model(folder, seed))
-
-    def recordings(name: str, lengths: Sequence[int], seed: int) -> Path:
-        def make(folder: Path) -> None:
-            jsonl = language.write_recordings(folder, lengths, seed)
-            if language.sound:
-                measure.replace_by_codes(jsonl, base, max(lengths))
-
-        return made(cache / name, make) / "data.jsonl"
-
-    train_data = recordings(f"train-{seed}-{len(lengths)}", lengths, seed)
+    """As `learning`, and test recordings."""
+    models = learning(language, cache, seed, steps)
     other = "" if test_seed == TEST_SEED else f"-{test_seed}"
-    test_data = recordings(f"test-{documents}x{test_frames}{other}", [test_frames] * documents, test_seed)
-    return Place(Models(cache / f"models-{seed}", base, train_data), test_data)
+    folder = cache / f"test-{documents}x{test_frames}{other}"
+    return Place(models, _recordings(language, folder, [test_frames] * documents, test_seed, models.base_model))
+
+
+def _recordings(language: Language, folder: Path, lengths: Sequence[int], seed: int, base: Path) -> Path:
+    """The list of recordings of these lengths, made if missing."""
+
+    def make(folder: Path) -> None:
+        jsonl = language.write_recordings(folder, lengths, seed)
+        if language.sound:
+            measure.replace_by_codes(jsonl, base, max(lengths))
+
+    return made(folder, make) / "data.jsonl"
 
 
 def recording_lengths(steps: int, seed: int) -> list[int]:
@@ -114,20 +122,20 @@ def recording_lengths(steps: int, seed: int) -> list[int]:
     return lengths
 
 
-def train(place: Place, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Trained, arms.Trained]:
+def train(models: Models, arm_name: str, seed: int, steps: Steps) -> tuple[arms.Trained, arms.Trained]:
     """One model after single clips, and after recordings from end to end."""
     arm = arms.ARMS[arm_name]
     # Shuffled, since a batch of clips of one recording teaches little that other recordings share.
     first = arms.Schedule(steps.clips, BATCH, CLIP_FRAMES, seed, shuffle=True)
-    clips = place.models.trained(arm, first)
+    clips = models.trained(arm, first)
     rates = {name: CARRIED_RATE * getattr(first, name) for name in ("lr", "ttt_lr", "gate_lr")}
     second = replace(first, steps=steps.carried, carried=True, start=clips.checkpoint, **rates)
-    return clips, place.models.trained(arm, second)
+    return clips, models.trained(arm, second)
 
 
 def one_run(place: Place, arm_name: str, seed: int, steps: Steps) -> dict[str, Any]:
     """Trains one model and measures it: NLL of every document in every bin, per control, and after every context."""
-    clips, trained = train(place, arm_name, seed, steps)
+    clips, trained = train(place.models, arm_name, seed, steps)
     model = trained.model
     codes = measure.read_codes(model, place.test_data, TEST_FRAMES)
     sink = arms.ARMS[arm_name].sink

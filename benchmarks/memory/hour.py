@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def one_run(place: Place, name: str, seed: int, steps: Steps, edges: Sequence[int]) -> dict[str, Any]:
     """Trains one model and measures it: NLL of every document in every bin, and what a frame costs late and early."""
-    trained = train(place, name, seed, steps)
+    trained = train(place.models, name, seed, steps)
     model = trained[1].model
     codes = measure.read_codes(model, place.test_data, edges[-1])
     seconds = {}

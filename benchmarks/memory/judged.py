@@ -21,8 +21,7 @@ from rich.table import Table
 
 from benchmarks.memory import arms, spoken
 from benchmarks.memory.cache import continued, made
-from benchmarks.memory.curves import LANGUAGES, prepare, train
-from benchmarks.memory.hour import HOUR
+from benchmarks.memory.curves import LANGUAGES, learning, train
 from benchmarks.ttt.machine import facts, write
 from ttt_moshi.evaluation.report.tables import interval
 from ttt_moshi.evaluation.results import OK, read_results
@@ -30,11 +29,12 @@ from ttt_moshi.frames import frames_to_seconds, seconds_to_frames
 
 MODELS = "window,ttt-delta-both,ttt-delta-both-long"
 LANGUAGE = LANGUAGES["speech"]
-RECORDINGS = 8
 SHARE = 2
 """recordings in the length that is asked for"""
 HEARD_SEED = 4_000_000
 """of the recordings, which no model was trained or measured on before"""
+CHUNK_FRAMES = "512"
+"""that are read at once: with a window of 16 frames, larger chunks look at more that is then masked"""
 TALKING = ("silence", "repeated_grams", "entropy")
 
 
@@ -44,21 +44,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", type=arms.chosen, default=MODELS, help=f"of {', '.join(arms.ARMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long is listened and talked")
+    parser.add_argument("--recordings", type=int, default=8, help="as many streams are listened to; five at least")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
     console = Console(width=150)
     path = options.out / f"judged-{options.minutes:g}.json"
-    result = continued(path, 1, {"recordings": RECORDINGS, "share": SHARE, "minutes": options.minutes})
+    result = continued(path, 1, {"recordings": options.recordings, "share": SHARE, "minutes": options.minutes})
     cache = options.out / "cache" / "speech"
     for seed in map(int, options.seeds.split(",")):
         for name in options.models:
             if f"{name}/{seed}" in result["runs"]:
                 continue
             console.print(f"{name}, seed {seed}")
-            place = prepare(LANGUAGE, cache, seed, LANGUAGE.steps, RECORDINGS, HOUR)
-            checkpoint = train(place, name, seed, LANGUAGE.steps)[1].checkpoint
+            models = learning(LANGUAGE, cache, seed, LANGUAGE.steps)
+            checkpoint = train(models, name, seed, LANGUAGE.steps)[1].checkpoint
             evaluation = options.out / f"judged-{options.minutes:g}" / f"{name}-{seed}"
-            data = heard(cache, options.minutes)
+            data = heard(cache, options.minutes, options.recordings)
             result["runs"][f"{name}/{seed}"] = judge(checkpoint, data, options.minutes, evaluation)
             write(path, result)
     for table in tables(result["runs"]):
@@ -67,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def heard(cache: Path, minutes: float) -> Path:
+def heard(cache: Path, minutes: float, recordings: int) -> Path:
     """The list of the wav files, made if missing."""
     frames = seconds_to_frames(60 * minutes / SHARE)
 
     def make(folder: Path) -> None:
-        spoken.write_recordings(folder, [frames] * RECORDINGS, HEARD_SEED, stereo=True)
+        spoken.write_recordings(folder, [frames] * recordings, HEARD_SEED, stereo=True)
 
-    return made(cache / f"heard-{RECORDINGS}x{frames}", make) / "data.jsonl"
+    return made(cache / f"heard-{recordings}x{frames}", make) / "data.jsonl"
 
 
 def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [Path(sys.executable).with_name("ttt-moshi"), "eval", "--tasks", "hour", "--dtype", "float32"]
     options = ["--checkpoint_dir", checkpoint, "--data", data, "--minutes", f"{minutes:g}", "--out", out]
+    options += ["--chunk_frames", CHUNK_FRAMES]
     subprocess.run([*command, *options], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     entry = read_results(out / "results.json").tasks["hour"]

@@ -13,7 +13,7 @@ STEPS = Steps(clips=150, carried=30)
 
 def test_a_memory_that_forgets_is_worth_as_much_after_8192_frames(tmp_path):
     place = prepare(LANGUAGES["chain"], tmp_path, 0, STEPS, documents=4, test_frames=FRAMES)
-    model = train(place, "ttt-delta-both", 0, STEPS)[1].model
+    model = train(place.models, "ttt-delta-both", 0, STEPS)[1].model
     codes = measure.read_codes(model, place.test_data, FRAMES)
     nll = {}
     for name, control in {"writing": None, **measure.controls(WINDOW)}.items():
