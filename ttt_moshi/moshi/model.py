@@ -256,10 +256,10 @@ class TTTMoshi(Plain, LMModel):
             MoshiError: a condition or a value that the model does not know.
         """
         chosen = chosen or {}
-        unknown = sorted((chosen.keys() | (opposite or {}).keys()) - self.usual_conditions.keys())
-        if unknown:
-            known = ", ".join(self.usual_conditions) or "none"
-            raise MoshiError(f"the model knows no condition {unknown[0]!r}: it has {known}")
+        for name, value in {**(opposite or {}), **chosen}.items():
+            if name not in self.usual_conditions:
+                known = ", ".join(self.usual_conditions) or "none"
+                raise MoshiError(f"{name}={value}: the model knows no condition {name!r}: it has {known}")
         if not self.usual_conditions:
             return None
         assert self.condition_provider is not None
