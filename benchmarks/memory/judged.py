@@ -79,7 +79,9 @@ def heard(cache: Path, minutes: float, recordings: int) -> Path:
 
 
 def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, Any]:
-    """The command's entry of the task, and what it cost. A stopped evaluation goes on where it was."""
+    """The command's entry of the task, and what it cost. A stopped evaluation goes on where it was; what it cost in
+    all is not known then."""
+    in_one_go = not out.exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [Path(sys.executable).with_name("ttt-moshi"), "eval", "--tasks", "hour", "--dtype", "float32"]
     options = ["--checkpoint_dir", checkpoint, "--data", data, "--minutes", f"{minutes:g}", "--out", out]
@@ -87,7 +89,8 @@ def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, 
     subprocess.run([*command, *options], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     entry = read_results(out / "results.json").tasks["hour"]
-    return {"hour": entry, "cpu_seconds": after.ru_utime - before.ru_utime, "machine": facts()}
+    seconds = after.ru_utime - before.ru_utime if in_one_go else None
+    return {"hour": entry, "cpu_seconds": seconds, "machine": facts()}
 
 
 def tables(runs: dict[str, Any]) -> Iterable[Table]:
@@ -114,7 +117,8 @@ def tables(runs: dict[str, Any]) -> Iterable[Table]:
     for name in TALKING:
         ends = ((one["minutes"][0][name]["value"], one["minutes"][-1][name]["value"]) for one in talks)
         lines.add_row(f"{name}, first and last minute", *(f"{first:.2f} {last:.2f}" for first, last in ends))
-    lines.add_row("CPU seconds", *(f"{run['cpu_seconds']:.0f}" for run in runs.values()))
+    costs = [run["cpu_seconds"] for run in runs.values()]
+    lines.add_row("CPU seconds", *("in several parts" if cost is None else f"{cost:.0f}" for cost in costs))
     yield lines
 
 
