@@ -35,6 +35,7 @@ HEARD_SEED = 4_000_000
 """of the recordings, which no model was trained or measured on before"""
 CHUNK_FRAMES = "512"
 """that are read at once: with a window of 16 frames, larger chunks look at more that is then masked"""
+TTT_MOSHI = Path(sys.executable).with_name("ttt-moshi")
 TALKING = ("silence", "repeated_grams", "entropy")
 
 
@@ -45,10 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="of the training data and the initial weights")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long is listened and talked")
     parser.add_argument("--recordings", type=int, default=8, help="as many streams are listened to; five at least")
+    parser.add_argument("--reading_only", action="store_true", help="from codes alone, so that nothing talks")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-memory"), help="folder of the results")
     options = parser.parse_args(argv)
     console = Console(width=150)
-    path = options.out / f"judged-{options.minutes:g}.json"
+    kind = f"{'read' if options.reading_only else 'judged'}-{options.minutes:g}"
+    path = options.out / f"{kind}.json"
     result = continued(path, 1, {"recordings": options.recordings, "share": SHARE, "minutes": options.minutes})
     cache = options.out / "cache" / "speech"
     for seed in map(int, options.seeds.split(",")):
@@ -58,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"{name}, seed {seed}")
             models = learning(LANGUAGE, cache, seed, LANGUAGE.steps)
             checkpoint = train(models, name, seed, LANGUAGE.steps)[1].checkpoint
-            evaluation = options.out / f"judged-{options.minutes:g}" / f"{name}-{seed}"
+            evaluation = options.out / kind / f"{name}-{seed}"
             data = heard(cache, options.minutes, options.recordings)
+            if options.reading_only:
+                data = encoded(data, models.base_model)
             result["runs"][f"{name}/{seed}"] = judge(checkpoint, data, options.minutes, evaluation)
             write(path, result)
     for table in tables(result["runs"]):
@@ -78,12 +83,19 @@ def heard(cache: Path, minutes: float, recordings: int) -> Path:
     return made(cache / f"heard-{recordings}x{frames}", make) / "data.jsonl"
 
 
+def encoded(data: Path, base: Path) -> Path:
+    """The same recordings as codes alone, made if missing; all seeds have one codec."""
+    command = [TTT_MOSHI, "data", "encode", data, "--hf_repo_id", base, "--out"]
+    folder = data.parent.with_name(f"{data.parent.name}-codes")
+    return made(folder, lambda new: subprocess.run([*command, new], check=True)) / "data.jsonl"
+
+
 def judge(checkpoint: Path, data: Path, minutes: float, out: Path) -> dict[str, Any]:
     """The command's entry of the task, and what it cost. A stopped evaluation goes on where it was; what it cost in
     all is not known then."""
     in_one_go = not out.exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [Path(sys.executable).with_name("ttt-moshi"), "eval", "--tasks", "hour", "--dtype", "float32"]
+    command = [TTT_MOSHI, "eval", "--tasks", "hour", "--dtype", "float32"]
     options = ["--checkpoint_dir", checkpoint, "--data", data, "--minutes", f"{minutes:g}", "--out", out]
     options += ["--chunk_frames", CHUNK_FRAMES]
     subprocess.run([*command, *options], check=True)
@@ -112,7 +124,7 @@ def tables(runs: dict[str, Any]) -> Iterable[Table]:
     lines.add_row("a change shows after", *(f"{frames_to_seconds(frames):g} s" for frames in farthest))
     controls = (max(entry["controls_largest"].values()) for entry in entries)
     lines.add_row("controls that must be 0", *(f"{value:g}" for value in controls))
-    talks = [entry["free_running"] for entry in entries]
+    talks = [entry["free_running"] for entry in entries if entry["free_running"]["status"] == OK]
     lines.add_row("conversations that collapse", *(f"{one['collapsed']} of {one['conversations']}" for one in talks))
     for name in TALKING:
         ends = ((one["minutes"][0][name]["value"], one["minutes"][-1][name]["value"]) for one in talks)
