@@ -35,14 +35,21 @@ class WriterLock:
             self._fd = files.open_lock(self._path)
             try:
                 self._take()
-                if files.is_at(self._fd, self._path):
-                    self._sign()
-                    return
+                ours = files.is_at(self._fd, self._path)
             except BaseException:
                 files.close(self._fd)
                 raise
+            if ours:
+                break
             files.close(self._fd)  # deleted by its last holder between opening and locking
-        raise CheckpointError(f"{self._path} is replaced again and again: another program writes to {root}")
+        else:
+            raise CheckpointError(f"{self._path} is replaced again and again: another program writes to {root}")
+        try:
+            self._sign()
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                self.release()
+            raise
 
     def _take(self) -> None:
         content = memoryview(bytearray(4096))

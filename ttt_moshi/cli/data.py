@@ -306,8 +306,8 @@ def _encode_over(cluster: Cluster, args: argparse.Namespace) -> str | None:
     device = cluster.device(args.device)
     opened = partial(_open_codec, args.hf_repo_id, device)
     with encoding() as (on_recording, summary):
-        encode_over(cluster, args.path, opened, args.cache_dir, device=device, on_recording=on_recording)
-        return summary()
+        there = encode_over(cluster, args.path, opened, args.cache_dir, device=device, on_recording=on_recording)
+        return summary(there)
 
 
 def _open_codec(hf_repo_id: str, device: str) -> Codec:

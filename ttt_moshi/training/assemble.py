@@ -226,9 +226,9 @@ def _encode(corpus: Corpus, world: World, name: str) -> None:
         if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
             last_said = time.monotonic()
             turns.report()
-            logger.info(
-                "encoding audio: %d of %d seconds (%s)", frames_to_seconds(done), frames_to_seconds(total), recording
-            )
+            if total:
+                seconds = frames_to_seconds(done), frames_to_seconds(total)
+                logger.info("encoding audio: %d of %d seconds (%s)", *seconds, recording)
 
     failure = None
     try:
