@@ -73,7 +73,9 @@ def test_a_read_only_disk_refuses_a_start_and_lets_everything_be_read(
     assert changes(before, snapshot(disk)) == []
 
 
-@pytest.mark.parametrize(("call", "path"), [("pwrite", "LOCK"), ("create", "LOCK"), ("fsync", "case"), ("mkdir", "run")])
+@pytest.mark.parametrize(
+    ("call", "path"), [("pwrite", "LOCK"), ("create", "LOCK"), ("fsync", "case"), ("mkdir", "run")]
+)
 def test_a_start_that_finds_no_room_for_its_lock_leaves_nothing(
     new_place: Callable[[str], Place], call: str, path: str
 ) -> None:

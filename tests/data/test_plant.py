@@ -116,6 +116,13 @@ def test_a_folder_that_holds_something_is_left_alone(tiny_material, data, tmp_pa
         assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
+def test_a_folder_may_be_named_by_a_url_of_the_disk(tiny_material, data, tmp_path, capsys):
+    assert plant(tiny_material, f"file://{data}", f"file://{tmp_path}/out") == 0
+    assert passages(tmp_path / "out")
+    assert plant(tiny_material, data, "s3://bucket/out") == 2
+    assert "s3://bucket/out is a URL, and this must be on a disk" in capsys.readouterr().err
+
+
 def test_audio_is_planted_as_codes_with_its_words(tiny_material, tmp_path):
     out, source = tmp_path / "out", tiny_material.train_data
     argv = ["data", "plant", str(source), "--out", str(out), "--hf_repo_id", str(tiny_material.base_model)]

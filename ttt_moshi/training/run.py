@@ -11,6 +11,7 @@ from typing import Any
 
 from ttt_moshi.checkpoint import CheckpointStore, Retention, check_mirror
 from ttt_moshi.config import TrainArgs
+from ttt_moshi.config_idle import told_idle
 from ttt_moshi.errors import UserError
 from ttt_moshi.signals import Requests, requests
 from ttt_moshi.training import random_state
@@ -95,6 +96,8 @@ def run(args: TrainArgs, report: Report = lambda record: None, asked: Requests |
             stack.callback(stage.loader.close)
         place = Place(args, world, run_dir, store, start, parts)
         found = check(place)
+        for told in told_idle(args):
+            logger.warning("%s", told)
         progress, anew = take(place, found)
         run = _under_way(place, progress, anew, asked, report, stack)
         asked.started()
@@ -118,14 +121,15 @@ def _same_folder(world: World, args: TrainArgs, run_dir: RunDir) -> None:
 
 def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     checkpoint = args.checkpoint
-    if checkpoint.mirror is not None:
-        check_mirror(checkpoint.mirror, [run_dir.path, run_dir.checkpoints])
+    mirror = checkpoint.mirror if args.do_ckpt else None
+    if mirror is not None:
+        check_mirror(mirror, [run_dir.path, run_dir.checkpoints])
     return CheckpointStore(
         run_dir.checkpoints,
         world.rank,
         world.size,
         retention=Retention(args.num_ckpt_keep, checkpoint.keep_every, checkpoint.keep_best, checkpoint.keep_metric),
-        mirror=checkpoint.mirror,
+        mirror=mirror,
         timeout=world.patience,
         log=logger.warning,
     )
