@@ -137,7 +137,8 @@ def idle_keys(values: Values) -> dict[str, str]:
     found: dict[str, str] = {}
     for switch in SWITCHES:
         if switch.off(values):
-            found = {**dict.fromkeys(switch.keys, switch.told), **found}  # the first reason is the nearest
+            for key in switch.keys:
+                found.setdefault(key, switch.told)  # one reason is enough
     return found
 
 
