@@ -93,6 +93,21 @@ def test_a_lock_that_cannot_be_signed_is_free_again(place: Place) -> None:
     assert again.status == 0, again
 
 
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [("write", "launches"), ("create", "metrics.train"), ("create", "metrics.eval"), ("mkdir", "launches")],
+)
+def test_a_start_that_finds_no_room_for_its_records_can_be_repeated(
+    new_place: Callable[[str], Place], call: str, path: str
+) -> None:
+    place = new_place("case")
+    words = place.train("--max_steps", "1")
+    ended = place.do(*words, faults=(Fault(call, path, errno="ENOSPC"),))
+    assert ended.status == 2 and "No space left" in ended.lines[-1] and not place.run.exists(), ended
+    again = place.do(*words)
+    assert again.status == 0, again
+
+
 @pytest.mark.parametrize("nth", [1, 2, 8, 20])
 def test_curves_that_cannot_be_written_are_a_line_and_no_traceback(new_place: Callable[[str], Place], nth: int) -> None:
     """Without checkpoints nothing has asked for room before."""
@@ -101,3 +116,4 @@ def test_curves_that_cannot_be_written_are_a_line_and_no_traceback(new_place: Ca
     ended = place.do(*words, faults=(Fault("write", "tensorboard", nth, errno="ENOSPC"),))
     assert ended.status in (1, 2) and "Traceback" not in ended.err, ended
     assert ended.lines[-1].startswith("error: ") and f"{place.run}/tensorboard" in ended.lines[-1], ended
+    assert place.run.exists() == (ended.status == 1), ended
