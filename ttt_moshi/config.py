@@ -385,6 +385,11 @@ def _shown(value: float) -> str:
     return str(value)
 
 
+def _listed(value: float | list[float]) -> str:
+    """One number or several, as they were given."""
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else _shown(value)
+
+
 def _check_ttt(ttt: TTTArgs) -> None:
     given, delta = ttt.half_life_frames, ttt.inner == "delta"
     if given is not None:
@@ -394,7 +399,7 @@ def _check_ttt(ttt: TTTArgs) -> None:
         _require(
             len(ends) == 2 and least <= ends[0] <= ends[1] <= _MOST_FRAMES,
             f"`ttt.half_life_frames` must be a number or [shortest, longest], at least {what} and at most "
-            f"{_MOST_FRAMES:g}, or null, got {', '.join(map(_shown, ends))}",
+            f"{_MOST_FRAMES:g}, or null, got {_listed(given)}",
         )
     _require(delta or ttt.forget == "fixed", f"`ttt.forget: {ttt.forget}` needs `ttt.inner: delta`, it is {ttt.inner}")
     _require(delta or ttt.target == "own", f"`ttt.target: {ttt.target}` needs `ttt.inner: delta`, it is {ttt.inner}")
@@ -589,6 +594,14 @@ def known_keys(cls: Any = TrainArgs, prefix: str = "") -> list[str]:
         if is_dataclass(kind):
             keys += known_keys(kind, f"{prefix}{name}.")
     return keys
+
+
+def key_types(cls: Any = TrainArgs, prefix: str = "") -> dict[str, Any]:
+    """The type of every key that holds a value, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, kind in _field_types(cls).items():
+        found |= key_types(kind, f"{prefix}{name}.") if is_dataclass(kind) else {prefix + name: kind}
+    return found
 
 
 def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:

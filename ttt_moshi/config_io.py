@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ttt_moshi.config import ConfigError, TrainArgs, flatten_keys, known_keys, sections
+from ttt_moshi.config import ConfigError, TrainArgs, flatten_keys, key_types, known_keys, sections
 from ttt_moshi.files import read_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -55,7 +55,7 @@ def parse_train_args(argv: Sequence[str], prog: str = "train.py") -> TrainArgs:
         del namespace["config"]
         return TrainArgs(**parser.instantiate(namespace).as_dict())
     except ArgumentError as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(_told(error)) from error
 
 
 def args_from_dict(values: dict[str, Any]) -> TrainArgs:
@@ -71,7 +71,7 @@ def args_from_dict(values: dict[str, Any]) -> TrainArgs:
         del namespace["config"]
         return TrainArgs(**parser.instantiate(namespace).as_dict())
     except ArgumentError as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(_told(error)) from error
 
 
 def check_config_file(path: Path) -> dict[str, Any]:
@@ -165,7 +165,9 @@ def _refuse_unknown_flags(argv: Sequence[str]) -> None:
     known = ["--help", "--config", "--print_config", "--estimate", *(f"--{key}" for key in known_keys())]
     for word in argv:
         flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in known:
+        if not flag.startswith("--"):
+            continue  # a value, such as a folder that is called like a section
+        if flag not in known:
             raise ConfigError(describe_unknown("flag", flag, known))
         if flag.removeprefix("--") in sections():
             raise ConfigError(f"`{flag}` is a section: name one of its keys, such as `{_first_key(flag)}`")
@@ -211,6 +213,31 @@ def describe_unknown(kind: str, name: str, known: Sequence[str]) -> str:
     same_ending = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1].lstrip("-")]
     hints = same_ending or nearest
     return f"unknown {kind} `{name}`" + (f"; did you mean `{hints[0]}`?" if hints else "")
+
+
+_WRONG_TYPE = re.compile(r'Parser key "([^"]+)":.*?(?:Given value|Got value): (.*)', re.DOTALL)
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+
+
+def _told(error: ArgumentError) -> str:
+    """What the parser found wrong; of a value that its key does not take, in the words of this program."""
+    found = _WRONG_TYPE.search(str(error))
+    kind = key_types().get(found[1]) if found else None
+    if found is None or kind is None:
+        return _first_line(error)
+    value = " ".join(found[2].rpartition("Given value: ")[2].split())
+    return f"`{found[1]}` must be {_kind(kind)}, got {value or 'nothing'}"
+
+
+def _kind(kind: Any) -> str:
+    """The type of a key in words."""
+    if get_origin(kind) is list:
+        return f"[{_kind(get_args(kind)[0])}, ...]"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_args(kind):
+        return " or ".join(map(_kind, get_args(kind)))
+    return _KINDS.get(kind, str(kind))
 
 
 def _first_line(error: Exception) -> str:

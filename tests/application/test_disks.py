@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.application.harness import Place, changes, snapshot
+from tests.application.harness import Fault, Place, changes, snapshot
 from ttt_moshi.checkpoint.saving import PIECE
 
 
@@ -71,3 +71,49 @@ def test_a_read_only_disk_refuses_a_start_and_lets_everything_be_read(
         ended = place.do(*words, disk / "run")
         assert ended.status == 0 and ended.out, ended
     assert changes(before, snapshot(disk)) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "path"), [("pwrite", "LOCK"), ("create", "LOCK"), ("fsync", "case"), ("mkdir", "run")]
+)
+def test_a_start_that_finds_no_room_for_its_lock_leaves_nothing(
+    new_place: Callable[[str], Place], call: str, path: str
+) -> None:
+    place = new_place("case")
+    ended = place.do(*place.train(), faults=(Fault(call, path, errno="ENOSPC"),))
+    assert ended.status == 2 and "No space left" in ended.lines[-1] and str(place.folder) in ended.lines[-1], ended
+    assert len(ended.lines) == 1 and not place.run.exists(), ended
+
+
+def test_a_lock_that_cannot_be_signed_is_free_again(place: Place) -> None:
+    ended = place.do(*place.train("--checkpoint.resume", "true"), faults=(Fault("pwrite", "LOCK", errno="ENOSPC"),))
+    assert ended.status == 2 and "No space left" in ended.lines[-1], ended
+    assert (place.run / "checkpoints" / "LOCK").read_bytes() == b""
+    again = place.do(*place.train("--checkpoint.resume", "true", "--max_steps", "7"))
+    assert again.status == 0, again
+
+
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [("write", "launches"), ("create", "metrics.train"), ("create", "metrics.eval"), ("mkdir", "launches")],
+)
+def test_a_start_that_finds_no_room_for_its_records_can_be_repeated(
+    new_place: Callable[[str], Place], call: str, path: str
+) -> None:
+    place = new_place("case")
+    words = place.train("--max_steps", "1")
+    ended = place.do(*words, faults=(Fault(call, path, errno="ENOSPC"),))
+    assert ended.status == 2 and "No space left" in ended.lines[-1] and not place.run.exists(), ended
+    again = place.do(*words)
+    assert again.status == 0, again
+
+
+@pytest.mark.parametrize("nth", [1, 2, 8, 20])
+def test_curves_that_cannot_be_written_are_a_line_and_no_traceback(new_place: Callable[[str], Place], nth: int) -> None:
+    """Without checkpoints nothing has asked for room before."""
+    place = new_place("case")
+    words = place.train("--do_ckpt", "false", "--ckpt_freq", "0", "--num_ckpt_keep", "3", "--max_steps", "30")
+    ended = place.do(*words, faults=(Fault("write", "tensorboard", nth, errno="ENOSPC"),))
+    assert ended.status in (1, 2) and "Traceback" not in ended.err, ended
+    assert ended.lines[-1].startswith("error: ") and f"{place.run}/tensorboard" in ended.lines[-1], ended
+    assert place.run.exists() == (ended.status == 1), ended

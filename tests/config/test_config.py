@@ -17,7 +17,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttt_moshi.config import RANGES, ConfigError, LongArgs, TrainArgs, flatten, known_keys, to_dict, validate
+from ttt_moshi.config import RANGES, ConfigError, LongArgs, TrainArgs, flatten, known_keys, sections, to_dict, validate
+from ttt_moshi.config_idle import told_idle
 from ttt_moshi.config_io import args_from_dict, parse_train_args
 from ttt_moshi.errors import UserError
 
@@ -398,3 +399,54 @@ def test_a_typo_stops_the_command_before_any_work(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.strip() == "error: unknown flag `--chekpoint.resume`; did you mean `--checkpoint.resume`?"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_shipped_has_no_value_without_effect() -> None:
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert told_idle(parse_train_args(["--config", str(path)])) == [], path
+
+
+def test_values_without_effect_are_a_line_for_each_reason(tmp_path: Path) -> None:
+    file = tmp_path / "moshi_finetune.yaml"
+    file.write_text("run_dir: r\nlora: {enable: false, rank: 128, scaling: 3.}\ndo_eval: false\neval_freq: 100\n")
+    assert told_idle(parse_train_args(["--config", str(file)])) == [
+        "`lora.rank`, `lora.scaling` have no effect, since `lora.enable` is false",
+        "`eval_freq` has no effect, since `do_eval` is false and `eval.gates` is 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("batch_size", "1.5", "must be a whole number, got 1.5"),
+        ("do_eval", "maybe", "must be true or false, got maybe"),
+        ("ttt.inner", "cnn", "must be mlp or linear or delta, got cnn"),
+        ("num_ckpt_keep", "all", "must be a whole number or null, got all"),
+        ("ttt.half_life_frames", "long", "must be a number or [a number, ...] or null, got long"),
+        ("ttt.half_life_frames", "[5, x]", "must be a number or [a number, ...] or null, got [5.0, 'x']"),
+        ("ttt.half_life_frames", "1", "(16) and at most 1e+09, or null, got 1.0"),
+        ("ttt.half_life_frames", "[9, 8]", "(16) and at most 1e+09, or null, got [9.0, 8.0]"),
+        ("checkpoint.resume", "perhaps", "must be true or false or auto, got perhaps"),
+        ("checkpoint.accept_changes", "data", "must be [data or seed or batch, ...], got data"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_words(key: str, value: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_train_args(["--run_dir", "x", f"--{key}", value])
+    assert str(refused.value).startswith(f"`{key}` must be ") and str(refused.value).endswith(told)
+    file = tmp_path / "x.yaml"
+    *section, name = key.split(".")
+    file.write_text(
+        f"run_dir: x\n{''.join(f'{part}:' for part in section)} {{{name}: {value}}}\n"
+        if section
+        else f"run_dir: x\n{name}: {value}\n"
+    )
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        parse_train_args(["--config", str(file)])
+
+
+@pytest.mark.parametrize("name", sections())
+def test_a_folder_may_be_called_like_a_section(name: str) -> None:
+    assert parse_train_args(["--run_dir", name]).run_dir == name
+    with pytest.raises(ConfigError, match="is a section"):
+        parse_train_args([f"--{name}", "x"])

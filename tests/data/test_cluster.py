@@ -38,6 +38,15 @@ def test_without_ray_one_line_says_how_to_get_it(tmp_path, capsys):
     assert "`--ray` needs the package ray: pip install 'ttt-moshi[ray]'" in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [("{folder}", False), ("file://{folder}", False), ("s3://b/calls", True), ("{folder},s3://b/calls", True)],
+)
+def test_a_url_is_refused_wherever_it_stands_and_one_of_the_disk_is_none(tmp_path, capsys, path, refused):
+    assert main(["data", "encode", path.format(folder=tmp_path), "--ray", "no host"]) == 2
+    assert ("folders that all machines see, not at URLs" in capsys.readouterr().err) == refused
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[str, int]]:
     """Address and process of a cluster of one machine with room for two workers."""

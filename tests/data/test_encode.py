@@ -146,6 +146,7 @@ def test_what_is_written_is_not_written_again_and_what_is_broken_is(codes_alone,
     words = json.loads(transcript.read_text())
     words["alignments"][0][0] += "ly"
     transcript.write_text(json.dumps(words))
+    (out / "data.jsonl").unlink()  # what names other words is not replaced without a word
     assert main([*argv, "--out", str(out)]) == 0
     listed = [json.loads(line)["path"] for line in (out / "data.jsonl").read_text().splitlines()]
     assert len(set(listed) - {f"codes/{path.name}" for path in files}) == 1, "other words are another recording"
@@ -185,6 +186,43 @@ def test_what_is_read_is_not_written(codes_alone, tmp_path, capsys, out, command
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("options", [[], ["--tar"], ["--shard", "1/2"]])
+def test_a_list_of_another_data_set_is_not_replaced(codes_alone, tiny_material, tmp_path, capsys, options):
+    folder, argv = codes_alone
+    out, whole = tmp_path / "out", folder / "data.jsonl"
+    lines = whole.read_text().splitlines()
+    whole.write_text("\n".join(lines[:3]))
+    assert main([*argv, "--out", str(out), *options]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    listed = next(out.glob("data*.jsonl"))
+    named = len(listed.read_text().splitlines())
+    other = [str(tiny_material.eval_data) if word == str(folder) else word for word in argv]
+    capsys.readouterr()
+    assert main([*other, "--out", str(out), *options]) == 2
+    told = capsys.readouterr().err
+    assert f"{listed} would be replaced, and this data set lacks {named} of the {named} recordings" in told
+    assert "name another folder" in told.lower() and told.count("\n") == 1
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    if not options:
+        whole.write_text("\n".join(lines))
+        assert main([*argv, "--out", str(out)]) == 0, "a data set may grow"
+        assert len(listed.read_text().splitlines()) == 4
+        listed.write_text("{}\n")
+        assert main([*argv, "--out", str(out)]) == 2, "and what is no list of ours is nobody's to replace"
+
+
+def test_a_list_that_comes_while_codes_are_made_is_not_replaced(codes_alone, tiny_material, tmp_path):
+    """Of two calls that run at once, the second to end finds the list of the first."""
+    folder, _ = codes_alone
+    info = resolve_model(ModelPaths(hf_repo_id=str(tiny_material.base_model)))
+    codec = Codec(info.get_mimi(device="cpu"), info.mimi_config)
+    corpus = Corpus(str(folder), codec, text_tokenizer(info), 1.0, tmp_path / "codes")
+    listed, line = tmp_path / "out" / "data.jsonl", '{"path": "codes/of_the_other.safetensors", "duration": 1.0}\n'
+    with pytest.raises(DataError, match="would be replaced"):
+        pretokenize(corpus, listed.parent, lambda *_: listed.write_text(line) and None)
+    assert listed.read_text() == line
+
+
 def test_what_is_there_is_not_counted_as_speed(codes_alone, tmp_path, capsys):
     _, argv = codes_alone
     for shard, told in (
@@ -195,6 +233,23 @@ def test_what_is_there_is_not_counted_as_speed(codes_alone, tmp_path, capsys):
         assert main([*argv, "--shard", shard]) == 0
         shown = capsys.readouterr().out
         assert re.fullmatch(told, shown), shown
+
+
+def test_what_is_there_is_not_counted_while_the_rest_is_made(codes_alone, capsys, monkeypatch):
+    monkeypatch.setattr("ttt_moshi.cli.data_shown.LOG_EVERY", 0.0)
+    folder, argv = codes_alone
+    durations = [json.loads(line)["duration"] for line in (folder / "data.jsonl").read_text().splitlines()]
+
+    def told(*options: str) -> list[int]:
+        assert main([*argv, *options]) == 0
+        shown = capsys.readouterr().err
+        totals = set(re.findall(r"^encoding .*: [\d:]+ of ([\d:]+), ", shown, re.MULTILINE))
+        return [60 * int(minutes) + int(seconds) for _, minutes, seconds in (total.split(":") for total in totals)]
+
+    (first,) = told("--shard", "1/2")
+    (rest,) = told()
+    assert first > 0 and rest > 0 and abs(first + rest - sum(durations)) < 3
+    assert told() == []
 
 
 def test_throughput_and_the_time_left():

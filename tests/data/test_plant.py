@@ -96,6 +96,7 @@ def test_a_seed_decides_and_a_distance_is_kept(tiny_material, data, tmp_path):
         (("--distance", "0:5"), "--distance"),
         (("--repeats", "0", "--facts", "0"), "nothing to plant"),
         (("--repeats", "-1"), "nothing to plant"),
+        (("--facts", "9" * 30), "`--facts` counts passages in each recording, at most 10,000"),
         (("--distance", "3600:7200"), "no recording is 3601.04 s long"),
     ],
 )
@@ -114,6 +115,26 @@ def test_a_folder_that_holds_something_is_left_alone(tiny_material, data, tmp_pa
         assert plant(tiny_material, data, out) == 2
         assert told in capsys.readouterr().err
         assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_what_an_interrupted_call_has_left_is_said_to_be_that(tiny_material, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert plant(tiny_material, data, out) == 0
+    capsys.readouterr()
+    (out / "data.jsonl").unlink()  # which is written last
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert plant(tiny_material, data, out) == 2
+    assert f"{out} holds what a call that was interrupted has left: delete it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert plant(tiny_material, data, next(iter(before))) == 2
+    assert "is a file: name a new folder" in capsys.readouterr().err
+
+
+def test_a_folder_may_be_named_by_a_url_of_the_disk(tiny_material, data, tmp_path, capsys):
+    assert plant(tiny_material, f"file://{data}", f"file://{tmp_path}/out") == 0
+    assert passages(tmp_path / "out")
+    assert plant(tiny_material, data, "s3://bucket/out") == 2
+    assert "s3://bucket/out is a URL, and this must be on a disk" in capsys.readouterr().err
 
 
 def test_audio_is_planted_as_codes_with_its_words(tiny_material, tmp_path):

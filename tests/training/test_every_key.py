@@ -22,6 +22,7 @@ import torch
 from tests.evaluation import speech_benchmarks
 from tests.processes import ENV
 from ttt_moshi.config import TrainArgs, flatten
+from ttt_moshi.config_idle import SWITCHES
 from ttt_moshi.config_io import parse_train_args
 from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.training import run
@@ -227,7 +228,7 @@ def trained(
             "param_dtype": "float32",
             "gradient_checkpointing": "false",
         }
-        places = {**data, "folder": folder, "speech": tiny_material.train_data}
+        places = {**data, "folder": folder, "speech": tiny_material.train_data, "base": tiny_material.base_model}
         if "{bench}" in values.values():
             places["bench"] = request.getfixturevalue("bench")
         words = []
@@ -275,6 +276,66 @@ def test_another_value_changes_what_is_found(key: str, trained: Trained) -> None
 @pytest.mark.parametrize("key", [key for n, key in enumerate(CASES) if n % EVERY])
 def test_every_other_value_changes_what_is_found(key: str, trained: Trained) -> None:
     check(key, trained)
+
+
+OFF: Mapping[str, Mapping[str, str]] = {
+    "`ttt.enable` is false": LORA | {"ttt.enable": "false"},
+    "`ttt.layers` is none": LORA | {"ttt.layers": "none"},
+    "`ttt.inner` is delta, which writes every frame exactly": DELTA,
+    "`lora.enable` is false": {"lora.enable": "false"},
+    "nothing but TTT layers is trained, at `optim.ttt_lr`": {"optim.ttt_lr": "1e-3"},
+    "`train.distill.context_frames` is null": {"train.distill.context_frames": "null"},
+    "`wandb.project` is null": {"wandb.project": "null"},
+    "`paper_metrics.enable` is false": {"paper_metrics.enable": "false"},
+    "`eval.gates` is 0": {"eval.gates": "0"},
+    "`do_eval` is false and `eval.gates` is 0": {"do_eval": "false", "eval.gates": "0"},
+    "nothing is evaluated": {},
+    "`do_ckpt` is false": {"do_ckpt": "false"},
+    "`num_ckpt_keep` is null, which keeps all": {"num_ckpt_keep": "null"},
+    "`checkpoint.keep_best` is 0": {},
+    "the other keys of `moshi_paths` name every file": {
+        "moshi_paths.moshi_path": "{base}/model.safetensors",
+        "moshi_paths.mimi_path": "{base}/mimi-small.safetensors",
+        "moshi_paths.tokenizer_path": "{base}/tokenizer_spm_small.model",
+        "moshi_paths.config_path": "{base}/config.json",
+    },
+}
+"""What turns each switch of `config_idle` off."""
+CHOSEN = {key: case.value for key, case in CASES.items()} | {
+    "wandb.offline": "true",
+    "wandb.key": "made-up",
+    "checkpoint.keep_metric": "no metric",
+    "checkpoint.tolerate_failed_saves": "3",
+    "stop_on_failed_evaluation": "true",
+    "moshi_paths.hf_repo_id": "nobody/nowhere",
+}
+IDLE = [(switch.told, key) for switch in SWITCHES for key in switch.keys]
+
+
+def check_idle(told: str, key: str, trained: Trained, caplog: pytest.LogCaptureFixture) -> None:
+    beside = {**(CASES[key].beside if key in CASES else {}), **OFF[told]}
+    found = []
+    for name, values in (("usual", beside), ("other", {**beside, key: CHOSEN[key]})):
+        caplog.clear()
+        found.append(trained(name, values))
+    assert found[0] == found[1], f"{key} has an effect, though {told}"
+    said = [message for message in caplog.messages if f"`{key}`" in message]
+    assert len(said) == 1 and said[0].endswith(f"no effect, since {told}"), caplog.messages
+
+
+@pytest.mark.parametrize(("told", "key"), IDLE[::EVERY])
+def test_a_value_without_effect_is_said_to_have_none(
+    told: str, key: str, trained: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_idle(told, key, trained, caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "key"), [one for n, one in enumerate(IDLE) if n % EVERY])
+def test_every_other_value_without_effect_is_said_to_have_none(
+    told: str, key: str, trained: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_idle(told, key, trained, caplog)
 
 
 def test_what_is_found_twice_is_the_same(trained: Trained) -> None:

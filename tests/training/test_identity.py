@@ -25,6 +25,7 @@ from ttt_moshi.training.identity import (
     table,
 )
 
+DELTA = {"ttt__enable": True, "ttt__inner": "delta"}
 PATH = Path("runs/x/checkpoints/checkpoint_000004")
 
 
@@ -55,6 +56,9 @@ def test_every_key_has_a_class() -> None:
         ({}, {"moshi_paths__hf_repo_id": "/models/moshi"}, SAME),
         ({}, {"lora__rank": 3}, SAME),
         ({"lora__enable": True}, {"lora__enable": True, "lora__rank": 3}, IMPOSSIBLE),
+        ({"ttt__enable": True}, {"ttt__enable": True, "ttt__mini_batch_size": 4}, IMPOSSIBLE),
+        (DELTA, DELTA | {"ttt__mini_batch_size": 4}, SAME),
+        ({"do_ckpt": False}, {"do_ckpt": False, "ckpt_freq": 4}, SAME),
         ({}, {"optim__lr": 1.0}, ONWARD),
         ({}, {"max_steps": 7}, ONWARD),
         ({}, {"seed": 1}, SEED),

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,35 @@ def test_weights_of_a_checkpoint_start_a_new_run(launch: Callable[..., Any]) -> 
     assert [r["step"] for r in second.records] == [1, 2]
     assert second.records[0]["sample_ids"] == first.records[0]["sample_ids"]
     assert second.records[0]["loss"] < first.records[0]["loss"]
+
+
+def test_what_computes_otherwise_with_the_loaded_weights_is_said(launch: Callable[..., Any]) -> None:
+    delta = ("--ttt.inner", "delta", "--ttt.half_life_frames", "[10, 100]", "--max_steps", "1")
+    lora = ("--lora.enable", "true", "--lora.rank", "2")
+    first = launch("first", *delta, *lora)
+    first.run()
+    start = (*delta, *lora, "--checkpoint.init_state_dir", str(first.store.path(1)))
+    assert "was trained with" not in launch("same", *start, "--ttt.mini_batch_size", "4").run().stderr
+    changes = ("--ttt.target", "both", "--ttt.half_life_frames", "20", "--lora.scaling", "1.5")
+    told = launch("other", *start, *changes, "--train.context_frames", "9").run().stderr
+    for said in (
+        "`ttt.target` is both, and what was loaded was trained with own",
+        "`ttt.half_life_frames` is 20.0, and what was loaded was trained with [10.0, 100.0]",
+        "`lora.scaling` is 1.5, and what was loaded was trained with 2.0",
+        "`train.context_frames` is 9, and what was loaded was trained with",
+    ):
+        assert told.count(said) == 1, told
+    refused = launch("inner", *start, "--ttt.inner", "linear").run(status=2)
+    assert "are `ttt.inner: delta` and those of this run linear" in refused.stderr.splitlines()[-1]
+    assert not refused.stderr.count("Traceback") and not (first.run_dir.parent / "inner").exists()
+
+
+def test_a_corrupt_file_to_start_from_is_one_line(launch: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "theirs" / "consolidated").mkdir(parents=True)
+    (tmp_path / "theirs" / "consolidated" / "lora.safetensors").write_bytes(b"made up")
+    refused = launch("run", "--checkpoint.init_state_dir", str(tmp_path / "theirs")).run(status=2)
+    assert "lora.safetensors is corrupt or not a safetensors file" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_checkpoint_can_be_asked_for(launch: Callable[..., Any]) -> None:

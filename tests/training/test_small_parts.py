@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from ttt_moshi.checkpoint import CheckpointStore, NoCheckpoint
+from ttt_moshi.cli.train import continue_command
 from ttt_moshi.config import CheckpointArgs, OptimArgs, TrainArgs
 from ttt_moshi.signals import requests
 from ttt_moshi.training import random_state
@@ -174,3 +176,20 @@ def test_the_recorded_command_has_no_key() -> None:
     assert redact(["train.py", "--wandb.key", "k1", "--wandb.key=k2", "--seed", "1"]) == [
         "train.py", "--wandb.key", "***", "--wandb.key=***", "--seed", "1",
     ]  # fmt: skip
+
+
+def test_the_command_that_continues_can_be_typed_and_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["--run_dir", "runs/my run", "--ttt.half_life_frames", "[5, 9]", "--wandb.key", "secret"]
+    argv += ["--checkpoint.init_state_dir", "runs/first", "--overwrite_run_dir=true", "--wandb.key=secret"]
+    options = ["--checkpoint.resume", "true"]
+    kept = [*argv[:5], "***", "--wandb.key=***", *options]
+    for typed, world, launcher in (
+        ("/x/train.py", "1", ["python", "train.py"]),
+        ("/x/bin/ttt-moshi", "1", ["ttt-moshi", "train"]),
+        ("/x/train.py", "4", ["torchrun", "--nproc_per_node", "4", "train.py"]),
+        ("/x/ttt_moshi/__main__.py", "4", ["torchrun", "--nproc_per_node", "4", "-m", "ttt_moshi", "train"]),
+    ):
+        monkeypatch.setattr("sys.argv", [typed, *argv])
+        monkeypatch.setenv("WORLD_SIZE", world)
+        command = continue_command(argv, options)
+        assert shlex.split(command) == [*launcher, *kept] and "secret" not in command

@@ -152,13 +152,11 @@ def write_fully(files: Files, fd: int, data: bytes | memoryview, offset: int) ->
         view, offset = view[taken:], offset + taken
 
 
-def make_folders(files: Files, path: Path) -> list[Path]:
-    """Make a folder and those above it that are missing, durably; which they were, the uppermost first."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
-    for missing in made:
+def make_folders(files: Files, path: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
+    for missing in [folder for folder in (path, *path.parents) if not folder.exists()][::-1]:
         files.mkdir(missing)
         files.sync_folder(missing.parent)
-    return made
 
 
 @contextmanager

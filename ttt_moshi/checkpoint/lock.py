@@ -30,18 +30,33 @@ class WriterLock:
 
     def __init__(self, files: Files, root: Path):
         self._files, self._path = files, root / LOCK
-        self._made = make_folders(files, root)
+        self._made = [folder for folder in (root, *root.parents) if not folder.exists()]  # the innermost first
+        try:
+            make_folders(files, root)
+            self._acquire()
+        except BaseException:
+            self._remove_folders()
+            raise
+        try:
+            self._sign()
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                self.release()
+            raise
+
+    def _acquire(self) -> None:
+        """Opens the lock file and locks it."""
         for _ in range(_TRIES):
-            self._fd = files.open_lock(self._path)
+            self._fd = self._files.open_lock(self._path)
             try:
                 self._take()
-                if files.is_at(self._fd, self._path):
-                    self._sign()
+                if self._files.is_at(self._fd, self._path):
                     return
             except BaseException:
-                files.close(self._fd)
+                self._files.close(self._fd)
                 raise
-            files.close(self._fd)  # deleted by its last holder between opening and locking
+            self._files.close(self._fd)  # deleted by its last holder between opening and locking
+        root = self._path.parent
         raise CheckpointError(f"{self._path} is replaced again and again: another program writes to {root}")
 
     def _take(self) -> None:
@@ -89,14 +104,17 @@ class WriterLock:
                 and self._files.is_at(self._fd, self._path)
             ):
                 self._files.remove(self._path)
-                with suppress(OSError):  # something else is in one of them
-                    for folder in reversed(self._made):
-                        self._files.rmdir(folder)
+                self._remove_folders()
             else:
                 with naming(self._path):
                     self._files.truncate(self._fd, 0)
         finally:
             self._files.close(self._fd)
+
+    def _remove_folders(self) -> None:
+        for folder in self._made:
+            with suppress(OSError):  # something else is in it, or it was never made
+                self._files.rmdir(folder)
 
 
 def _identity(pid: int) -> dict[str, object]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ttt_moshi.data.prepare import Outcome
 
 BASE_MODEL = ModelPaths().hf_repo_id
+MOST_PASSAGES = 10_000
+"""that `data plant` looks for places for in a recording: beyond what a day of audio could hold"""
 BASE_MODEL_TOLD = "the base model, or its folder (default: %(default)s)"
 
 USAGE = """usage: ttt-moshi data COMMAND [options]
@@ -306,8 +308,8 @@ def _encode_over(cluster: Cluster, args: argparse.Namespace) -> str | None:
     device = cluster.device(args.device)
     opened = partial(_open_codec, args.hf_repo_id, device)
     with encoding() as (on_recording, summary):
-        encode_over(cluster, args.path, opened, args.cache_dir, device=device, on_recording=on_recording)
-        return summary()
+        there = encode_over(cluster, args.path, opened, args.cache_dir, device=device, on_recording=on_recording)
+        return summary(there)
 
 
 def _open_codec(hf_repo_id: str, device: str) -> Codec:
@@ -375,6 +377,9 @@ def run_plant(argv: list[str]) -> int:
     use_remote_cache(args)
     if min(args.repeats, args.facts) < 0 or args.repeats + args.facts == 0:
         raise UserError(f"nothing to plant: `--repeats {args.repeats}` and `--facts {args.facts}`")
+    for name in ("repeats", "facts"):
+        if getattr(args, name) > MOST_PASSAGES:
+            raise UserError(f"`--{name}` counts passages in each recording, at most {MOST_PASSAGES:,}")
     passage, distance = _frames("--passage", args.passage), _frames("--distance", args.distance)
     from ttt_moshi.data.plant import Plan, plant
     from ttt_moshi.data.pretokenize import LIST

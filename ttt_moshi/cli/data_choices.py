@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttt_moshi.cli.arguments import Parser, named_path
+from ttt_moshi.cli.arguments import Parser, named
 from ttt_moshi.config import DataArgs
 from ttt_moshi.errors import UserError
 
@@ -40,10 +40,22 @@ def use_remote_cache(args: argparse.Namespace) -> None:
 
 
 def disk_path(text: str) -> Path:
-    """A path of what cannot be at a URL, for argparse."""
-    if "://" in text:
+    """A path of what cannot be at a URL, for argparse; `file://` leads to a disk."""
+    if not _on_disk(text):
         raise argparse.ArgumentTypeError(f"{text} is a URL, and this must be on a disk")
-    return named_path(text)
+    from ttt_moshi.data.addresses import path_of
+
+    return path_of(named(text))
+
+
+def _on_disk(text: str) -> bool:
+    """Whether a path, or each of several separated by commas, is one of this machine."""
+    from ttt_moshi.data.addresses import path_of, url_of  # PyTorch comes with it, and --help must not wait for it
+
+    try:
+        return all(url_of(path_of(part.strip())) is None for part in text.split(","))
+    except ValueError:
+        return False
 
 
 def channels_chosen(text: str) -> tuple[int, ...]:
@@ -88,7 +100,7 @@ def cluster_chosen(args: argparse.Namespace, *instead: str) -> AbstractContextMa
         if getattr(args, option) not in ("1/1", 1):
             raise UserError(f"`--ray` shares the work out itself: leave `--{option}` out")
     for name, value in vars(args).items():
-        if name != "ray" and isinstance(value, str) and "://" in value:
+        if name != "ray" and isinstance(value, str) and not _on_disk(value):
             raise UserError(f"`--ray` works in folders that all machines see, not at URLs such as {value}")
     from ttt_moshi.data.cluster import connected
 

@@ -51,8 +51,8 @@ def progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[..., str]]]:
     """A bar, or in logs a line a minute, with throughput and the time left.
 
-    Gives the function that moves it (name, frames that are done, frames in all), and one that sums up, knowing how many
-    frames had been encoded before.
+    Gives the function that moves it (name, frames that are done, frames in all: of those that are to be encoded), and
+    one that sums up, knowing how many others had been encoded before.
     """
     began = last = time.monotonic()
     heard = 0.0
@@ -63,16 +63,15 @@ def encoding() -> Iterator[tuple[Callable[[str, int, int], None], Callable[..., 
             heard, now = frames_to_seconds(done), time.monotonic()
             told = throughput(heard, frames_to_seconds(total), now - began)
             show(f"{name} {told}", done, total)
-            if now - last >= LOG_EVERY and not sys.stderr.isatty():
+            if total and now - last >= LOG_EVERY and not sys.stderr.isatty():
                 last = now
                 print(f"encoding {name}: {told}", file=sys.stderr, flush=True)
 
         def summary(before: int = 0) -> str:
             there, seconds = frames_to_seconds(before), max(time.monotonic() - began, 1e-3)
-            if before and there >= heard:
-                return f"the codes of all {clock(heard)} of audio were there"
-            made = heard - there
-            told = f"{clock(made)} of audio in {clock(seconds)}, {made / seconds:.1f}x real time"
+            if before and not heard:
+                return f"the codes of all {clock(there)} of audio were there"
+            told = f"{clock(heard)} of audio in {clock(seconds)}, {heard / seconds:.1f}x real time"
             return told + (f"; the codes of {clock(there)} were there" if before else "")
 
         yield on_recording, summary

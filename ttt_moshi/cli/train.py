@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.cli.printing import Lasting
@@ -104,17 +106,25 @@ def _last_words(outcome: Outcome, args: TrainArgs, argv: list[str]) -> str:
 
 
 def continue_command(argv: list[str], options: list[str]) -> str:
-    """The command line that continues the run which `argv` started, with other options in the place of its own."""
+    """The command line that continues the run which `argv` started, with other options in the place of its own: by the
+    door that was taken, ready for a shell, and without the secret that may be in it (`training.run_dir.redact`)."""
+    from ttt_moshi.training.run_dir import redact
+
     replaced = (*_BEGINNINGS, *(word for word in options if word.startswith("--")))
     kept, skip = [], False
-    for word in argv:
+    for word in redact(argv):
         drop = word.split("=")[0] in replaced
         if not skip and not drop:
             kept.append(word)
         skip = drop and "=" not in word
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    launcher = "python" if world == 1 else f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', world)}"
-    return " ".join([launcher, "train.py", *kept, *options])
+    script = Path(sys.argv[0]).name == "train.py"
+    if world == 1:
+        launcher = ["python", "train.py"] if script else ["ttt-moshi", "train"]
+    else:
+        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", str(world))]
+        launcher += ["train.py"] if script else ["-m", "ttt_moshi", "train"]
+    return shlex.join([*launcher, *kept, *options])
 
 
 def _bar(console: Console) -> Progress:

@@ -31,7 +31,7 @@ from ttt_moshi.data.unspaced import is_unspaced_text
 from ttt_moshi.frames import seconds_to_frames
 
 OnRecording = Callable[[str, int, int], None]
-"""called with a recording's name and the frames done and in all, over every recording together"""
+"""called with a recording's name and the frames done and in all, of those whose codes were not there"""
 
 _RECORDINGS_IN_MEMORY = 32
 
@@ -161,21 +161,22 @@ class Corpus:
             DataError: a recording or transcript that cannot be used.
         """
         mine = [recording for recording in self.part(rank, world_size) if not recording.encoded]
-        total = sum(recording.info.frames for recording in mine)
-        before = 0
         self._judge(mine)
+        missing = {r.digest: r.info.frames for r in mine if not self._cache(r).has(r.audio)}
+        done, total = 0, sum(missing.values())
         for recording in mine:
-            report = None
-            if on_recording:
-                name, base = recording.audio.name, before
+            frames, report = missing.pop(recording.digest, 0), None
+            if on_recording and frames:
+                name, base = recording.audio.name, done
 
-                def report(done: int, _frames: int, name: str = name, base: int = base) -> None:
-                    on_recording(name, base + done, total)
+                def report(within: int, _frames: int, name: str = name, base: int = base) -> None:
+                    on_recording(name, base + within, total)
 
+            # What is there is read too: a corrupt file is made again now, not in the middle of training.
             self._cache(recording).codes(recording.audio, report)
-            before += recording.info.frames
+            done += frames
             if on_recording:
-                on_recording(recording.audio.name, before, total)
+                on_recording(recording.audio.name, done, total)
 
     def frames_in_cache(self) -> int:
         """Of the audio that `encode_all` of one process finds encoded."""

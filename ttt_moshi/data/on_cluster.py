@@ -17,6 +17,7 @@ from ttt_moshi.data.cluster import Cluster
 from ttt_moshi.data.codec import Codec
 from ttt_moshi.data.corpus import OnRecording
 from ttt_moshi.data.digests import Digests, cache_folder
+from ttt_moshi.data.encoded import is_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.judge import judge_recording
 from ttt_moshi.data.prepare import Work
@@ -103,7 +104,7 @@ def encode_over(
     *,
     device: str = "cpu",
     on_recording: OnRecording | None = None,
-) -> None:
+) -> int:
     """Makes the codes of a data set in its cache, and remembers the digest, the length and the judgement of each
     recording beside them, by every machine of a cluster. What opens the data set then, finds everything done.
 
@@ -113,22 +114,27 @@ def encode_over(
         cache_dir: folder for the codes; None takes the one beside each jsonl file.
         device: what `Cluster.device` said.
 
+    Returns:
+        Frames of audio whose codes were there.
+
     Raises:
         DataError: a line, recording or transcript that cannot be used; the others may be done or not.
     """
     lines = listed_lines(spec)
     caches = sorted({cache_folder(line.jsonl.parent, cache_dir) for line in lines})
-    frames = [seconds_to_frames(line.duration) for line in lines]
-    done = 0
-    for index, result in cluster.spread(partial(_encoder, open_codec, cache_dir), lines, caches, device):
-        if result is None:
+    frames = [0 if is_encoded(line.path) else seconds_to_frames(line.duration) for line in lines]
+    made = there = 0
+    for index, was_made in cluster.spread(partial(_encoder, open_codec, cache_dir), lines, caches, device):
+        if was_made is None:
             raise DataError(f"{lines[index].where}: {lines[index].path}: {_DIED}")
-        done += frames[index]
+        made, there = made + was_made * frames[index], there + (not was_made) * frames[index]
         if on_recording:
-            on_recording(lines[index].audio.name, done, sum(frames))
+            on_recording(lines[index].audio.name, made, sum(frames) - there)
+    return there
 
 
 def _encoder(open_codec: OpenCodec, cache_dir: Path | None) -> Callable[[Line], bool]:
+    """What makes the codes of a line's recording, and says whether they were not there."""
     codec = open_codec()
     remembered: dict[Path, Digests] = {}
 
@@ -136,9 +142,12 @@ def _encoder(open_codec: OpenCodec, cache_dir: Path | None) -> Callable[[Line], 
         folder = cache_folder(line.jsonl.parent, cache_dir)
         digests = remembered.setdefault(folder, Digests(folder))
         recording = open_recording(line, digests)
-        if not recording.encoded:
-            judge_recording(recording, digests)
-            CodeCache(folder, codec, digests).codes(recording.audio)
-        return True
+        if recording.encoded:
+            return False
+        judge_recording(recording, digests)
+        cache = CodeCache(folder, codec, digests)
+        missing = not cache.has(recording.audio)
+        cache.codes(recording.audio)
+        return missing
 
     return encode

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +29,10 @@ from ttt_moshi.frames import frames_to_seconds
 
 TRIES = 50
 """places that are drawn for a passage before the recording counts as too full for it"""
+
+_LIST = "data.jsonl"
+_MADE = re.compile(r"\d{6}\.safetensors|planted\.json|\.[0-9a-f]{32}\.partial")
+"""what is written before the list"""
 
 Kind = Literal["repeat", "fact"]
 
@@ -93,11 +98,10 @@ def plant(
     files of codes, their `data.jsonl`, and `planted.json`, which says what returns when.
 
     Raises:
-        DataError: `out` holds something, there is no other recording to take facts from, or none is long enough.
+        DataError: `out` is no new folder, there is no other recording to take facts from, or none is long enough.
     """
     recordings = corpus.recordings
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: name a new folder")
+    _require_new(out)
     if plan.facts and len(recordings) < 2:
         raise DataError("facts come from another recording, and there is only one: plant repeats alone")
     least = plan.passage[0] + plan.distance[0]
@@ -123,8 +127,19 @@ def plant(
             on_recording(recording.audio.name, number + 1, len(recordings))
     write_atomically(out / "planted.json", json.dumps(found, indent=1).encode())
     # Last, so that a folder with a list is whole.
-    write_atomically(out / "data.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_atomically(out / _LIST, "".join(f"{line}\n" for line in lines).encode())
     return Outcome(planted, len(recordings), before, after)
+
+
+def _require_new(out: Path) -> None:
+    """Raises DataError unless the folder is a new one, or empty."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: name a new folder")
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    if names and _LIST not in names and all(map(_MADE.fullmatch, names)):
+        raise DataError(f"{out} holds what a call that was interrupted has left: delete it, or name a new folder")
+    if names:
+        raise DataError(f"{out} is not empty: name a new folder")
 
 
 def plant_one(

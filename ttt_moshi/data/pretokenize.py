@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ttt_moshi.data.addresses import url_of
 from ttt_moshi.data.corpus import Corpus, OnRecording
 from ttt_moshi.data.encoded import SUFFIX, encoded_bytes, read_encoded_info, write_encoded
 from ttt_moshi.data.errors import DataError
-from ttt_moshi.data.remote import files_below, outgoing, send
+from ttt_moshi.data.remote import files_below, is_there, local, outgoing, send
 from ttt_moshi.data.shards import TAR, write_tar
 from ttt_moshi.data.sources import Recording, parts, told_divisions
-from ttt_moshi.files import write_atomically
+from ttt_moshi.files import read_text, write_atomically
 from ttt_moshi.frames import frames_to_seconds
 
 LIST = "data"
@@ -35,11 +35,13 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
         The list of this shard.
 
     Raises:
-        DataError: a recording or transcript that cannot be used, or `out` has the lists of another number of shards.
+        DataError: a recording or transcript that cannot be used, or `out` has the lists of another number of shards or
+            of another data set.
         OSError: `out` cannot be written.
     """
     rank, shards = corpus.shard
     require_same_shards(out, shards)
+    _require_same_recordings(out, corpus)  # before hours of work
     if url_of(out) is not None:
         here = outgoing(out, f"{rank + 1}-of-{shards}")
         listed = pretokenize(corpus, here, on_recording, tar=tar)
@@ -47,8 +49,9 @@ def pretokenize(corpus: Corpus, out: Path, on_recording: OnRecording | None = No
         return out / listed.name
     out.mkdir(parents=True, exist_ok=True)
     corpus.encode_all(on_recording=on_recording)
-    part = "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
-    folder, listed = f"codes{part}{TAR}" if tar else "codes", out / f"{LIST}{part}.jsonl"
+    _require_same_recordings(out, corpus)  # once more: another call may have ended before this one
+    part, listed = _part(corpus), _list(out, corpus)
+    folder = f"codes{part}{TAR}" if tar else "codes"
     named = [(_name(corpus, recording), recording) for recording in corpus.recordings]
     recordings = dict(named)  # what is listed twice is stored once
     lines = [_line(folder, name, recording) for name, recording in named]
@@ -75,6 +78,42 @@ def require_same_shards(out: Path, shards: int) -> None:
             f"{out} has a data set {told_divisions(others)}, and with `--shard` of {shards} every recording would be "
             "in it once more: delete these lists (what they name in `codes` is not made again), or name another folder"
         )
+
+
+def _require_same_recordings(out: Path, corpus: Corpus) -> None:
+    """Raises DataError where the list that is there names recordings that this data set lacks: it is another one's, or
+    they have changed, and nobody would find them any more. A data set may grow.
+    """
+    listed = _list(out, corpus)
+    if not is_there(listed):
+        return
+    own = {_name(corpus, recording) for recording in corpus.recordings}
+    lines = [line for line in read_text(local(listed), errors="replace").splitlines() if line.strip()]
+    others = sum(_named(line) not in own for line in lines)
+    if others:
+        raise DataError(
+            f"{listed} would be replaced, and this data set lacks {others} of the {len(lines)} recordings that it "
+            "names: it is another data set, or recordings, words or the tokenizer have changed. Name another folder, "
+            "or delete this list (what it names in `codes` is not made again)"
+        )
+
+
+def _named(line: str) -> str | None:
+    """The name of the file in a line of a list."""
+    try:
+        return PurePosixPath(json.loads(line)["path"]).name
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _part(corpus: Corpus) -> str:
+    """Of the names of what a shard writes; empty for the whole."""
+    rank, shards = corpus.shard
+    return "" if shards == 1 else f"-{rank + 1:05}-of-{shards:05}"
+
+
+def _list(out: Path, corpus: Corpus) -> Path:
+    return out / f"{LIST}{_part(corpus)}.jsonl"
 
 
 def _name(corpus: Corpus, recording: Recording) -> str:

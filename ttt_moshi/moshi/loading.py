@@ -27,6 +27,7 @@ from ttt_moshi.moshi.remade import ALL_STEPS, DEPTH_STEP, TEXT_TENSORS, new_text
 from ttt_moshi.moshi.supported import HIBIKI_CONDITIONS
 from ttt_moshi.moshi.trainable import parse_layers, select_trainable
 from ttt_moshi.ttt import TTTConfig
+from ttt_moshi.ttt.config import DEFAULT_MINI_BATCH
 
 
 def build_model(
@@ -120,7 +121,8 @@ def ttt_from_args(ttt: TTTArgs, arguments: Mapping[str, Any]) -> tuple[TTTConfig
         config = TTTConfig(
             dim=arguments["dim"],
             num_heads=arguments["num_heads"],
-            mini_batch_size=ttt.mini_batch_size,
+            # Of delta it means nothing (training says so), and what is recorded should not differ by it.
+            mini_batch_size=DEFAULT_MINI_BATCH if ttt.inner == "delta" else ttt.mini_batch_size,
             inner=ttt.inner,
             preset=ttt.preset,
             base_lr=ttt.base_lr,

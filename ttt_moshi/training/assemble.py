@@ -12,11 +12,10 @@ from typing import Any, cast
 import torch
 from blake3 import blake3
 from moshi.models.loaders import CheckpointInfo
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ttt_moshi.checkpoint import Export, iter_tensors
+from ttt_moshi.checkpoint import Export
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages
 from ttt_moshi.data import Alphabet, ClipLoader, Codec, Corpus, EvalSet, StreamLoader, TextStyle, names_audio
 from ttt_moshi.data.digests import Digests, cache_folder
@@ -34,7 +33,6 @@ from ttt_moshi.moshi import (
     export_documents,
     export_file_name,
     export_plan,
-    load_initial_weights,
     parameter_role,
     resolve_model,
     set_context,
@@ -44,11 +42,11 @@ from ttt_moshi.moshi import (
 )
 from ttt_moshi.moshi.export import Kind
 from ttt_moshi.moshi.loading import geometry
-from ttt_moshi.moshi.naming import export_name
 from ttt_moshi.moshi.remade import base_to_train
 from ttt_moshi.training.distill import Teacher
 from ttt_moshi.training.distributed import Turns, World
 from ttt_moshi.training.feed import CarriedClips, Feed, IndependentClips, Layout, Stage
+from ttt_moshi.training.initial import start_from
 from ttt_moshi.training.optimizer import build_optimizer
 from ttt_moshi.ttt import TTTLayer
 
@@ -226,9 +224,9 @@ def _encode(corpus: Corpus, world: World, name: str) -> None:
         if time.monotonic() - last_said > ENCODING_REPORT_SECONDS:
             last_said = time.monotonic()
             turns.report()
-            logger.info(
-                "encoding audio: %d of %d seconds (%s)", frames_to_seconds(done), frames_to_seconds(total), recording
-            )
+            if total:
+                seconds = frames_to_seconds(done), frames_to_seconds(total)
+                logger.info("encoding audio: %d of %d seconds (%s)", *seconds, recording)
 
     failure = None
     try:
@@ -255,47 +253,11 @@ def _build(args: TrainArgs, info: CheckpointInfo, device: torch.device) -> TTTMo
         raise ConfigError("nothing would be trained: set ttt.enable, lora.enable or full_finetuning to true")
     counts = count_tensors(model)
     logger.info("mode %s: training %s of %s", model.mode, counts.total_trainable, counts.total)
-    if args.checkpoint.init_state_dir is not None:
-        _load_start(model, Path(args.checkpoint.init_state_dir))
     if args.train.context_frames is not None:
         set_context(model, args.train.context_frames)
+    if args.checkpoint.init_state_dir is not None:
+        start_from(model, info, Path(args.checkpoint.init_state_dir))
     return model
-
-
-def _load_start(model: TTTMoshi, folder: Path) -> None:
-    """Weights only, from the consolidated part of a checkpoint of ours or of moshi-finetune."""
-    consolidated = folder if folder.name == "consolidated" else folder / "consolidated"
-    files = [consolidated / name for name in ("lora.safetensors", "consolidated.safetensors")]
-    found = [path for path in files if path.is_file()]
-    if not found:
-        raise ConfigError(
-            f"`checkpoint.init_state_dir`: {folder} has neither consolidated/lora.safetensors nor "
-            "consolidated/consolidated.safetensors"
-        )
-    if (consolidated.parent / "manifest.json").is_file():
-        tensors = dict(iter_tensors(consolidated.parent, f"consolidated/{found[0].name}"))
-    else:
-        logger.warning("%s has no manifest (it was not made here): its content cannot be verified", consolidated.parent)
-        tensors = load_file(found[0])
-    _refuse_another_base(model, tensors, found[0])
-    loaded = load_initial_weights(model, tensors)
-    logger.info(
-        "starting from %s: %d tensors loaded, %d keep their start values",
-        found[0],
-        len(loaded.loaded),
-        len(loaded.kept),
-    )
-
-
-def _refuse_another_base(model: TTTMoshi, tensors: dict[str, Tensor], path: Path) -> None:
-    """What is frozen is not saved, so neither a resumed run nor an evaluation would find it again."""
-    for name, parameter in model.named_parameters():
-        given = None if parameter.requires_grad else tensors.get(export_name(name))
-        if given is not None and not torch.equal(given.to(parameter.device, parameter.dtype), parameter):
-            raise ConfigError(
-                f"`checkpoint.init_state_dir`: {path} holds other base weights ({name}), which this run does not train "
-                "and so does not save: name that file as `moshi_paths.moshi_path` instead"
-            )
 
 
 def _export_table(model: TTTMoshi, kind: Kind, dtype: torch.dtype) -> dict[str, Export]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ttt_moshi.checkpoint import read_document, read_manifest
 from ttt_moshi.config import ConfigError, TrainArgs, clip_stages, flatten, to_dict
+from ttt_moshi.config_idle import idle_keys
 from ttt_moshi.frames import seconds_to_frames
 from ttt_moshi.training.assemble import Parts
 
@@ -208,12 +209,11 @@ def identity_of_run(args: TrainArgs, world_size: int, parts: Parts) -> Identity:
 
 def differences(before: Identity, now: Identity) -> list[Difference]:
     """All of them, those that matter most last."""
-    old, new = flatten(before.config), flatten(now.config)
-    unused = tuple(f"{part}." for part in ("ttt", "lora") if not (old[f"{part}.enable"] or new[f"{part}.enable"]))
     # A key that the checkpoint does not know has come with a later version, whose default is what was done before.
-    old = {**flatten(asdict(TrainArgs(run_dir="-"))), **old}
+    old, new = {**flatten(asdict(TrainArgs(run_dir="-"))), **flatten(before.config)}, flatten(now.config)
+    idle = idle_keys(old).keys() & idle_keys(new).keys()
     found = [
-        Difference(key, old[key], new[key], SAME if key.startswith(unused) else meaning)
+        Difference(key, old[key], new[key], SAME if key in idle else meaning)
         for key, meaning in KEY_CLASSES.items()
         if old[key] != new[key]
     ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ttt_moshi.checkpoint import CheckpointStore, Retention, check_mirror
 from ttt_moshi.config import TrainArgs
+from ttt_moshi.config_idle import told_idle
 from ttt_moshi.errors import UserError
 from ttt_moshi.signals import Requests, requests
 from ttt_moshi.training import random_state
@@ -22,7 +23,7 @@ from ttt_moshi.training.hardware import explain, explained
 from ttt_moshi.training.log import Log, Report
 from ttt_moshi.training.loop import train
 from ttt_moshi.training.nonfinite import NonFiniteLossError
-from ttt_moshi.training.run_dir import RunDir, choose_start, open_run_dir
+from ttt_moshi.training.run_dir import RunDir, choose_start, delete_around_checkpoints, open_run_dir
 from ttt_moshi.training.saves import Saves, SavingFailed
 from ttt_moshi.training.sinks import Metrics, has_step
 from ttt_moshi.training.start import Place, check, take
@@ -95,8 +96,11 @@ def run(args: TrainArgs, report: Report = lambda record: None, asked: Requests |
             stack.callback(stage.loader.close)
         place = Place(args, world, run_dir, store, start, parts)
         found = check(place)
-        progress, anew = take(place, found)
-        run = _under_way(place, progress, anew, asked, report, stack)
+        for told in told_idle(args):
+            logger.warning("%s", told)
+        with _beginning(place):
+            progress, anew = take(place, found)
+            run = _under_way(place, progress, anew, asked, report, stack)
         asked.started()
         with _ended(run, store):
             train(run)
@@ -118,14 +122,15 @@ def _same_folder(world: World, args: TrainArgs, run_dir: RunDir) -> None:
 
 def _store(args: TrainArgs, run_dir: RunDir, world: World) -> CheckpointStore:
     checkpoint = args.checkpoint
-    if checkpoint.mirror is not None:
-        check_mirror(checkpoint.mirror, [run_dir.path, run_dir.checkpoints])
+    mirror = checkpoint.mirror if args.do_ckpt else None
+    if mirror is not None:
+        check_mirror(mirror, [run_dir.path, run_dir.checkpoints])
     return CheckpointStore(
         run_dir.checkpoints,
         world.rank,
         world.size,
         retention=Retention(args.num_ckpt_keep, checkpoint.keep_every, checkpoint.keep_best, checkpoint.keep_metric),
-        mirror=checkpoint.mirror,
+        mirror=mirror,
         timeout=world.patience,
         log=logger.warning,
     )
@@ -153,6 +158,19 @@ def _under_way(place: Place, progress: Progress, anew: bool, asked: Requests, re
         args=args, world=world, parts=place.parts, run_dir=run_dir, log=log, saves=saves, asked=asked,
         weights=loss_weights(place.parts.model, args), progress=progress, restart=anew, evaluation_lacks=lacks,
     )  # fmt: skip
+
+
+@contextmanager
+def _beginning(place: Place) -> Iterator[None]:
+    """Lets a start that fails for its disk be repeated: what it has made in a folder that was new is deleted again."""
+    try:
+        yield
+    except OSError:
+        new = not (place.start.resume or place.start.replace)
+        if new and place.world.is_main:
+            with suppress(OSError):  # the first error is the one to tell
+                delete_around_checkpoints(place.run_dir)
+        raise
 
 
 @contextmanager

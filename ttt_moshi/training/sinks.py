@@ -119,22 +119,27 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        self._hook = threading.excepthook
+        self._folder, self._hook = folder, threading.excepthook
+        # Before the writer, whose thread writes at once; where that fails it stays, since the thread may end later.
         threading.excepthook = self._failed
+        with naming(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, record: Mapping[str, Any]) -> None:
-        """Adds the record's numbers at its step."""
-        for name, value in flat_numbers(record).items():
-            self._writer.add_scalar(f"{kind}/{name.replace('.', '/')}", value, record["step"])
+        """Adds the record's numbers at its step. Raises OSError with the folder."""
+        with naming(self._folder):
+            for name, value in flat_numbers(record).items():
+                self._writer.add_scalar(f"{kind}/{name.replace('.', '/')}", value, record["step"])
 
     def hear(self, name: str, step: int, samples: np.ndarray) -> None:
-        """Adds audio, float32 [samples] at Mimi's rate."""
-        self._writer.add_audio(name, torch.from_numpy(samples)[None], step, SAMPLE_RATE)
+        """Adds audio, float32 [samples] at Mimi's rate. Raises OSError with the folder."""
+        with naming(self._folder):
+            self._writer.add_audio(name, torch.from_numpy(samples)[None], step, SAMPLE_RATE)
 
     def sync(self) -> None:
-        """Hands everything to the operating system."""
-        self._writer.flush()
+        """Hands everything to the operating system. Raises OSError with the folder."""
+        with naming(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Flushes the event file. Curves that cannot be written do not hide why a run ended."""
