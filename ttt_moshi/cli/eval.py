@@ -159,24 +159,25 @@ class _Run:
         """
         from ttt_moshi.evaluation import EvaluationError
         from ttt_moshi.evaluation.adding import added, has_numbers
-        from ttt_moshi.evaluation.files import write_evaluation
+        from ttt_moshi.evaluation.files import alone_in, write_evaluation
         from ttt_moshi.training.run_dir import git_state
 
         path = self.out / "results.json"
-        if not self.results.measured and has_numbers(self.out):
-            return f"nothing was measured: {path} keeps what was measured before"
-        try:
-            # Looked at again: another evaluation may have ended meanwhile.
-            there = _there(self.request, self.out, self.results)
-            found = self.results if there is None else added(there, self.results)
-        except EvaluationError as error:
-            cache = self.request.options.cache_dir or self.out / "cache"
-            raise EvaluationError(
-                f"{path} stays as it is, and what was measured now is not written: {error}. Scores are kept for "
-                f"--cache_dir {cache}"
-            ) from None
         circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
-        write_evaluation(self.out, found, self.outcomes, circumstances, adds=there is not None)
+        with alone_in(self.out):
+            if not self.results.measured and has_numbers(self.out):
+                return f"nothing was measured: {path} keeps what was measured before"
+            try:
+                # Looked at again: another evaluation may have ended meanwhile.
+                there = _there(self.request, self.out, self.results)
+                found = self.results if there is None else added(there, self.results)
+            except EvaluationError as error:
+                cache = self.request.options.cache_dir or self.out / "cache"
+                raise EvaluationError(
+                    f"{path} stays as it is, and what was measured now is not written: {error}. Scores are kept for "
+                    f"--cache_dir {cache}"
+                ) from None
+            write_evaluation(self.out, found, self.outcomes, circumstances, adds=there is not None)
         before = [name for name in found.measured if name not in self.outcomes]
         beside = f" (measured before, and kept: {', '.join(before)})" if before else ""
         return f"results: {path}{beside}, in full: {self.out / 'report.html'}"

@@ -170,6 +170,7 @@ def _lm_eval(argv: list[str], console: Console) -> int:
     parser.add_argument("--out", type=Path, help=f"JSON file (default: {LM_EVAL_FILE} in the folder)")
     options = parser.parse_args(argv)
     from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation.documents import read_json
     from ttt_moshi.evaluation.errors import well_formed
     from ttt_moshi.evaluation.results import write_json
 
@@ -182,7 +183,7 @@ def _lm_eval(argv: list[str], console: Console) -> int:
     results, timing = read_results(path), {}
     if beside.is_file():
         with well_formed(beside):
-            timing = dict(json.loads(read_text(beside)))
+            timing = dict(read_json(beside))
     with well_formed(path):
         converted = as_lm_eval(results, timing, path.stat().st_mtime)
     write_json(out, converted)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.listing import files_in
 from ttt_moshi.evaluation.results import OK, Results, write_text
 from ttt_moshi.evaluation.statistics import RESAMPLES
 
@@ -64,7 +65,7 @@ def sound_files(folder: Path) -> dict[str, Path]:
 
     Raises `EvaluationError` where there is none, two have one name, or a name has a blank in it.
     """
-    found = [(path.stem, path) for path in sorted(folder.iterdir()) if _is_sound(path)]
+    found = [(path.stem, path) for path in files_in(folder, ".wav", ".flac")]
     found = found or [(path.parent.name, path) for path in sorted(folder.glob("*/output.wav")) if path.is_file()]
     if not found:
         raise EvaluationError(f"no .wav or .flac in {folder}, and no NAME/output.wav")
@@ -77,11 +78,6 @@ def sound_files(folder: Path) -> dict[str, Path]:
             raise EvaluationError(f"{files[name]} and {path} have one name: rename one of them")
         files[name] = path
     return files
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether it is a sound file, and none of those that macOS leaves beside them (`._NAME`)."""
-    return path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".") and path.is_file()
 
 
 def _paths(files: Mapping[str, Path]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.errors import MALFORMED, EvaluationError, well_formed
 from ttt_moshi.files import read_text
 
 RATINGS = "a file of ratings"
@@ -62,7 +62,7 @@ def judge_answers(judge: str, cases: Sequence[Judged]) -> list[float]:
                 rated = json.loads(line)
                 twice += [rated["id"]] if rated["id"] in scores else []
                 scores[rated["id"]] = float(rated["score"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except MALFORMED as error:
         raise EvaluationError(f'the judge `{judge}` must write {{"id", "score"}} a line ({error!r})') from None
     if twice:
         raise EvaluationError(f"the judge `{judge}` has rated {twice[0]} more than once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,12 @@ from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
-from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
 from ttt_moshi.inference.answers import LongAudio
 from ttt_moshi.inference.driver import MADE_BY, OF_ONE_CONVERSATION, Item
@@ -73,7 +72,7 @@ def maker(audio: Path) -> Maker | None:
     if not is_there(path):
         return None
     with well_formed(path):
-        made_by = json.loads(read_text(local(path)))
+        made_by = read_json(local(path))
         own = {"state_id", *OF_ONE_CONVERSATION}
         return Maker(str(made_by["state_id"]), path, {key: made_by[key] for key in made_by if key not in own})
 

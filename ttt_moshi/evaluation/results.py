@@ -20,8 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
-from ttt_moshi.files import read_text, write_atomically
+from ttt_moshi.files import write_atomically
 
 SCHEMA = 1
 OK = "ok"
@@ -122,7 +123,7 @@ def read_results(path: Path) -> Results:
     if not path.is_file():
         raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first")
     with well_formed(path):
-        values = json.loads(read_text(path))
+        values = read_json(path)
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else None
             raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")

@@ -29,6 +29,7 @@ import torch
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker, needed
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
 from ttt_moshi.evaluation.fields import told_apart
@@ -39,7 +40,7 @@ from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import answers_of
 from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
-from ttt_moshi.files import read_bytes, read_text, write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.client import call, served_model
 from ttt_moshi.inference.driver import difference, read_words, write_audio, write_words
@@ -95,7 +96,7 @@ def find_tasks(data_root: Path) -> list[StagedTask]:
 def _task(path: Path) -> StagedTask:
     folder = path.parent
     with well_formed(path):
-        facts = json.loads(read_text(path, encoding="utf-8-sig"))
+        facts = read_json(path)
         stages = tuple(
             Stage(
                 folder / str(turn["audio"]),
@@ -240,7 +241,7 @@ def _is_there(folder: Path, made_by: dict[str, Any], replace: bool) -> bool:
     if not path.is_file():
         return False
     with well_formed(path):
-        found = json.loads(read_text(path))["made_by"]
+        found = read_json(path)["made_by"]
     if found != made_by and not replace:
         what = difference(found, made_by)
         raise EvaluationError(
@@ -274,7 +275,7 @@ def _read(folder: Path) -> Exchange:
     with well_formed(folder / "output.json"):
         words = read_words(folder / "output.json")
     with well_formed(folder / EXAM):
-        turns = [Span(turn["start"], turn["end"]) for turn in json.loads(read_text(folder / EXAM))["turns"]]
+        turns = [Span(turn["start"], turn["end"]) for turn in read_json(folder / EXAM)["turns"]]
     return Exchange(sides[0], sides[1], words, turns)
 
 

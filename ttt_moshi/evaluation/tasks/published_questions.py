@@ -14,7 +14,9 @@ import re
 from pathlib import Path
 
 from ttt_moshi.evaluation import parquet
-from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of
+from ttt_moshi.evaluation.documents import json_lines
+from ttt_moshi.evaluation.errors import EvaluationError, line_of
+from ttt_moshi.evaluation.listing import files_in, folders_in
 from ttt_moshi.evaluation.tasks.spoken_questions import (
     Lists,
     SpokenQuestion,
@@ -44,7 +46,7 @@ def choices(data_root: Path) -> Lists:
 def judged(data_root: Path) -> Lists:
     """All questions whose answers a judge rates. Raises as `choices`."""
     found, left_out = judged_questions(data_root), dict[str, str]()
-    for folder in sorted(path for path in data_root.glob("voicebench/*") if path.is_dir()):
+    for folder in folders_in(data_root / "voicebench"):
         if folder.name in LETTERED:
             continue
         for path in _tables(data_root, folder.name):
@@ -72,7 +74,7 @@ def judged(data_root: Path) -> Lists:
 
 def _tables(data_root: Path, subset: str) -> list[Path]:
     """The Parquet files of a subset in the order of their parts."""
-    return sorted((data_root / "voicebench" / subset).glob("*.parquet"))
+    return files_in(data_root / "voicebench" / subset, ".parquet")
 
 
 def _table(subset: str, path: Path) -> list[SpokenQuestion]:
