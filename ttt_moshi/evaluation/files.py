@@ -6,8 +6,9 @@ samples/<task>.jsonl    one line per item: id, score, groups, NLL per codebook
 submission/             ZeroSpeech submission files of the tasks that were scored whole
 report.md, report.html  the same for people, with plots/*.svg and *.png
 
-They are made in a folder of their own first, and put into their places when all are there: what was there before is
-lost to nothing that may happen meanwhile.
+All of them are made in a folder of their own, `.unfinished`, whose renaming to `.whole` decides: before, what was there
+is untouched, and afterwards they only have to be moved to their places, which the next process does where this one
+could not.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from ttt_moshi.files import only_writer
 SPLITS = ("dev", "test")
 _RESULTS = "results.json"
 _REPORTS = ("timing.json", "report.md", "report.html", LM_EVAL_FILE)
-_MADE = ".unfinished"
 _LOCK = ".lock"
+_MADE, _WHOLE = ".unfinished", ".whole"
+_REPLACES = ".replaces"
+"""in `.whole`: what was there before is to be deleted first"""
 _PATIENCE_SEC = 300.0
 
 
@@ -49,38 +52,41 @@ def alone_in(out: Path) -> Iterator[None]:
     while time.monotonic() < until:
         with writing(out), only_writer(out / _LOCK) as alone:
             if alone:
+                _put_into_place(out)
                 yield
                 return
         time.sleep(0.05)
     raise EvaluationError(f"another process has been writing to {out} for minutes: end it, or name another --out")
 
 
+def settle(out: Path) -> None:
+    """Ends what a process began that was killed while it put an evaluation into its place. Raises as `alone_in`."""
+    if (out / _WHOLE).is_dir():
+        with alone_in(out):
+            pass
+
+
 def write_evaluation(
     out: Path, results: Results, outcomes: Mapping[str, Outcome], timing: dict[str, Any], adds: bool = False
 ) -> None:
-    """Writes everything; `results.json` last, so that where it is, the rest is. Several processes call it within
-    `alone_in`.
+    """Writes everything; `results.json` last, so that where it is, the rest is. Call it within `alone_in`.
 
     Args:
         outcomes: of the tasks that were measured now.
         adds: whether `results` are those of the evaluation in `out` with more. Otherwise what an evaluation has left
-            there is deleted, as soon as the new one is in its place.
+            there is deleted, when the new one is whole.
     """
-    before = [] if adds else _files_of_an_evaluation(out)
     made = out / _MADE
     _remove(made)  # of one that was killed
     try:
         _make(made, out, results, outcomes, timing)
-        new = sorted((path for path in made.rglob("*") if path.is_file()), key=lambda path: path.name == _RESULTS)
-        placed = {out / path.relative_to(made): path for path in new}
-        for place, path in placed.items():
-            with writing(place):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
+        with writing(made):
+            if not adds:
+                (made / _REPLACES).touch()
+            made.rename(out / _WHOLE)
     finally:
         _remove(made)
-    _delete(path for path in before if path not in placed)
-    _delete_empty_folders(out)
+    _put_into_place(out)
 
 
 def _make(made: Path, out: Path, results: Results, outcomes: Mapping[str, Outcome], timing: dict[str, Any]) -> None:
@@ -94,20 +100,44 @@ def _make(made: Path, out: Path, results: Results, outcomes: Mapping[str, Outcom
     write_results(made / _RESULTS, results)
 
 
-def _files_of_an_evaluation(out: Path) -> list[Path]:
-    """Every path that an evaluation may have written, as far as its tasks are known; caches, conversations and files
-    of others are not among them."""
+def _put_into_place(out: Path) -> None:
+    """Each step may be the last one of a process, and the next one goes on with what is left."""
+    whole = out / _WHOLE
+    if not whole.is_dir():
+        return
+    if (whole / _REPLACES).exists():
+        _delete_evaluation(out)
+        _delete([whole / _REPLACES])
+    for path in sorted(filter(Path.is_file, whole.rglob("*")), key=lambda path: path.name == _RESULTS):
+        place = out / path.relative_to(whole)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    _remove(whole)
+
+
+def _delete_evaluation(out: Path) -> None:
+    """Deletes what `write_evaluation` has written; caches, conversations and files of others stay.
+
+    `results.json` goes first: without it nobody takes what is left for an evaluation.
+
+    Raises:
+        EvaluationError: a file that cannot be deleted.
+    """
     try:
         there = list(read_results(out / _RESULTS).tasks)
     except EvaluationError:
         there = []
-    tasks = {*known_tasks(), *there}
-    return [
-        out / _RESULTS,
-        *(out / name for name in _REPORTS),
-        *(submission_file(out / "submission", task, split) for task in ZEROSPEECH for split in SPLITS),
-        *(path for task in sorted(tasks) for path in (_samples(out, task), *plot_files(out, task))),
-    ]
+    _delete([out / _RESULTS])
+    for name in {*known_tasks(), *there}:
+        _delete([_samples(out, name), *plot_files(out, name)])
+    _delete([submission_file(out / "submission", task, split) for task in ZEROSPEECH for split in SPLITS])
+    _delete([out / name for name in _REPORTS])
+    folders = [out / "submission" / kind for kind in ZEROSPEECH.values()]
+    for folder in (*folders, out / "submission", out / "samples", out / "plots"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            with writing(folder):
+                folder.rmdir()
 
 
 def _samples(out: Path, task: str) -> Path:
@@ -118,14 +148,6 @@ def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
         with writing(path):
             path.unlink(missing_ok=True)
-
-
-def _delete_empty_folders(out: Path) -> None:
-    folders = [out / "submission" / kind for kind in ZEROSPEECH.values()]
-    for folder in (*folders, out / "submission", out / "samples", out / "plots"):
-        if folder.is_dir() and not any(folder.iterdir()):
-            with writing(folder):
-                folder.rmdir()
 
 
 def _remove(folder: Path) -> None:
