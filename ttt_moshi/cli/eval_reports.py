@@ -148,12 +148,14 @@ def _versa(argv: list[str], console: Console) -> int:
     for folder in (options.predicted, options.references):
         if folder is not None and not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
+    predicted = sound_files(options.predicted)
+    references = None if options.references is None else sound_files(options.references)
     texts = {}
-    for name, sound in sound_files(options.references or options.predicted).items():
+    for name, sound in (references or predicted).items():
         if (path := sound.with_suffix(".json")).is_file():
             words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]
             texts[name] = " ".join(words)
-    for path in write_versa_lists(options.out, options.predicted, options.references, texts):
+    for path in write_versa_lists(options.out, predicted, references, texts):
         console.print(str(path), soft_wrap=True)
     return 0
 

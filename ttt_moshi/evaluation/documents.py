@@ -52,11 +52,17 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with well_formed(path):
         reader = csv.reader(io.StringIO(read_text(path, encoding=ENCODING), newline=""))
         names = [name.strip() for name in next(reader, [])]
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(names):
-                raise EvaluationError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, and the first line names {len(names)}"
-                )
-            yield reader.line_num, dict(zip(names, fields, strict=True))
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise EvaluationError(f"{path}, line {reader.line_num}: {error}") from None
+        if fields is None:
+            return
+        if not fields:  # an empty line
+            continue
+        if len(fields) != len(names):
+            raise EvaluationError(
+                f"{path}, line {reader.line_num}: {len(fields)} fields, and the first line names {len(names)}"
+            )
+        yield reader.line_num, dict(zip(names, fields, strict=True))

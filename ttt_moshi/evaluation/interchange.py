@@ -36,20 +36,25 @@ def write_submission(folder: Path, task: str, split: str, scores: Mapping[str, f
     return path
 
 
-def write_versa_lists(out: Path, predicted: Path, references: Path | None, texts: Mapping[str, str]) -> list[Path]:
-    """`pred.scp`, `gt.scp` and `text` for VERSA from folders of sound files with equal names; those of them that there
-    is nothing for are deleted, as lists of an earlier call.
+def write_versa_lists(
+    out: Path, predicted: Mapping[str, Path], references: Mapping[str, Path] | None, texts: Mapping[str, str]
+) -> list[Path]:
+    """`pred.scp`, `gt.scp` and `text` for VERSA from sound files by name; those of them that there is nothing for are
+    deleted, as lists of an earlier call.
 
-    Raises `EvaluationError` when a folder is empty, a prediction lacks its reference, or a name cannot be in a list.
+    Args:
+        predicted, references: see `sound_files`.
+
+    Raises:
+        EvaluationError: a prediction lacks its reference, or a path cannot be in a list.
     """
-    files = sound_files(predicted)
-    lists = {"pred.scp": _paths(files)}
+    lists = {"pred.scp": _paths(predicted)}
     if references is not None:
-        others = sound_files(references)
-        if missing := sorted(files.keys() - others.keys()):
-            raise EvaluationError(f"{references} lacks a reference for {', '.join(missing[:5])}")
-        lists["gt.scp"] = _paths({name: others[name] for name in files})
-    if said := {name: texts[name] for name in files if name in texts}:
+        if missing := sorted(predicted.keys() - references.keys()):
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise EvaluationError(f"--references lacks {', '.join(missing[:5])}{more}")
+        lists["gt.scp"] = _paths({name: references[name] for name in predicted})
+    if said := {name: texts[name] for name in predicted if name in texts}:
         lists["text"] = said
     for name in _VERSA_LISTS:
         with writing(out / name):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +47,8 @@ from ttt_moshi.inference.hosting import hosted
 from ttt_moshi.inference.slots import Slots
 
 MEASURES = ("answered", "taken", "interrupted", "latency", "stop_latency", "known", "overlap", "rating")
+LATEST_SEC = 3600
+"""at which a turn may begin: a time in milliseconds would let the model wait for days"""
 EXAM = "exam.json"
 """of a conversation: what made it and when the examiner spoke; written last"""
 _NAME = re.compile(r"\w[\w.\- ]*")
@@ -114,9 +115,23 @@ def _task(path: Path) -> StagedTask:
     for number, stage in enumerate(stages):
         if not stage.audio.is_file():
             raise EvaluationError(f"{path}, turn {number}: there is no {stage.audio}")
-        if stage.at is not None and not (math.isfinite(stage.at) and stage.at >= 0):
-            raise EvaluationError(f"{path}, turn {number}: `at` is {stage.at:g}, and no time in seconds")
+    _check_times(path, [stage.at for stage in stages])
     return task
+
+
+def _check_times(path: Path, times: Sequence[float | None]) -> None:
+    """Raises `EvaluationError` for a time at which a turn cannot begin."""
+    earliest = 0.0
+    for number, at in enumerate(times):
+        if at is None:
+            continue
+        if not 0 <= at <= LATEST_SEC:
+            raise EvaluationError(
+                f"{path}, turn {number}: `at` is {at:g}, and no time in seconds from 0 to {LATEST_SEC}"
+            )
+        if at < earliest:
+            raise EvaluationError(f"{path}, turn {number}: `at` is {at:g}, and a turn before it begins at {earliest:g}")
+        earliest = at
 
 
 def some(tasks: list[StagedTask], max_items: int | None, seed: int) -> list[StagedTask]:

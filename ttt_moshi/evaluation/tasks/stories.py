@@ -81,6 +81,8 @@ def _needles(folder: Path) -> dict[str, str]:
         return {}
     needles = read_json(path)
     try:
+        if not isinstance(needles, list):
+            raise ValueError("no list")
         pairs = [texts(needle["pairs"], "pairs") for needle in needles]
     except MALFORMED as error:
         raise EvaluationError(f'{path} is not [{{"pairs": [uuid, uuid]}}, ...] ({error!r})') from None
