@@ -190,8 +190,9 @@ def _there(request: Request, out: Path, new: Any) -> Any:
         EvaluationError: numbers of another one are there, and are not to be replaced.
     """
     from ttt_moshi.evaluation.adding import added_to
-    from ttt_moshi.evaluation.files import settle
+    from ttt_moshi.evaluation.files import refuse_comparison, settle
 
+    refuse_comparison(out)
     settle(out)
     return None if request.options.overwrite else added_to(out, new, request.names)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from rich.padding import Padding
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.eval_fetch import main as fetch
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import read_text
 
 
 def main(argv: list[str]) -> int:
@@ -70,12 +68,15 @@ def _compare(argv: list[str], console: Console) -> int:
         "--out", type=Path, default=Path("comparison"), help="folder for the report (default: %(default)s)"
     )
     options = parser.parse_args(argv)
-    from ttt_moshi.evaluation.compare import load
-    from ttt_moshi.evaluation.report.write import write_comparison
+    from ttt_moshi.evaluation.compare import load_all
+    from ttt_moshi.evaluation.documents import read_json
+    from ttt_moshi.evaluation.report.write import COMPARISON, write_comparison
 
     _refuse_file("--out", options.out)
-    page = write_comparison(options.out, [load(folder) for folder in options.folders])
-    comparison = json.loads(read_text(options.out / "comparison.json"))
+    if (options.out / "results.json").exists():
+        raise UserError(f"--out {options.out} holds an evaluation, whose report would be replaced: name another folder")
+    page = write_comparison(options.out, load_all(options.folders))
+    comparison = read_json(options.out / COMPARISON)
     labels = [checkpoint["label"] for checkpoint in comparison["checkpoints"]]
     console.print(f"differences from {labels[0]}, item by item; positive is better", soft_wrap=True, markup=False)
     complete = True
@@ -97,9 +98,12 @@ def _refuse_file(flag: str, path: Path) -> None:
 def _difference(found: dict[str, Any]) -> str:
     if found["status"] != "ok":
         return f"not compared, {found['reason']}"
+    from ttt_moshi.evaluation.statistics import FEWEST
+
     low, high = found["ci95"]
     p = f", McNemar's p {found['mcnemar']:.3g}" if "mcnemar" in found else ""
     note = f"; {found['note']}" if "note" in found else ""
+    note += f": fewer than {FEWEST} do not tell" if found["n"] < FEWEST else ""
     return f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f}), {found['n']} items{p}{note}"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.interchange import LM_EVAL_FILE, ZEROSPEECH, most_items, submission_file, write_submission
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.report.write import plot_files, write_run_report
+from ttt_moshi.evaluation.report.write import COMPARISON, plot_files, write_run_report
 from ttt_moshi.evaluation.results import Results, read_results, write_json, write_results, write_text
 from ttt_moshi.evaluation.tasks.registry import known_tasks
 from ttt_moshi.files import only_writer
@@ -64,6 +64,12 @@ def settle(out: Path) -> None:
     if (out / _WHOLE).is_dir():
         with alone_in(out):
             pass
+
+
+def refuse_comparison(out: Path) -> None:
+    """Raises `EvaluationError` where a comparison is, whose report an evaluation would replace."""
+    if (out / COMPARISON).exists():
+        raise EvaluationError(f"--out {out} holds a comparison, whose report would be replaced: name another folder")
 
 
 def write_evaluation(

@@ -101,6 +101,8 @@ LM_EVAL_METRICS = {
     **dict.fromkeys(("llama_questions", "web_questions", "trivia_qa", "spoken_choices", "full_duplex"), "acc"),
 }
 """names of the headline values; those of all other tasks are called `value`"""
+NOT_KNOWN = "N/A"
+"""what lm-evaluation-harness writes for the standard error of one item"""
 _DEVIATIONS = 1.959964
 """standard errors from the middle to the end of a 95 % interval"""
 
@@ -160,6 +162,7 @@ def as_lm_eval(results: Results, timing: Mapping[str, Any], date: float) -> dict
     }
 
 
-def _lm_eval_values(metric: str, task: Mapping[str, Any]) -> dict[str, float]:
+def _lm_eval_values(metric: str, task: Mapping[str, Any]) -> dict[str, float | str]:
     low, high = task["ci95"]
-    return {f"{metric},none": task["value"], f"{metric}_stderr,none": (high - low) / 2 / _DEVIATIONS}
+    error = (high - low) / 2 / _DEVIATIONS if task["n"] > 1 else NOT_KNOWN
+    return {f"{metric},none": task["value"], f"{metric}_stderr,none": error}

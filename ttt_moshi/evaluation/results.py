@@ -120,6 +120,8 @@ def write_text(path: Path, text: str) -> None:
 
 def read_results(path: Path) -> Results:
     """Reads a `results.json`. Raises `EvaluationError` when it is missing, not one, or of a later schema."""
+    if path.parent.is_file():
+        raise EvaluationError(f"{path.parent} is a file: name the folder of an evaluation")
     if not path.is_file():
         raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first")
     with well_formed(path):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TOLD = ("state_id", "dtype", "sink")
 """what conversations and results both say about the model"""
+COMPARISON = "comparison.json"
 MOST_PLAYERS = 20
 """conversations of a task that its report plays"""
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
@@ -78,7 +79,7 @@ def _by_another(conversation: Path, results: Results) -> bool:
 def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     """`comparison.json` and a report of several evaluations; returns the page."""
     comparison = compare(evaluations)
-    write_json(out / "comparison.json", comparison)
+    write_json(out / COMPARISON, comparison)
     text = comparison_report(comparison)
     if not installed("matplotlib"):
         return _write(out, "Comparison", text, {})
