@@ -135,7 +135,7 @@ class _Run:
             spec, entry = known[name], found.tasks[name]
             applied = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
             entry.setdefault("options", applied)
-            entry["protocol"] = {**(read if entry["options"] else {}), **spec.protocol(benchmarks)}
+            entry["protocol"] = {**(read if entry["options"] else {}), **entry["protocol"]}
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes

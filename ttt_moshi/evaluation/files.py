@@ -25,7 +25,7 @@ from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.interchange import LM_EVAL_FILE, ZEROSPEECH, most_items, submission_file, write_submission
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.report.write import COMPARISON, plot_files, write_run_report
-from ttt_moshi.evaluation.results import Results, read_results, write_json, write_results, write_text
+from ttt_moshi.evaluation.results import Results, is_task_name, read_results, write_json, write_results, write_text
 from ttt_moshi.evaluation.tasks.registry import known_tasks
 from ttt_moshi.files import only_writer
 
@@ -135,7 +135,7 @@ def _delete_evaluation(out: Path) -> None:
     except EvaluationError:
         there = []
     _delete([out / _RESULTS])
-    for name in {*known_tasks(), *there}:
+    for name in filter(is_task_name, {*known_tasks(), *there}):
         _delete([_samples(out, name), *plot_files(out, name)])
     _delete([submission_file(out / "submission", task, split) for task in ZEROSPEECH for split in SPLITS])
     _delete([out / name for name in _REPORTS])

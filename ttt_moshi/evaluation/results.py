@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +78,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def is_task_name(name: str) -> bool:
+    """Whether `--tasks` can name it, and a file can be called so."""
+    return re.fullmatch(r"\w[\w.\- ]*", name) is not None and name not in ("all", "list")
+
+
 def check_task(name: str, task: dict[str, Any]) -> None:
     """Raises `EvaluationError` unless the entry is a finite measured number with its interval, or a reason."""
     if task.get("status") == SKIPPED:
@@ -89,6 +96,7 @@ def check_task(name: str, task: dict[str, Any]) -> None:
     try:
         low, high = task["ci95"]
         finite = all(math.isfinite(number) for number in (task["value"], low, high)) and task["n"] >= 1
+        finite = finite and low <= high
     except (TypeError, ValueError):
         finite = False
     if not finite:
@@ -96,6 +104,22 @@ def check_task(name: str, task: dict[str, Any]) -> None:
             f"task `{name}` has no finite result (value {task['value']}, ci95 {task['ci95']}, n {task['n']}); "
             "such a number is not written"
         )
+    if type(task["n"]) is not int:
+        raise EvaluationError(f"task `{name}`: `n` is {task['n']!r}, and no whole number of Python's")
+    words = task["metric"], task["unit_of_n"]
+    if task["better"] not in ("higher", "lower") or not all(isinstance(word, str) for word in words):
+        raise EvaluationError(f"task `{name}`: `better` is higher or lower, `metric` and `unit_of_n` are words")
+
+
+def check_written(name: str, task: Mapping[str, Any], samples: Iterable[Any]) -> None:
+    """Raises `EvaluationError` unless an entry and its samples can be written, and compared."""
+    for what, value in (("result", task), *(("sample", sample) for sample in samples)):
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise EvaluationError(f"task `{name}` has a {what} that cannot be written: {error}") from None
+        if what == "sample" and not (isinstance(value, dict) and {"id", "score"} <= value.keys()):
+            raise EvaluationError(f"task `{name}` has a sample without `id` and `score`: {value!r}")
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -135,6 +159,8 @@ def read_results(path: Path) -> Results:
             results.checkpoint[key]
         for name, task in results.tasks.items():
             try:
+                if not is_task_name(name):
+                    raise EvaluationError(f"{name!r} cannot be the name of a task")
                 check_task(name, task)
             except EvaluationError as error:
                 raise EvaluationError(f"{path}: {error}") from None
