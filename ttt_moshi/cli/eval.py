@@ -80,6 +80,7 @@ class _Run:
         if options.checkpoint_dir == BASE:
             assert request.base is not None
             args, out = request.with_overrides(TrainArgs(run_dir="none")), options.out
+            ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
             _check_data(request, args)
             info = resolve_model(request.base, "evaluate")
             new = results(base_facts(info), args, None)
@@ -90,6 +91,7 @@ class _Run:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))
             args, out = request.with_overrides(trained), options.out or _default_out(folder)
+            ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
             _check_data(request, args)
             new = results(checkpoint_facts(folder), args, trained.duration_sec)
             ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
@@ -273,6 +275,22 @@ def _check_data(request: Request, args: TrainArgs) -> None:
             continue
         return
     check_tasks(request.names, benchmarks)
+
+
+def _check_folders(request: Request, out: Path) -> None:
+    """Raises `EvaluationError` for folders that cannot be written: nothing would come of hours of work."""
+    from ttt_moshi.evaluation import EvaluationError
+    from ttt_moshi.files import try_folder
+
+    for flag, folder in (("out", out), ("cache_dir", request.options.cache_dir)):
+        if folder is None:
+            continue
+        try:
+            try_folder(folder)
+        except OSError as error:
+            raise EvaluationError(
+                f"--{flag} {folder} cannot be written: {error.strerror or error}; name another folder"
+            ) from None
 
 
 def _default_out(folder: Path) -> Path:
