@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def alone_in(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + _PATIENCE_SEC
     while time.monotonic() < until:
-        with writing(out), only_writer(out / _LOCK) as alone:
+        with ExitStack() as stack:
+            with writing(out):
+                alone = stack.enter_context(only_writer(out / _LOCK))
             if alone:
                 _put_into_place(out)
                 yield

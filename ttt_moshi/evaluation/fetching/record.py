@@ -40,7 +40,16 @@ def read_record(out: Path) -> dict[str, Fetched]:
         return {}
     with well_formed(path):
         found: dict[str, Any] = read_json(path)
-        return {name: Fetched(**values) for name, values in found.items()}
+        return {name: _checked(Fetched(**values)) for name, values in found.items()}
+
+
+def _checked(one: Fetched) -> Fetched:
+    """Raises ValueError for what is no record."""
+    texts = [one.source, *one.archives.items(), *one.files.items()]
+    for text in (word for entry in texts for word in (entry if isinstance(entry, tuple) else (entry,))):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is neither a name nor a digest")
+    return one
 
 
 def write_record(out: Path, record: dict[str, Fetched]) -> None:
