@@ -32,7 +32,7 @@ from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
 from ttt_moshi.evaluation.fields import told_apart
-from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.judge import Judged, digest_of, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
@@ -163,12 +163,14 @@ class Examination:
         folder = talker.folder / self.name
         held = engine.ranks.together(lambda: [_read(folder / _called(*one)) for one in wanted])
         samples = [_sample(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
+        rated = {}
         if self.judge is not None:
             command = self.judge
             cases = [_case(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
             ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
+            rated = {"ratings": digest_of(ratings)}
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for one in samples:
             groups[one["pace"]].append(one)
@@ -185,6 +187,7 @@ class Examination:
             **mean_and_interval(scores),
             "n": len(scores),
             "unit_of_n": "tasks",
+            **rated,
             "conversations": len(samples),
             "examined": {group: means_by_name(own, MEASURES) for group, own in sorted(groups.items())},
             "stages": [means_by_name(own, MEASURES) for own in by_turn],

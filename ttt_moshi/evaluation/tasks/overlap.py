@@ -27,7 +27,7 @@ from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.fields import span
-from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.judge import Judged, digest_of, judge_answers
 from ttt_moshi.evaluation.listing import folders_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
@@ -114,6 +114,7 @@ class Overlaps:
         held = needed(self.talker).converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = list(zip(held[::2], held[1::2], strict=True))
         samples = [_sample(overlap, *pair) for overlap, pair in zip(self.overlaps, pairs, strict=True)]
+        rated = {}
         if self.judge is not None:
             command = self.judge
             cases = [
@@ -123,6 +124,7 @@ class Overlaps:
             ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
+            rated = {"ratings": digest_of(ratings)}
         by_kind = {kind: [one for one in samples if one["kind"] == kind] for kind in KINDS}
         entry: dict[str, Any] = {
             "status": "ok",
@@ -131,6 +133,7 @@ class Overlaps:
             **mean_and_interval(np.array([one["score"] for one in samples])),
             "n": len(samples),
             "unit_of_n": "overlaps",
+            **rated,
             "overlaps": {kind: means_by_name(own, MEASURES) for kind, own in by_kind.items() if own},
         }
         return Outcome(entry, samples, data_digest=_digest(self.overlaps))

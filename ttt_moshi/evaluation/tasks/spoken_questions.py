@@ -28,7 +28,8 @@ from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.documents import json_lines, table_rows
 from ttt_moshi.evaluation.errors import EvaluationError, line_of, writing
-from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
+from ttt_moshi.evaluation.fields import within
+from ttt_moshi.evaluation.judge import Judged, as_lines, digest_of, judge_answers
 from ttt_moshi.evaluation.listing import files_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
@@ -84,7 +85,7 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
             answers = [a.strip() for text in texts for a in (text.split(between) if between else [text])]
             if not any(map(can_be_said, answers)):
                 raise ValueError(f"no answer in {answers} that could be said")
-            audio = folder / "audios" / row["audio_filename"]
+            audio = within(folder / "audios", row["audio_filename"])
             found.append(SpokenQuestion(str(number), audio, row[asked], tuple(a for a in answers if a), name))
     return usable(found, table)
 
@@ -253,7 +254,9 @@ class SpokenQuestions:
             entry["chance"] = float(np.mean([1 / len(question.choices) for question in self.questions]))
             told = [chosen(text, question.choices) is not None for question, text in self._with_questions(said)]
             entry["told"] = float(np.mean(told))
-        elif self.name != "judged_answers":
+        elif self.name == "judged_answers":
+            entry["ratings"] = digest_of(scores.ravel().tolist())
+        else:
             exact = [equals(text, question.answers) for question, text in self._with_questions(said)]
             entry["nothing_else"] = float(np.mean(exact))
         samples = []
