@@ -102,6 +102,8 @@ NOT_RESULTS = {
     "a protocol of another kind": json.dumps(
         RESULTS | {"tasks": {"ssc": RESULTS["tasks"]["ssc"] | {"protocol": ["dtype"]}}}
     ).encode(),
+    "data of another kind": json.dumps(RESULTS | {"data": {"ssc": 3}}).encode(),
+    "a task that names another folder": json.dumps(RESULTS | {"tasks": {"../../x": RESULTS["tasks"]["ssc"]}}).encode(),
     "no checkpoint": json.dumps(RESULTS | {"checkpoint": None}).encode(),
 }
 

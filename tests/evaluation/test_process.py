@@ -71,6 +71,8 @@ def test_a_kill_loses_no_results(place, words):
         ended = place.do(*new, faults=(fault,))
         assert ended.status == -signal.SIGKILL, (when, ended)
         # The old results, the new ones, or none; never those of one with what belongs to the other.
+        shown = place.do("eval", "ls", out)
+        assert shown.out.count("  step ") == (out / "results.json").exists(), (when, shown)
         assert content(out) in (before, after) or not (out / "results.json").exists(), when
         if number < DECIDED:
             assert content(out) == before, when

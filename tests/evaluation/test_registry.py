@@ -142,6 +142,7 @@ def test_a_task_is_found_by_its_name_as_it_is(install, tiny_material, tmp_path, 
     ('"status": "ok"', "result that cannot be written: Object of type set"),
     ('"score": 7.0}', "sample that cannot be written: Out of range float"),
     ('"id": "a", ', "sample without `id` and `score`"),
+    ('return Outcome', "`sevens` of another package gave back no `Outcome`"),
     ('{"of": 7}', "has failed: ZeroDivisionError: division by zero (extra_sevens.py, line 14)"),
     ('entry = {', "has failed: ZeroDivisionError: division by zero (extra_sevens.py, line 10)"),
 ])  # fmt: skip
@@ -164,6 +165,7 @@ INSTEAD = {
     '"score": 7.0}': '"score": float("nan")}',
     '{"of": 7}': "1 / 0",
     "entry = {": "1 / 0; entry = {",
+    "return Outcome": "Outcome",
 }
 
 

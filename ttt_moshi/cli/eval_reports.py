@@ -34,10 +34,11 @@ def _ls(argv: list[str], console: Console) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working folder")
     folder = parser.parse_args(argv).folder
     from ttt_moshi.evaluation import EvaluationError, read_results
+    from ttt_moshi.evaluation.results import MADE, WHOLE
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    found = sorted(folder.glob("**/results.json"))
+    found = sorted(path for path in folder.glob("**/results.json") if path.parent.name not in (MADE, WHOLE))
     problems = []
     for path in found:
         try:

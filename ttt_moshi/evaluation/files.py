@@ -25,7 +25,16 @@ from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.interchange import LM_EVAL_FILE, ZEROSPEECH, most_items, submission_file, write_submission
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.report.write import COMPARISON, plot_files, write_run_report
-from ttt_moshi.evaluation.results import Results, is_task_name, read_results, write_json, write_results, write_text
+from ttt_moshi.evaluation.results import (
+    MADE,
+    WHOLE,
+    Results,
+    is_task_name,
+    read_results,
+    write_json,
+    write_results,
+    write_text,
+)
 from ttt_moshi.evaluation.tasks.registry import known_tasks
 from ttt_moshi.files import only_writer
 
@@ -33,7 +42,6 @@ SPLITS = ("dev", "test")
 _RESULTS = "results.json"
 _REPORTS = ("timing.json", "report.md", "report.html", LM_EVAL_FILE)
 _LOCK = ".lock"
-_MADE, _WHOLE = ".unfinished", ".whole"
 _REPLACES = ".replaces"
 """in `.whole`: what was there before is to be deleted first"""
 _PATIENCE_SEC = 300.0
@@ -63,7 +71,7 @@ def alone_in(out: Path) -> Iterator[None]:
 
 def settle(out: Path) -> None:
     """Ends what a process began that was killed while it put an evaluation into its place. Raises as `alone_in`."""
-    if (out / _WHOLE).is_dir():
+    if (out / WHOLE).is_dir():
         with alone_in(out):
             pass
 
@@ -84,14 +92,14 @@ def write_evaluation(
         adds: whether `results` are those of the evaluation in `out` with more. Otherwise what an evaluation has left
             there is deleted, when the new one is whole.
     """
-    made = out / _MADE
+    made = out / MADE
     _remove(made)  # of one that was killed
     try:
         _make(made, out, results, outcomes, timing)
         with writing(made):
             if not adds:
                 (made / _REPLACES).touch()
-            made.rename(out / _WHOLE)
+            made.rename(out / WHOLE)
     finally:
         _remove(made)
     _put_into_place(out)
@@ -110,7 +118,7 @@ def _make(made: Path, out: Path, results: Results, outcomes: Mapping[str, Outcom
 
 def _put_into_place(out: Path) -> None:
     """Each step may be the last one of a process, and the next one goes on with what is left."""
-    whole = out / _WHOLE
+    whole = out / WHOLE
     if not whole.is_dir():
         return
     if (whole / _REPLACES).exists():

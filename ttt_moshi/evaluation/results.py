@@ -29,6 +29,8 @@ from ttt_moshi.files import write_atomically
 SCHEMA = 1
 OK = "ok"
 SKIPPED = "skipped"
+MADE, WHOLE = ".unfinished", ".whole"
+"""folders in which `files` makes an evaluation before it has its place"""
 MEASURED = ("value", "ci95", "n", "metric", "unit_of_n", "better")
 """what the entry of a measured task has at least"""
 
@@ -105,7 +107,8 @@ def check_task(name: str, task: dict[str, Any]) -> None:
             "such a number is not written"
         )
     if type(task["n"]) is not int:
-        raise EvaluationError(f"task `{name}`: `n` is {task['n']!r}, and no whole number of Python's")
+        kind = type(task["n"]).__name__
+        raise EvaluationError(f"task `{name}`: `n` is {task['n']!r}, and no whole number (a {kind}, not an int)")
     words = task["metric"], task["unit_of_n"]
     if task["better"] not in ("higher", "lower") or not all(isinstance(word, str) for word in words):
         raise EvaluationError(f"task `{name}`: `better` is higher or lower, `metric` and `unit_of_n` are words")
@@ -168,6 +171,6 @@ def read_results(path: Path) -> Results:
                 for key in ("options", "protocol"):
                     task.get(key, {}).items()
         results.config.get("ttt")
-        for part in (results.data, results.versions):
+        for part in (*results.data.values(), results.versions):
             part.items()
     return results

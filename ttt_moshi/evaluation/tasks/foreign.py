@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation.errors import EvaluationError, EvaluationStopped
+from ttt_moshi.evaluation.outcome import Outcome
 
 if TYPE_CHECKING:
-    from ttt_moshi.evaluation.outcome import Outcome
     from ttt_moshi.evaluation.scoring.engine import Engine
 
 
@@ -44,5 +44,7 @@ class GuardedTask:
 
     def run(self, engine: Engine) -> Outcome:
         """Raises `EvaluationError` for whatever goes wrong in it."""
-        outcome: Outcome = guard(self.name, self.task.run)(engine)
+        outcome = guard(self.name, self.task.run)(engine)
+        if not (isinstance(outcome, Outcome) and isinstance(outcome.entry, dict)):
+            raise EvaluationError(f"`{self.name}` of another package gave back no `Outcome` with an entry")
         return outcome
