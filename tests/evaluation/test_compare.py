@@ -272,13 +272,15 @@ def test_evaluations_in_folders_of_one_name_are_told_apart(tmp_path, capsys, mon
     for run in "ab":
         write(tmp_path / run / "step", 1, {"x": 1.0})
     monkeypatch.chdir(tmp_path / "a" / "step")
+    monkeypatch.setenv("COLUMNS", "400")
     assert main(["eval", "compare", ".", "../../b/step", "--out", str(tmp_path / "out")]) == 0
     assert "differences from a/step (step 1)" in (shown := capsys.readouterr().out) and "b/step (step 1): " in shown
 
 
 @pytest.mark.parametrize(("items", "significant"), [(1, False), (4, False), (5, True)])
-def test_a_few_items_show_nothing(tmp_path, capsys, items, significant):
+def test_a_few_items_show_nothing(tmp_path, capsys, monkeypatch, items, significant):
     """They may be alike: then an interval has no width, and excludes everything else."""
+    monkeypatch.setenv("COLUMNS", "400")
     for name, score in (("a", 0.25), ("b", 0.75)):
         write(tmp_path / name, 1, {f"i{i}": score for i in range(items)})
     assert main(["eval", "compare", *(str(tmp_path / n) for n in "ab"), "--out", str(tmp_path / "out")]) == 0
