@@ -219,3 +219,79 @@ def test_damaged_samples_are_named(tmp_path):
     (tmp_path / "a" / "samples" / "ssc.jsonl").write_text("{")
     with pytest.raises(EvaluationError, match=r"ssc\.jsonl"):
         load(tmp_path / "a")
+
+
+def refused(words: list, capsys) -> str:
+    assert main(["eval", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_samples_that_are_not_those_that_were_measured_are_refused(tmp_path, capsys):
+    for name in "ab":
+        one = write(tmp_path / name, 1, {"x": 1.0, "y": 0.0, "z": 1.0})
+        one.results.data["ssc"]["samples"] = 3
+        write_results(one.folder / "results.json", one.results)
+    words = ["compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out"]
+    assert main(["eval", *map(str, words)]) == 0
+    samples = tmp_path / "b" / "samples" / "ssc.jsonl"
+    whole = samples.read_text().splitlines(keepends=True)
+    for lines, told in (
+        (whole[:2], "ssc.jsonl holds 2 samples, and 3 were measured"),
+        ([], "ssc.jsonl holds 0 samples, and 3 were measured"),
+        ([*whole[:2], '{"id": "z", "score": NaN}\n'], "ssc.jsonl, line 3: `score` is nan, and no number"),
+        ([*whole[:2], '{"id": "z"}\n'], "ssc.jsonl, line 3: lacks 'score'"),
+        ([*whole[:2], '{"id": "z", "score": "high"}\n'], "ssc.jsonl, line 3: could not convert"),
+    ):
+        samples.write_text("".join(lines))
+        assert told in refused(words, capsys)
+
+
+def test_reports_replace_none_of_another_kind(tmp_path, capsys):
+    for name in "ab":
+        write(tmp_path / name, 1, {"x": 1.0})
+    (tmp_path / "a" / "report.html").write_text("the evaluation's")
+    assert "holds an evaluation" in refused(["report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "a"], capsys)
+    assert (tmp_path / "a" / "report.html").read_text() == "the evaluation's"
+    assert "is named twice" in refused(["compare", tmp_path / "a", tmp_path / "b" / ".." / "a"], capsys)
+    for command in (["report"], ["lm-eval"], ["compare", tmp_path / "b"]):
+        error = refused([*command, tmp_path / "a" / "results.json"], capsys)
+        assert "results.json is a file: name the folder of an evaluation" in error
+
+
+def test_an_evaluation_replaces_no_comparison(tmp_path, tiny_material, capsys):
+    for name in "ab":
+        write(tmp_path / name, 1, {"x": 1.0})
+    assert main(["eval", "compare", *(str(tmp_path / n) for n in "ab"), "--out", str(tmp_path / "out")]) == 0
+    base = ["--checkpoint_dir", "base", "--hf_repo_id", tiny_material.base_model, "--data", tiny_material.eval_data]
+    assert "holds a comparison" in refused([*base, "--out", tmp_path / "out"], capsys)
+
+
+def test_evaluations_in_folders_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
+    for run in "ab":
+        write(tmp_path / run / "step", 1, {"x": 1.0})
+    monkeypatch.chdir(tmp_path / "a" / "step")
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["eval", "compare", ".", "../../b/step", "--out", str(tmp_path / "out")]) == 0
+    assert "differences from a/step (step 1)" in (shown := capsys.readouterr().out) and "b/step (step 1): " in shown
+
+
+@pytest.mark.parametrize(("items", "significant"), [(1, False), (4, False), (5, True)])
+def test_a_few_items_show_nothing(tmp_path, capsys, monkeypatch, items, significant):
+    """They may be alike: then an interval has no width, and excludes everything else."""
+    monkeypatch.setenv("COLUMNS", "400")
+    for name, score in (("a", 0.25), ("b", 0.75)):
+        write(tmp_path / name, 1, {f"i{i}": score for i in range(items)})
+    assert main(["eval", "compare", *(str(tmp_path / n) for n in "ab"), "--out", str(tmp_path / "out")]) == 0
+    assert ("fewer than 5 do not tell" in capsys.readouterr().out) != significant
+    (found,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["tasks"]["ssc"]["against_first"]
+    assert found["ci95"] == [0.5, 0.5] and found["significant"] == significant
+    row = next(r for r in (tmp_path / "out" / "report.md").read_text().splitlines() if r.startswith("| ssc | b"))
+    assert row.rstrip(" |").endswith("yes" if significant else "fewer than 5 items do not tell")
+
+
+def test_nobody_is_unbeaten_where_nothing_is_compared(tmp_path):
+    a, b = (write(tmp_path / name, 1, {"x": 1.0}, digest=name) for name in "ab")
+    assert compare([a, b])["pareto"] == [False, False]
+    assert "★" not in write_comparison(tmp_path / "out", [a, b]).read_text()

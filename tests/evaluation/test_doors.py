@@ -40,7 +40,10 @@ BAD = [
     ["--outputs_of", "x", "--tasks", "ssc"], ["--outputs_of", " ", "--tasks", "full_duplex"],
     ["--outputs_of", "x", "--tasks", "full_duplex", "--sink", "2"],
     ["--sink", "2", "--text", "sampled"], ["--sink", "2", "--ttt", "swapped:4"], ["--sink", "9999"],
-    ["--out", "{place}/file"], ["--cache_dir", "{place}/file"],
+    ["--out", "{place}/file"], ["--cache_dir", "{place}/file"], ["--out", "{place}/file/below"],
+    ["--cache_dir", "{place}/file/below"], ["--out", "/proc/nowhere"], ["--cache_dir", "/proc/nowhere"],
+    *(["--ttt", f"{kind}:9999999999999999999999"] for kind in ("reset", "swapped")),
+    ["--sampled_texts", "99999999", "--text", "sampled"], ["--answers", "99999999", "--tasks", "trivia_qa"],
     *([flag, ""] for flag in ("--out", "--data", "--data_root", "--cache_dir", "--config")), ["--data", " "],
     ["--reference", "moshiko", "--tasks", "perplexity"], ["--reference", "moshiko"],
     ["--data_root", "{place}/gone"], ["--data_root", "{place}/file"],
@@ -99,6 +102,8 @@ NOT_RESULTS = {
     "a protocol of another kind": json.dumps(
         RESULTS | {"tasks": {"ssc": RESULTS["tasks"]["ssc"] | {"protocol": ["dtype"]}}}
     ).encode(),
+    "data of another kind": json.dumps(RESULTS | {"data": {"ssc": 3}}).encode(),
+    "a task that names another folder": json.dumps(RESULTS | {"tasks": {"../../x": RESULTS["tasks"]["ssc"]}}).encode(),
     "no checkpoint": json.dumps(RESULTS | {"checkpoint": None}).encode(),
 }
 

@@ -1,5 +1,6 @@
 """Fetching data sets from a server of this machine, which speaks as the hub does and misbehaves where it is told to."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -264,7 +266,7 @@ def test_a_record_of_elsewhere_is_held_against(hub, tmp_path, capsys):
     assert fetch(tmp_path / "c", "--url", url, "--sha256", "0" * 64) == 2
     assert "instead of 000" in capsys.readouterr().err
     (tmp_path / "b/fetched.json").write_text("[]")
-    assert fetch(tmp_path / "b", "--url", url) == 2 and "fetched.json is not what" in capsys.readouterr().err
+    assert fetch(tmp_path / "b", "--url", url) == 2 and "fetched.json holds something else" in capsys.readouterr().err
 
 
 def test_without_a_digest_only_the_same_file_is_gone_on_with(hub, tmp_path):
@@ -311,3 +313,53 @@ def test_the_list_names_licences(capsys):
     assert main(["eval", "fetch", "list"]) == 0
     out = capsys.readouterr().out
     assert "librispeech_long" in out and "CC BY 4.0" in out and "hlt-lab/voicebench" in out
+
+
+def held(path: Path) -> IO[str]:
+    """A lock as another process has it: opened anew, it cannot be had."""
+    file = path.open("a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_one_process_at_a_time_fetches_into_a_folder(tmp_path, capsys):
+    (tmp_path / "x.wav").write_bytes(b"x")
+    words = ["eval", "fetch", "--url", f"file://{tmp_path}/x.wav", "--out", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    with held(tmp_path / "out" / ".fetching.lock"):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "another process is fetching into" in error and error.count("\n") == 1
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".fetching.lock"]
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.wav", "fetched.json"}
+
+
+@pytest.mark.parametrize("name", ["fetched.json", "data.zip"])
+def test_an_archive_with_a_name_that_is_taken_is_refused(tmp_path, capsys, name):
+    """Its digest could never be right again."""
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr(name, "{}")
+    assert main(["eval", "fetch", "--url", f"file://{tmp_path}/data.zip", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"holds a file '{name}'" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("record", ["[" * 100_000, "[]", '{"x": {"source": 3}}', '{"x": {"source": "y", "files": [1]}}',
+                                    '{"x": {"source": "y", "archives": {"z": 1}}}'])  # fmt: skip
+def test_a_record_that_is_none_is_named(tmp_path, capsys, record):
+    (tmp_path / "x.wav").write_bytes(b"x")
+    (tmp_path / "fetched.json").write_text(record)
+    assert main(["eval", "fetch", "--url", f"file://{tmp_path}/x.wav", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "fetched.json" in error and error.count("\n") == 1 and (tmp_path / "fetched.json").read_text() == record
+
+
+def test_what_is_no_address_and_a_hub_that_is_not_there_are_one_line(tmp_path, capsys, monkeypatch):
+    assert main(["eval", "fetch", "--url", "http://[x/y.zip", "--out", str(tmp_path / "out")]) == 2
+    assert "is no address" in capsys.readouterr().err
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert main(["eval", "fetch", "voicebench", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "the hub cannot be asked for hlt-lab/voicebench: Connection refused" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -329,3 +330,18 @@ def test_values_that_mean_nothing_are_refused(tiny_material, tmp_path, capsys):
         error = capsys.readouterr().err
         assert complaint in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_or_too_short_recordings_are_refused_before_any_work(tiny_material, tmp_path, capsys):
+    """Also where `--max_items` takes only a part of them, which their contents decide."""
+    data = shutil.copytree(tiny_material.train_data.parent, tmp_path / "data") / tiny_material.train_data.name
+    shutil.rmtree(data.parent / ".mimi_codes", ignore_errors=True)
+    base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tiny_material.base_model), "--data", str(data)]
+    for options, told in (
+        (["--minutes", "0.05", "--max_items", "2"], "three recordings are needed"),
+        (["--minutes", "0.3", "--max_items", "3"], "the recordings are too short"),
+    ):
+        assert main([*base, "--tasks", "hour", "--out", str(tmp_path / "out"), *options]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not list(data.parent.rglob("*.safetensors"))

@@ -137,10 +137,60 @@ def test_a_task_is_found_by_its_name_as_it_is(install, tiny_material, tmp_path, 
     ('"ci95": [7.0, 7.0], ', "task `sevens` has a result without `ci95`"),
     ('"metric": "sevens", ', "task `sevens` has a result without `metric`"),
     ('[7.0, 7.0]', "task `sevens` has no finite result"),
+    ('"n": 1,', "task `sevens`: `n` is 1.5, and no whole number"),
+    ('"better": "higher"', "task `sevens`: `better` is higher or lower"),
+    ('"status": "ok"', "result that cannot be written: Object of type set"),
+    ('"score": 7.0}', "sample that cannot be written: Out of range float"),
+    ('"id": "a", ', "sample without `id` and `score`"),
+    ('return Outcome', "`sevens` of another package gave back no `Outcome`"),
+    ('{"of": 7}', "has failed: ZeroDivisionError: division by zero (extra_sevens.py, line 14)"),
+    ('entry = {', "has failed: ZeroDivisionError: division by zero (extra_sevens.py, line 10)"),
 ])  # fmt: skip
 def test_an_entry_that_is_no_result_is_named(install, tiny_material, tmp_path, capsys, given, complaint):
-    replaced = MODULE.replace(given, "7.0" if given.startswith("[") else "")
+    """And the numbers of the tasks beside it are written."""
+    replaced = MODULE.replace(given, INSTEAD.get(given, ""))
     assert replaced != MODULE
     install(replaced, sevens="extra_sevens:SPEC")
-    assert evaluate(tiny_material, tmp_path / "out", "sevens") == 2
+    assert evaluate(tiny_material, tmp_path / "out", "perplexity,sevens") == 1
     assert complaint in " ".join(capsys.readouterr().out.split())
+    tasks = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert tasks["perplexity"]["status"] == "ok" and complaint in tasks["sevens"]["reason"]
+
+
+INSTEAD = {
+    "[7.0, 7.0]": "7.0",
+    '"n": 1,': '"n": 1.5,',
+    '"better": "higher"': '"better": "bigger"',
+    '"status": "ok"': '"status": "ok", "more": {1, 2}',
+    '"score": 7.0}': '"score": float("nan")}',
+    '{"of": 7}': "1 / 0",
+    "entry = {": "1 / 0; entry = {",
+    "return Outcome": "Outcome",
+}
+
+
+@pytest.mark.parametrize(("points", "message"), [
+    ({"../sevens": "extra_sevens:SPEC"}, "'../sevens' of extra_sevens:SPEC is no name for a task"),
+    ({"all": "extra_sevens:SPEC"}, "'all' of extra_sevens:SPEC is no name for a task"),
+    ({"sevens": "extra_two:SPEC"}, "is of version 'two', and no number"),
+])  # fmt: skip
+def test_a_task_that_could_not_be_recorded_is_refused_before_it_runs(
+    install, tmp_path, capsys, monkeypatch, points, message
+):
+    (tmp_path / "extra_two.py").write_text(MODULE.replace("version=3", "version='two'"))
+    install(**points)
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["eval", "--tasks", "list"]) == 0
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["cannot_apply=lambda c: ", "lambda benchmarks: Sevens()"])
+def test_errors_of_its_options_and_its_data_are_one_line(install, tiny_material, tmp_path, capsys, given):
+    install(
+        MODULE.replace(given, given.replace("Sevens()", "1 / 0").replace("c: ", "c: 1 / 0 if c else ")),
+        sevens="extra_sevens:SPEC",
+    )
+    assert evaluate(tiny_material, tmp_path / "out", "sevens") == 2
+    error = capsys.readouterr().err
+    assert "`sevens` of another package has failed: ZeroDivisionError" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -310,3 +310,41 @@ def test_the_command_asks_and_keeps_what_was_said(tiny_material, tmp_path, capsy
     ):
         assert ask(tiny_material, tmp_path / "no", *words) == 2
         assert complaint in capsys.readouterr().err
+
+
+def test_other_ratings_of_the_same_answers_replace_none_unasked(tiny_material, tmp_path, capsys):
+    sound(tmp_path / "judged_answers" / "a.wav")
+    (tmp_path / "judged_answers" / "mine.jsonl").write_text('{"audio": "a.wav", "question": "Why?"}\n')
+    ratings, out = tmp_path / "ratings.jsonl", tmp_path / "out"
+
+    def rated(line: str, *more: str) -> int:
+        ratings.write_text(line)
+        base = ["eval", "--checkpoint_dir", "base", "--hf_repo_id", str(tiny_material.base_model), "--dtype", "float32"]
+        words = ["--data_root", str(tmp_path), "--answer_seconds", "0.4", "--judge", str(ratings), "--out", str(out)]
+        return main([*base, *words, "--tasks", "judged_answers", *more])
+
+    def value() -> float:
+        return json.loads((out / "results.json").read_text())["tasks"]["judged_answers"]["value"]
+
+    assert rated('{"id": "mine-1-0", "score": 3}') == 0 and value() == 3
+    assert rated('{"id": "mine-1-0", "score": 3}') == 0
+    assert rated('{"id": "mine-1-0", "score": 1}') == 2 and value() == 3
+    assert "the same answers were rated otherwise there" in capsys.readouterr().err
+    assert rated('{"id": "mine-1-0", "score": 1}', "--overwrite") == 0 and value() == 1
+    for line, complaint in (
+        ("[" * 100_000, "is nested too deeply"),
+        ("{}", "lacks 'id'"),
+        ("3", "holds something else"),
+    ):
+        assert rated(line) == 2 and value() == 1
+        assert f"one of its lines {complaint}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_table_names_recordings_of_its_own_folder_only(tmp_path):
+    sound(tmp_path / "a.wav")
+    (tmp_path / "trivia_qa").mkdir()
+    table = tmp_path / "trivia_qa" / "trivia_qa.csv"
+    columns = "question,answer_normalized_value,answer_normalized_aliases,audio_filename\n"
+    table.write_text(f"{columns}Who?,me,,../../a.wav\n")
+    with pytest.raises(EvaluationError, match=r"the path \.\./\.\./a\.wav leaves the folder"):
+        open_questions(tmp_path, "trivia_qa")

@@ -80,6 +80,7 @@ class _Run:
         if options.checkpoint_dir == BASE:
             assert request.base is not None
             args, out = request.with_overrides(TrainArgs(run_dir="none")), options.out
+            ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
             _check_data(request, args)
             info = resolve_model(request.base, "evaluate")
             new = results(base_facts(info), args, None)
@@ -90,6 +91,7 @@ class _Run:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))
             args, out = request.with_overrides(trained), options.out or _default_out(folder)
+            ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
             _check_data(request, args)
             new = results(checkpoint_facts(folder), args, trained.duration_sec)
             ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
@@ -135,7 +137,7 @@ class _Run:
             spec, entry = known[name], found.tasks[name]
             applied = request.controls.applied(spec.text, spec.user) if spec.runs_model else {}
             entry.setdefault("options", applied)
-            entry["protocol"] = {**(read if entry["options"] else {}), **spec.protocol(benchmarks)}
+            entry["protocol"] = {**(read if entry["options"] else {}), **entry["protocol"]}
             self.results.data[name] = {"digest": outcome.data_digest, "samples": len(outcome.samples)}
         self.results.tasks |= found.tasks
         self.outcomes |= found.outcomes
@@ -159,24 +161,25 @@ class _Run:
         """
         from ttt_moshi.evaluation import EvaluationError
         from ttt_moshi.evaluation.adding import added, has_numbers
-        from ttt_moshi.evaluation.files import write_evaluation
+        from ttt_moshi.evaluation.files import alone_in, write_evaluation
         from ttt_moshi.training.run_dir import git_state
 
         path = self.out / "results.json"
-        if not self.results.measured and has_numbers(self.out):
-            return f"nothing was measured: {path} keeps what was measured before"
-        try:
-            # Looked at again: another evaluation may have ended meanwhile.
-            there = _there(self.request, self.out, self.results)
-            found = self.results if there is None else added(there, self.results)
-        except EvaluationError as error:
-            cache = self.request.options.cache_dir or self.out / "cache"
-            raise EvaluationError(
-                f"{path} stays as it is, and what was measured now is not written: {error}. Scores are kept for "
-                f"--cache_dir {cache}"
-            ) from None
         circumstances = {"seconds": round(seconds, 3), "device": str(self.subject.model.device), "commit": git_state()}
-        write_evaluation(self.out, found, self.outcomes, circumstances, adds=there is not None)
+        with alone_in(self.out):
+            if not self.results.measured and has_numbers(self.out):
+                return f"nothing was measured: {path} keeps what was measured before"
+            try:
+                # Looked at again: another evaluation may have ended meanwhile.
+                there = _there(self.request, self.out, self.results)
+                found = self.results if there is None else added(there, self.results)
+            except EvaluationError as error:
+                cache = self.request.options.cache_dir or self.out / "cache"
+                raise EvaluationError(
+                    f"{path} stays as it is, and what was measured now is not written: {error}. Scores are kept for "
+                    f"--cache_dir {cache}"
+                ) from None
+            write_evaluation(self.out, found, self.outcomes, circumstances, adds=there is not None)
         before = [name for name in found.measured if name not in self.outcomes]
         beside = f" (measured before, and kept: {', '.join(before)})" if before else ""
         return f"results: {path}{beside}, in full: {self.out / 'report.html'}"
@@ -189,7 +192,10 @@ def _there(request: Request, out: Path, new: Any) -> Any:
         EvaluationError: numbers of another one are there, and are not to be replaced.
     """
     from ttt_moshi.evaluation.adding import added_to
+    from ttt_moshi.evaluation.files import refuse_comparison, settle
 
+    refuse_comparison(out)
+    settle(out)
     return None if request.options.overwrite else added_to(out, new, request.names)
 
 
@@ -269,6 +275,22 @@ def _check_data(request: Request, args: TrainArgs) -> None:
             continue
         return
     check_tasks(request.names, benchmarks)
+
+
+def _check_folders(request: Request, out: Path) -> None:
+    """Raises `EvaluationError` for folders that cannot be written: nothing would come of hours of work."""
+    from ttt_moshi.evaluation import EvaluationError
+    from ttt_moshi.files import try_folder
+
+    for flag, folder in (("out", out), ("cache_dir", request.options.cache_dir)):
+        if folder is None:
+            continue
+        try:
+            try_folder(folder)
+        except OSError as error:
+            raise EvaluationError(
+                f"--{flag} {folder} cannot be written: {error.strerror or error}; name another folder"
+            ) from None
 
 
 def _default_out(folder: Path) -> Path:

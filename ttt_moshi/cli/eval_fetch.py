@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -39,9 +40,9 @@ def main(argv: list[str], console: Console) -> int:
         return 0
     _check(options)
     from ttt_moshi.evaluation.fetching.download import Expected
-    from ttt_moshi.evaluation.fetching.fetch import fetch_repository, fetch_url
+    from ttt_moshi.evaluation.fetching.fetch import alone_in, fetch_repository, fetch_url
 
-    with Bars(console) as bars:
+    with alone_in(options.out), Bars(console) as bars:
         if options.url is not None:
             expected = Expected(sha256=options.sha256 and options.sha256.lower())
             found = fetch_url(options.url, options.url, expected, options.out, options.into, bars.update)
@@ -83,10 +84,17 @@ def _check(options: Any) -> None:
             raise UserError(f"--{key} goes with --url alone")
     if options.revision and (url is not None or DATA_SETS[name].repository is None):
         raise UserError("--revision is for data sets of the hub alone")
-    if url is not None and not re.match(r"(https?|file)://", url):
+    if url is not None and not _is_address(url):
         raise UserError(f"--url {url} is no address: https://..., http://... or file://...")
     if options.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", options.sha256):
         raise UserError(f"--sha256 {options.sha256} is not one: 64 hexadecimal digits")
     into = Path(options.into)
     if into.is_absolute() or ".." in into.parts:
         raise UserError(f"--into {into} is not a folder below --out")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https", "file") and "://" in url
+    except ValueError:  # brackets that are no address of IPv6
+        return False

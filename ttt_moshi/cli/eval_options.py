@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BASE = "base"
 MAX_ANSWER_SECONDS = 3600
+MAX_DRAWS = 1000
 DATA_KEYS = ("data", "duration_sec", "paper_metrics")
 
 
@@ -71,7 +72,7 @@ def parser() -> Parser:
     add("--user", choices=USER_MODES, help="user stream of every task (default: natural in recordings, else silence)")
     add(
         "--sampled_texts",
-        type=positive,
+        type=draws,
         default=8,
         help="texts drawn per recording with --text sampled (default: %(default)s)",
     )
@@ -108,7 +109,7 @@ def parser() -> Parser:
     )
     add(
         "--answers",
-        type=positive,
+        type=draws,
         default=1,
         help="so many answers to each spoken question; the value is their mean, best of n is recorded (default: 1)",
     )
@@ -138,6 +139,13 @@ def positive(text: str) -> int:
     """A whole number greater than 0, for argparse."""
     if not (text.isascii() and text.isdecimal()) or int(text) == 0:
         raise ArgumentTypeError(f"{text} is not a whole number greater than 0")
+    return int(text)
+
+
+def draws(text: str) -> int:
+    """`positive`, of things that are all made and held at once."""
+    if positive(text) > MAX_DRAWS:
+        raise ArgumentTypeError(f"{text} is more than {MAX_DRAWS}")
     return int(text)
 
 

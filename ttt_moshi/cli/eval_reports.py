@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from rich.padding import Padding
 from ttt_moshi.cli.arguments import Parser
 from ttt_moshi.cli.eval_fetch import main as fetch
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import read_text
 
 
 def main(argv: list[str]) -> int:
@@ -36,10 +34,11 @@ def _ls(argv: list[str], console: Console) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working folder")
     folder = parser.parse_args(argv).folder
     from ttt_moshi.evaluation import EvaluationError, read_results
+    from ttt_moshi.evaluation.results import MADE, WHOLE
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    found = sorted(folder.glob("**/results.json"))
+    found = sorted(path for path in folder.glob("**/results.json") if path.parent.name not in (MADE, WHOLE))
     problems = []
     for path in found:
         try:
@@ -70,12 +69,15 @@ def _compare(argv: list[str], console: Console) -> int:
         "--out", type=Path, default=Path("comparison"), help="folder for the report (default: %(default)s)"
     )
     options = parser.parse_args(argv)
-    from ttt_moshi.evaluation.compare import load
-    from ttt_moshi.evaluation.report.write import write_comparison
+    from ttt_moshi.evaluation.compare import load_all
+    from ttt_moshi.evaluation.documents import read_json
+    from ttt_moshi.evaluation.report.write import COMPARISON, write_comparison
 
     _refuse_file("--out", options.out)
-    page = write_comparison(options.out, [load(folder) for folder in options.folders])
-    comparison = json.loads(read_text(options.out / "comparison.json"))
+    if (options.out / "results.json").exists():
+        raise UserError(f"--out {options.out} holds an evaluation, whose report would be replaced: name another folder")
+    page = write_comparison(options.out, load_all(options.folders))
+    comparison = read_json(options.out / COMPARISON)
     labels = [checkpoint["label"] for checkpoint in comparison["checkpoints"]]
     console.print(f"differences from {labels[0]}, item by item; positive is better", soft_wrap=True, markup=False)
     complete = True
@@ -97,9 +99,12 @@ def _refuse_file(flag: str, path: Path) -> None:
 def _difference(found: dict[str, Any]) -> str:
     if found["status"] != "ok":
         return f"not compared, {found['reason']}"
+    from ttt_moshi.evaluation.statistics import FEWEST
+
     low, high = found["ci95"]
     p = f", McNemar's p {found['mcnemar']:.3g}" if "mcnemar" in found else ""
     note = f"; {found['note']}" if "note" in found else ""
+    note += f": fewer than {FEWEST} do not tell" if found["n"] < FEWEST else ""
     return f"{found['difference']:+.4f} ({low:+.4f} – {high:+.4f}), {found['n']} items{p}{note}"
 
 
@@ -148,12 +153,14 @@ def _versa(argv: list[str], console: Console) -> int:
     for folder in (options.predicted, options.references):
         if folder is not None and not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
+    predicted = sound_files(options.predicted)
+    references = None if options.references is None else sound_files(options.references)
     texts = {}
-    for name, sound in sound_files(options.references or options.predicted).items():
+    for name, sound in (references or predicted).items():
         if (path := sound.with_suffix(".json")).is_file():
             words = [word.text for word in read_transcript(path).words if word.speaker == MAIN_SPEAKER]
             texts[name] = " ".join(words)
-    for path in write_versa_lists(options.out, options.predicted, options.references, texts):
+    for path in write_versa_lists(options.out, predicted, references, texts):
         console.print(str(path), soft_wrap=True)
     return 0
 
@@ -170,6 +177,7 @@ def _lm_eval(argv: list[str], console: Console) -> int:
     parser.add_argument("--out", type=Path, help=f"JSON file (default: {LM_EVAL_FILE} in the folder)")
     options = parser.parse_args(argv)
     from ttt_moshi.evaluation import read_results
+    from ttt_moshi.evaluation.documents import read_json
     from ttt_moshi.evaluation.errors import well_formed
     from ttt_moshi.evaluation.results import write_json
 
@@ -182,7 +190,7 @@ def _lm_eval(argv: list[str], console: Console) -> int:
     results, timing = read_results(path), {}
     if beside.is_file():
         with well_formed(beside):
-            timing = dict(json.loads(read_text(beside)))
+            timing = dict(read_json(beside))
     with well_formed(path):
         converted = as_lm_eval(results, timing, path.stat().st_mtime)
     write_json(out, converted)

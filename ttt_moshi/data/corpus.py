@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import threading
@@ -83,9 +84,7 @@ class Corpus:
         style: TextStyle = MOSHI_STYLE,
         shard: tuple[int, int] = (0, 1),
     ):
-        self.clip_frames = seconds_to_frames(duration_sec)
-        if self.clip_frames < 1:
-            raise DataError(f"clips of {duration_sec} s are shorter than one frame (0.08 s)")
+        self.clip_frames = _clip_frames(duration_sec)
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
         self._digests: dict[Path, Digests] = {}
         self.shard = shard
@@ -108,6 +107,14 @@ class Corpus:
         self.fingerprint: str = _digest_of(self.identity)
         """64 hex digits: equal where `identity` is"""
         self._warn_of_missing_transcripts()
+
+    def cut(self, duration_sec: float) -> Corpus:
+        """The same recordings, which are not opened again, in clips of another length."""
+        other = copy.copy(self)
+        other.clip_frames = _clip_frames(duration_sec)
+        other.identity = other._identity()
+        other.fingerprint = _digest_of(other.identity)
+        return other
 
     @property
     def recordings(self) -> list[Recording]:
@@ -338,6 +345,13 @@ class Corpus:
                 f"{len(missing)} of {len(self.recordings)} recordings have no transcript "
                 f"({missing[0].audio.with_suffix('.json')}, ...): their text stream is absent"
             )
+
+
+def _clip_frames(duration_sec: float) -> int:
+    frames = seconds_to_frames(duration_sec)
+    if frames < 1:
+        raise DataError(f"clips of {duration_sec} s are shorter than one frame (0.08 s)")
+    return frames
 
 
 @cache

@@ -70,6 +70,9 @@ def added(there: Results, new: Results) -> Results:
     apart = [name for name in again if _quantity(name, there) != _quantity(name, new)]
     if apart:
         raise EvaluationError(f"{', '.join(apart)}: measured there on other data, or by another protocol: {WAY_OUT}")
+    rated = [name for name in again if there.tasks[name].get("ratings") not in (None, new.tasks[name].get("ratings"))]
+    if rated:
+        raise EvaluationError(f"{', '.join(rated)}: the same answers were rated otherwise there: {WAY_OUT}")
     if there.data.get("codec") != new.data.get("codec"):
         raise EvaluationError(f"the codes there are those of another codec: {WAY_OUT}")
     found = {name: task for name, task in new.tasks.items() if name in new.measured or name not in there.measured}

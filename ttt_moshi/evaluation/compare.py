@@ -6,19 +6,19 @@ comparison of two accuracies over a thousand pairs cannot see two points; a pair
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+from ttt_moshi.evaluation.documents import json_lines
+from ttt_moshi.evaluation.errors import EvaluationError, line_of
 from ttt_moshi.evaluation.judge import RATINGS, judged_by
 from ttt_moshi.evaluation.results import OK, Results, read_results
-from ttt_moshi.evaluation.statistics import mcnemar, mean_by_item, paired_difference
-from ttt_moshi.files import read_text
+from ttt_moshi.evaluation.statistics import FEWEST, mcnemar, mean_by_item, paired_difference
 
 
 @dataclass
@@ -28,12 +28,15 @@ class Evaluation:
     folder: Path
     results: Results
     items: dict[str, dict[str, float]]  # task -> item -> score, higher = better
+    name: str = ""
+    """the end of its path that tells it from the others; empty takes the last part"""
 
     @property
     def label(self) -> str:
         """Short name for tables: the folder's, the step, and how the model was read."""
         way = f", {self.way}" if self.way else ""
-        return f"{self.folder.name} (step {self.results.checkpoint['step']}{way})"
+        name = self.name or self.folder.absolute().name
+        return f"{name} (step {self.results.checkpoint['step']}{way})"
 
     @property
     def way(self) -> str:
@@ -45,26 +48,54 @@ class Evaluation:
 def load(folder: Path) -> Evaluation:
     """Reads an evaluation. Raises `EvaluationError` when its files are missing or corrupt."""
     results = read_results(folder / "results.json")
-    measured = [name for name, task in results.tasks.items() if task["status"] == OK]
-    items = {name: _items(folder / "samples" / f"{name}.jsonl") for name in measured}
+    items = {
+        name: _items(folder / "samples" / f"{name}.jsonl", results.data.get(name, {}).get("samples"))
+        for name in results.measured
+    }
     return Evaluation(folder, results, items)
 
 
-def _items(path: Path) -> dict[str, float]:
-    """Mean score of every item; a pair's samples name their item, other samples are items themselves."""
-    with well_formed(path):
-        scored = [
-            (sample.get("item", sample["id"]), sample["score"])
-            for sample in map(json.loads, read_text(path).splitlines())
-            if sample["score"] is not None
-        ]
-        return mean_by_item([item for item, _ in scored], [score for _, score in scored])
+def load_all(folders: Sequence[Path]) -> list[Evaluation]:
+    """Reads several, which are told apart by their names. Raises `EvaluationError` as `load`, and for one that is named
+    twice."""
+    found = [load(folder) for folder in folders]
+    paths = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1), None):
+        raise EvaluationError(f"{twice} is named twice: an evaluation does not differ from itself")
+    parts = 1
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
+        parts += 1
+    for evaluation, path in zip(found, paths, strict=True):
+        evaluation.name = "/".join(path.parts[-parts:])
+    return found
+
+
+def _items(path: Path, count: int | None) -> dict[str, float]:
+    """Mean score of every item; a pair's samples name their item, other samples are items themselves.
+
+    Args:
+        count: of the samples that were written, None where that is not known.
+    """
+    samples = list(json_lines(path))
+    if count is not None and len(samples) != count:
+        raise EvaluationError(f"{path} holds {len(samples)} samples, and {count} were measured: evaluate it again")
+    items, scores = [], []
+    for number, sample in samples:
+        with line_of(path, number):
+            if sample["score"] is None:
+                continue
+            items.append(sample.get("item", sample["id"]))
+            scores.append(float(sample["score"]))
+            if not math.isfinite(scores[-1]):
+                raise ValueError(f"`score` is {sample['score']}, and no number")
+    return mean_by_item(items, scores)
 
 
 def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """How `second` differs from `first` in one task, over the items that both answered.
 
-    {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}; tasks of choices add "mcnemar" (p
+    {"status": "ok", "first", "second", "difference", "ci95", "n", "significant"}, the last where the interval excludes
+    0 and there are items enough for one; tasks of choices add "mcnemar" (p
     value) and the counts "first_only", "second_only" of items that one of the two got right, ratings from two files a
     "note". Differences of scores are positive when `second` is better.
     """
@@ -83,7 +114,7 @@ def compare_task(name: str, first: Evaluation, second: Evaluation) -> dict[str, 
         "difference": float((b - a).mean()),
         "ci95": [low, high],
         "n": len(shared),
-        "significant": low > 0 or high < 0,
+        "significant": (low > 0 or high < 0) and len(shared) >= FEWEST,
     }
     if first.results.tasks[name].get("chance", 0.0) > 0.0:  # a share of right choices; of a difference it is 0
         right_a, right_b = a > 0.5, b > 0.5
@@ -223,8 +254,10 @@ def is_comparable(value: dict[str, Any]) -> bool:
 
 def pareto(evaluations: list[Evaluation], tasks: Mapping[str, Mapping[str, Any]]) -> list[bool]:
     """For each evaluation whether no other one is at least as good in every task in which all can be compared, and
-    better in one."""
+    better in one; false for all where there is none."""
     common = [name for name, task in tasks.items() if all(is_comparable(value) for value in task["values"])]
     sign = {n: 1.0 if evaluations[0].results.tasks[n]["better"] == "higher" else -1.0 for n in common}
+    if not common:
+        return [False] * len(evaluations)
     points = [np.array([sign[n] * e.results.tasks[n]["value"] for n in common]) for e in evaluations]
     return [not any((q >= p).all() and (q > p).any() for q in points) for p in points]

@@ -10,6 +10,9 @@ from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.scoring.scorer import ScoringOptions
 from ttt_moshi.evaluation.streams import TextMode, UserMode
 
+MOST_DIGITS = 12
+"""of a number of frames; a thousand years have fewer"""
+
 
 @dataclass(frozen=True)
 class Controls:
@@ -41,6 +44,8 @@ class Controls:
             raise EvaluationError(
                 f"`--ttt {self.ttt}`: it is on, off, no_writes, reset:FRAMES or swapped:FRAMES (as in reset:3000)"
             )
+        if len(frames := self.ttt.partition(":")[2]) > MOST_DIGITS:
+            raise EvaluationError(f"`--ttt {self.ttt}`: {frames} frames are more than any recording has")
         if self.text == "sampled" and self.ttt.partition(":")[0] in ("reset", "swapped"):
             raise EvaluationError(
                 f"`--text sampled` reads one frame at a time, which `--ttt {self.ttt}` cannot do: choose another text"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from ttt_moshi.errors import UserError
-from ttt_moshi.files import read_text
+
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    csv.Error,
+)
+"""what may be raised while the content of a file is used that somebody else has written"""
 
 
 class EvaluationError(UserError):
@@ -43,28 +54,8 @@ def line_of(path: Path, number: int) -> Iterator[None]:
     """Turns what happens while a line of a file is used into an `EvaluationError` that names both."""
     try:
         yield
-    except KeyError as error:
-        raise EvaluationError(f"{path}, line {number}: lacks {error}") from None
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise EvaluationError(f"{path}, line {number}: {error}") from None
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with their lines' numbers; empty lines are left out.
-
-    Raises:
-        EvaluationError: a line that is no JSON object, a file that cannot be read.
-    """
-    with well_formed(path):
-        lines = read_text(path, encoding="utf-8-sig").split("\n")  # texts may hold other ends of lines
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        with line_of(path, number):
-            values = json.loads(line)
-            if not isinstance(values, dict):
-                raise ValueError("is no JSON object")
-        yield number, values
+    except MALFORMED as error:
+        raise EvaluationError(f"{path}, line {number}: {complaint(error)}") from None
 
 
 @contextmanager
@@ -74,9 +65,23 @@ def well_formed(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EvaluationError(f"cannot read {path}: {error.strerror or error}") from error
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path} is not valid JSON: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        # Text that is not UTF-8 is a ValueError too.
-        what = " ".join(str(error).split())
-        raise EvaluationError(f"{path} is not what an evaluation writes ({type(error).__name__}: {what})") from None
+    except MALFORMED as error:
+        what = complaint(error)
+        joint = "" if what.startswith(("is ", "lacks ", "holds ")) else ":"
+        raise EvaluationError(f"{path}{joint} {what}") from None
+
+
+def complaint(error: Exception) -> str:
+    """What is wrong with a file, of one of the errors in `MALFORMED`, in one line."""
+    what = " ".join(str(error).split())
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not valid JSON: {what}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"is no text in UTF-8 ({what})"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"lacks {what}"
+    if isinstance(error, ValueError | csv.Error):
+        return what
+    return f"holds something else than it should ({type(error).__name__}: {what})"

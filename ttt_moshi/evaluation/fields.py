@@ -22,6 +22,14 @@ def told_apart(paths: Iterable[Path], name: Callable[[Path], str]) -> None:
             raise EvaluationError(f"{other} and {path} would both be called {name(path)}: rename or remove one of them")
 
 
+def within(folder: Path, name: str) -> Path:
+    """A file of a published data set, which lies in its folder. Raises `EvaluationError` for a path that leaves it."""
+    path = folder / name.replace("\\", "/")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise EvaluationError(f"{folder}: the path {name} leaves the folder")
+    return path
+
+
 def texts(found: Any, what: str) -> tuple[str, ...]:
     """A list of texts; one text is a list of one, and whole numbers are texts too.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt_moshi.evaluation.errors import EvaluationError, writing
+from ttt_moshi.evaluation.listing import files_in
 from ttt_moshi.evaluation.results import OK, Results, write_text
 from ttt_moshi.evaluation.statistics import RESAMPLES
 
@@ -35,20 +36,25 @@ def write_submission(folder: Path, task: str, split: str, scores: Mapping[str, f
     return path
 
 
-def write_versa_lists(out: Path, predicted: Path, references: Path | None, texts: Mapping[str, str]) -> list[Path]:
-    """`pred.scp`, `gt.scp` and `text` for VERSA from folders of sound files with equal names; those of them that there
-    is nothing for are deleted, as lists of an earlier call.
+def write_versa_lists(
+    out: Path, predicted: Mapping[str, Path], references: Mapping[str, Path] | None, texts: Mapping[str, str]
+) -> list[Path]:
+    """`pred.scp`, `gt.scp` and `text` for VERSA from sound files by name; those of them that there is nothing for are
+    deleted, as lists of an earlier call.
 
-    Raises `EvaluationError` when a folder is empty, a prediction lacks its reference, or a name cannot be in a list.
+    Args:
+        predicted, references: see `sound_files`.
+
+    Raises:
+        EvaluationError: a prediction lacks its reference, or a path cannot be in a list.
     """
-    files = sound_files(predicted)
-    lists = {"pred.scp": _paths(files)}
+    lists = {"pred.scp": _paths(predicted)}
     if references is not None:
-        others = sound_files(references)
-        if missing := sorted(files.keys() - others.keys()):
-            raise EvaluationError(f"{references} lacks a reference for {', '.join(missing[:5])}")
-        lists["gt.scp"] = _paths({name: others[name] for name in files})
-    if said := {name: texts[name] for name in files if name in texts}:
+        if missing := sorted(predicted.keys() - references.keys()):
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise EvaluationError(f"--references lacks {', '.join(missing[:5])}{more}")
+        lists["gt.scp"] = _paths({name: references[name] for name in predicted})
+    if said := {name: texts[name] for name in predicted if name in texts}:
         lists["text"] = said
     for name in _VERSA_LISTS:
         with writing(out / name):
@@ -64,7 +70,7 @@ def sound_files(folder: Path) -> dict[str, Path]:
 
     Raises `EvaluationError` where there is none, two have one name, or a name has a blank in it.
     """
-    found = [(path.stem, path) for path in sorted(folder.iterdir()) if _is_sound(path)]
+    found = [(path.stem, path) for path in files_in(folder, ".wav", ".flac")]
     found = found or [(path.parent.name, path) for path in sorted(folder.glob("*/output.wav")) if path.is_file()]
     if not found:
         raise EvaluationError(f"no .wav or .flac in {folder}, and no NAME/output.wav")
@@ -77,11 +83,6 @@ def sound_files(folder: Path) -> dict[str, Path]:
             raise EvaluationError(f"{files[name]} and {path} have one name: rename one of them")
         files[name] = path
     return files
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether it is a sound file, and none of those that macOS leaves beside them (`._NAME`)."""
-    return path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".") and path.is_file()
 
 
 def _paths(files: Mapping[str, Path]) -> dict[str, str]:
@@ -100,6 +101,8 @@ LM_EVAL_METRICS = {
     **dict.fromkeys(("llama_questions", "web_questions", "trivia_qa", "spoken_choices", "full_duplex"), "acc"),
 }
 """names of the headline values; those of all other tasks are called `value`"""
+NOT_KNOWN = "N/A"
+"""what lm-evaluation-harness writes for the standard error of one item"""
 _DEVIATIONS = 1.959964
 """standard errors from the middle to the end of a 95 % interval"""
 
@@ -159,6 +162,7 @@ def as_lm_eval(results: Results, timing: Mapping[str, Any], date: float) -> dict
     }
 
 
-def _lm_eval_values(metric: str, task: Mapping[str, Any]) -> dict[str, float]:
+def _lm_eval_values(metric: str, task: Mapping[str, Any]) -> dict[str, float | str]:
     low, high = task["ci95"]
-    return {f"{metric},none": task["value"], f"{metric}_stderr,none": (high - low) / 2 / _DEVIATIONS}
+    error = (high - low) / 2 / _DEVIATIONS if task["n"] > 1 else NOT_KNOWN
+    return {f"{metric},none": task["value"], f"{metric}_stderr,none": error}

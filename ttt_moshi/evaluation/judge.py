@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError, well_formed
+import blake3
+
+from ttt_moshi.evaluation.errors import MALFORMED, EvaluationError, complaint, well_formed
 from ttt_moshi.files import read_text
 
 RATINGS = "a file of ratings"
@@ -41,6 +43,11 @@ def judged_by(judge: str) -> str:
     return RATINGS if is_file_of_ratings(judge) else judge
 
 
+def digest_of(ratings: Sequence[float]) -> str:
+    """Tells ratings from others of the same answers: a judge may rate otherwise the next time."""
+    return blake3.blake3(json.dumps(list(ratings)).encode()).hexdigest()
+
+
 def as_lines(cases: Sequence[Judged]) -> str:
     """What a judge reads."""
     return "".join(json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in cases)
@@ -62,8 +69,10 @@ def judge_answers(judge: str, cases: Sequence[Judged]) -> list[float]:
                 rated = json.loads(line)
                 twice += [rated["id"]] if rated["id"] in scores else []
                 scores[rated["id"]] = float(rated["score"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise EvaluationError(f'the judge `{judge}` must write {{"id", "score"}} a line ({error!r})') from None
+    except MALFORMED as error:
+        raise EvaluationError(
+            f'the judge `{judge}` must write {{"id", "score"}} a line, and one of its lines {complaint(error)}'
+        ) from None
     if twice:
         raise EvaluationError(f"the judge `{judge}` has rated {twice[0]} more than once")
     lacking = [case.id for case in cases if not math.isfinite(scores.get(case.id, math.nan))]

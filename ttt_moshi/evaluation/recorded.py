@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from ttt_moshi.data import Alphabet, Codec, Corpus, EvalSet
 from ttt_moshi.data.audio import read_audio, read_blocks
 from ttt_moshi.data.corpus import Tokenizer
-from ttt_moshi.data.digests import Digests
+from ttt_moshi.data.digests import Digests, cache_folder
 from ttt_moshi.data.encoded import EncodedInfo
 from ttt_moshi.data.interleaver import MOSHI_STYLE, TextStyle
 from ttt_moshi.data.listen import moshi_first
@@ -22,12 +22,12 @@ from ttt_moshi.data.remote import is_there, local
 from ttt_moshi.data.sources import Recording, open_sources
 from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
-from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_SIZE, SAMPLE_RATE, frames_to_seconds
 from ttt_moshi.inference.answers import LongAudio
 from ttt_moshi.inference.driver import MADE_BY, OF_ONE_CONVERSATION, Item
@@ -73,7 +73,7 @@ def maker(audio: Path) -> Maker | None:
     if not is_there(path):
         return None
     with well_formed(path):
-        made_by = json.loads(read_text(local(path)))
+        made_by = read_json(local(path))
         own = {"state_id", *OF_ONE_CONVERSATION}
         return Maker(str(made_by["state_id"]), path, {key: made_by[key] for key in made_by if key not in own})
 
@@ -108,17 +108,30 @@ class EvaluationData:
         Raises:
             DataError: one that cannot be used.
         """
-        sources = open_sources(self.spec, lambda folder: cast(Digests, _Names()))
-        return [recording.frames for source in sources for recording in source.recordings]
+        return [recording.frames for recording in _by_their_names(self.spec)]
+
+    def lengths(self) -> list[int]:
+        """Frames of the recordings that `whole` takes, as `check`. Which of them `max_items` leaves is told by their
+        contents, so that these are read then, and remembered.
+
+        Raises:
+            DataError: one that cannot be used.
+        """
+        found = _by_their_names(self.spec)
+        if self.max_items is not None and self.max_items < len(found):
+            sources = open_sources(self.spec, lambda folder: Digests(cache_folder(folder, self.cache_dir)))
+            found = [recording for source in sources for recording in source.recordings]
+            found = some_of(found, lambda one: whole_clip(one.id), self.max_items, self.seed)
+        return [recording.frames for recording in found]
 
     def clips(self) -> tuple[ClipTokens, Encode]:
         """The recordings cut into clips of `duration_sec`, and what encodes them."""
-        return self._open(self.duration_sec)
+        return self._tokens(self._corpus)
 
     def whole(self) -> tuple[ClipTokens, Encode]:
         """Every recording as one clip, `ID@0`, and what encodes them."""
-        longest = max(recording.frames for recording in self._corpus(self.duration_sec).recordings)
-        return self._open(frames_to_seconds(longest))
+        longest = max(recording.frames for recording in self._corpus.recordings)
+        return self._tokens(self._corpus.cut(frames_to_seconds(longest)))
 
     def makers(self) -> dict[str, Maker | None]:
         """What made every recording, by the id of its clip in `whole`; None where nothing beside it says so.
@@ -126,13 +139,15 @@ class EvaluationData:
         Raises:
             EvaluationError: a `made_by.json` that says nothing of a model.
         """
-        return {f"{one.id}@0": maker(one.audio) for one in self._corpus(self.duration_sec).recordings}
+        return {whole_clip(one.id): maker(one.audio) for one in self._corpus.recordings}
 
     def turns(self) -> dict[str, list[SpeakerTurn]]:
         """Who speaks when in every recording that has a transcript, by the id of its clip in `whole`."""
         return {
-            f"{recording.id}@0": speaker_turns(read_transcript(recording.transcript, recording.moshi_speaker).words)
-            for recording in self._corpus(self.duration_sec).recordings
+            whole_clip(recording.id): speaker_turns(
+                read_transcript(recording.transcript, recording.moshi_speaker).words
+            )
+            for recording in self._corpus.recordings
             if recording.transcript is not None
         }
 
@@ -143,7 +158,7 @@ class EvaluationData:
         Raises:
             EvaluationError: pre-tokenized recordings, or mono ones, in which no user can be heard.
         """
-        found = [one.recording for one in _both_sides(self._corpus(self.duration_sec).recordings)]
+        found = [one.recording for one in _both_sides(self._corpus.recordings)]
         samples = round(minutes * 60 * SAMPLE_RATE)
 
         def reader(first: int) -> Callable[[], LongAudio]:
@@ -157,23 +172,23 @@ class EvaluationData:
         Raises:
             EvaluationError: pre-tokenized or mono recordings.
         """
-        found = _both_sides(self._corpus(self.duration_sec).recordings)
+        found = _both_sides(self._corpus.recordings)
         return some_of(found, lambda one: one.id, self.max_items, self.seed)
 
-    def _corpus(self, duration_sec: float) -> Corpus:
+    @cached_property
+    def _corpus(self) -> Corpus:
+        """Opened once for all tasks."""
         return Corpus(
             self.spec,
             self.codec,
             self.tokenizer,
-            duration_sec,
+            self.duration_sec,
             self.cache_dir,
             alphabet=self.alphabet,
             style=self.style,
         )
 
-    def _open(self, duration_sec: float) -> tuple[ClipTokens, Encode]:
-        corpus = self._corpus(duration_sec)
-
+    def _tokens(self, corpus: Corpus) -> tuple[ClipTokens, Encode]:
         def encode(ranks: Ranks, progress: Callable[[int, int], None]) -> None:
             ranks.together(
                 lambda: corpus.encode_all(ranks.rank, ranks.size, lambda name, done, total: progress(done, total))
@@ -200,8 +215,22 @@ def two_sided(spec: str) -> list[TwoSides]:
         EvaluationError: pre-tokenized or mono recordings.
         DataError: a list or recording that cannot be used.
     """
+    return _both_sides(_by_their_names(spec))
+
+
+def whole_clip(recording: str) -> str:
+    """Id of the clip that a whole recording of this id is."""
+    return f"{recording}@0"
+
+
+def _by_their_names(spec: str) -> list[Recording]:
+    """The recordings of a list, whose ids are paths then: nothing but headers is read.
+
+    Raises:
+        DataError: a list or recording that cannot be used.
+    """
     sources = open_sources(spec, lambda folder: cast(Digests, _Names()))
-    return _both_sides([recording for source in sources for recording in source.recordings])
+    return [recording for source in sources for recording in source.recordings]
 
 
 def _both_sides(recordings: Sequence[Recording]) -> list[TwoSides]:

@@ -15,17 +15,22 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
-from ttt_moshi.files import read_text, write_atomically
+from ttt_moshi.files import write_atomically
 
 SCHEMA = 1
 OK = "ok"
 SKIPPED = "skipped"
+MADE, WHOLE = ".unfinished", ".whole"
+"""folders in which `files` makes an evaluation before it has its place"""
 MEASURED = ("value", "ci95", "n", "metric", "unit_of_n", "better")
 """what the entry of a measured task has at least"""
 
@@ -75,6 +80,11 @@ def versions() -> dict[str, str]:
     }
 
 
+def is_task_name(name: str) -> bool:
+    """Whether `--tasks` can name it, and a file can be called so."""
+    return re.fullmatch(r"\w[\w.\- ]*", name) is not None and name not in ("all", "list")
+
+
 def check_task(name: str, task: dict[str, Any]) -> None:
     """Raises `EvaluationError` unless the entry is a finite measured number with its interval, or a reason."""
     if task.get("status") == SKIPPED:
@@ -88,6 +98,7 @@ def check_task(name: str, task: dict[str, Any]) -> None:
     try:
         low, high = task["ci95"]
         finite = all(math.isfinite(number) for number in (task["value"], low, high)) and task["n"] >= 1
+        finite = finite and low <= high
     except (TypeError, ValueError):
         finite = False
     if not finite:
@@ -95,6 +106,23 @@ def check_task(name: str, task: dict[str, Any]) -> None:
             f"task `{name}` has no finite result (value {task['value']}, ci95 {task['ci95']}, n {task['n']}); "
             "such a number is not written"
         )
+    if type(task["n"]) is not int:
+        kind = type(task["n"]).__name__
+        raise EvaluationError(f"task `{name}`: `n` is {task['n']!r}, and no whole number (a {kind}, not an int)")
+    words = task["metric"], task["unit_of_n"]
+    if task["better"] not in ("higher", "lower") or not all(isinstance(word, str) for word in words):
+        raise EvaluationError(f"task `{name}`: `better` is higher or lower, `metric` and `unit_of_n` are words")
+
+
+def check_written(name: str, task: Mapping[str, Any], samples: Iterable[Any]) -> None:
+    """Raises `EvaluationError` unless an entry and its samples can be written, and compared."""
+    for what, value in (("result", task), *(("sample", sample) for sample in samples)):
+        try:
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise EvaluationError(f"task `{name}` has a {what} that cannot be written: {error}") from None
+        if what == "sample" and not (isinstance(value, dict) and {"id", "score"} <= value.keys()):
+            raise EvaluationError(f"task `{name}` has a sample without `id` and `score`: {value!r}")
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -119,10 +147,12 @@ def write_text(path: Path, text: str) -> None:
 
 def read_results(path: Path) -> Results:
     """Reads a `results.json`. Raises `EvaluationError` when it is missing, not one, or of a later schema."""
+    if path.parent.is_file():
+        raise EvaluationError(f"{path.parent} is a file: name the folder of an evaluation")
     if not path.is_file():
         raise EvaluationError(f"no evaluation at {path}: run `ttt-moshi eval --out {path.parent}` first")
     with well_formed(path):
-        values = json.loads(read_text(path))
+        values = read_json(path)
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else None
             raise EvaluationError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}")
@@ -132,6 +162,8 @@ def read_results(path: Path) -> Results:
             results.checkpoint[key]
         for name, task in results.tasks.items():
             try:
+                if not is_task_name(name):
+                    raise EvaluationError(f"{name!r} cannot be the name of a task")
                 check_task(name, task)
             except EvaluationError as error:
                 raise EvaluationError(f"{path}: {error}") from None
@@ -139,6 +171,6 @@ def read_results(path: Path) -> Results:
                 for key in ("options", "protocol"):
                     task.get(key, {}).items()
         results.config.get("ttt")
-        for part in (results.data, results.versions):
+        for part in (*results.data.values(), results.versions):
             part.items()
     return results

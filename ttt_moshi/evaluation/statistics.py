@@ -18,6 +18,8 @@ Item = TypeVar("Item", bound=Hashable)
 
 RESAMPLES = 2000
 SEED = 0
+FEWEST = 5
+"""items of which an interval says something: fewer may be alike, and one has an interval of no width"""
 
 
 def _resampled_sums(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

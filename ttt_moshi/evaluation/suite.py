@@ -9,7 +9,7 @@ from typing import Any
 from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.outcome import Outcome
-from ttt_moshi.evaluation.results import check_task, skipped
+from ttt_moshi.evaluation.results import check_task, check_written, skipped
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.tasks.registry import Benchmarks, known_tasks
 
@@ -57,7 +57,9 @@ def run_suite(
             if refused and name in refused:
                 raise EvaluationError(refused[name])
             outcome = spec.build(benchmarks).run(engine_for(name))
+            outcome.entry["protocol"] = dict(spec.protocol(benchmarks))
             check_task(name, outcome.entry)
+            check_written(name, outcome.entry, outcome.samples)
         except UserError as reason:
             result.tasks[name] = skipped(str(reason))
             continue

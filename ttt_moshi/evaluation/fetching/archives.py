@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -20,16 +20,22 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def unpack(archive: Path, folder: Path) -> list[str]:
+def unpack(archive: Path, folder: Path, taken: Collection[Path] = ()) -> list[str]:
     """Unpacks what is not there yet and returns the names of all files, relative to `folder`.
 
+    Args:
+        taken: paths that no file of the archive may have.
+
     Raises:
-        EvaluationError: an archive that is corrupt, holds links, or names a path outside of `folder`.
+        EvaluationError: an archive that is corrupt, holds links, or names a path outside of `folder` or one of `taken`.
     """
+    taken = {path.resolve() for path in taken}
     names = []
     try:
         for name, content in _members(archive):
             path = inside(folder, name, archive.name)
+            if path in taken:
+                raise EvaluationError(f"{archive.name} holds a file {name!r}, which is another one's name here")
             names.append(path.relative_to(folder.resolve()).as_posix())
             if path.exists():
                 continue

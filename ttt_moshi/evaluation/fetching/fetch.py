@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,10 +16,37 @@ from huggingface_hub.utils import build_hf_headers
 from ttt_moshi.evaluation.errors import EvaluationError, writing
 from ttt_moshi.evaluation.fetching.archives import inside, is_archive, unpack
 from ttt_moshi.evaluation.fetching.download import Expected, download, held_against
-from ttt_moshi.evaluation.fetching.record import Fetched, read_record, same_source, write_record
+from ttt_moshi.evaluation.fetching.record import NAME, Fetched, read_record, same_source, write_record
+from ttt_moshi.files import only_writer
 
+LOCK = ".fetching.lock"
 Progress = Callable[[str, int, int], None]
 """told the name of a file, and how many of its bytes are here"""
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Makes the folder, which goes again if nothing is left in it, and keeps other processes from fetching into it.
+
+    They would write into each other's files, and one record would replace the other.
+
+    Raises:
+        EvaluationError: another process is fetching into it, or it cannot be made.
+    """
+    made = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            with writing(out):
+                alone = stack.enter_context(only_writer(out / LOCK))
+            if not alone:
+                raise EvaluationError(f"another process is fetching into {out}: wait for it, or choose another --out")
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # something was fetched
+                out.rmdir()
 
 
 def fetch_repository(
@@ -46,7 +74,7 @@ def fetch_repository(
     except RepositoryNotFoundError:
         raise EvaluationError(f"no data set {repository} on the hub, or it needs a login (HF_TOKEN)") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise EvaluationError(f"the hub cannot be asked for {repository}: {' '.join(str(error).split())}") from error
+        raise EvaluationError(f"the hub cannot be asked for {repository}: {_reason(error)}") from error
     commit = str(info.sha)
     if found.revision not in (None, commit):
         raise EvaluationError(
@@ -71,6 +99,16 @@ def fetch_repository(
         url = hf_hub_url(repository, sibling.rfilename, repo_type="dataset", revision=commit, endpoint=endpoint)
         _bring(url, sibling.rfilename, expected, record, found, out, folder, progress, headers)
     return found
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said first, as it does without a network; else what the library says."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, OSError) and first.strerror:
+            return first.strerror
+        first = first.__cause__ or first.__context__
+    return " ".join(str(error).split())
 
 
 def fetch_url(name: str, url: str, expected: Expected, out: Path, folder: str, progress: Progress) -> Fetched:
@@ -112,7 +150,7 @@ def _bring(
         packed = inside(out, Path(name).name, url)
         known[name] = _left_by_an_earlier_call(packed, expected) or download(url, packed, expected, told, headers)
         write_record(out, record)
-        for file in unpack(packed, root):
+        for file in unpack(packed, root, taken=(packed, out / NAME)):
             path = root / file
             _check(path, found.files.get(file))
             found.files[file] = _sha256(path)

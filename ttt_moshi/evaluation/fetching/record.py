@@ -6,14 +6,13 @@ keeping beside results, and may be put into an empty folder to have the same fil
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.results import write_json
-from ttt_moshi.files import read_text
 
 NAME = "fetched.json"
 
@@ -40,8 +39,17 @@ def read_record(out: Path) -> dict[str, Fetched]:
     if not path.is_file():
         return {}
     with well_formed(path):
-        found: dict[str, Any] = json.loads(read_text(path))
-        return {name: Fetched(**values) for name, values in found.items()}
+        found: dict[str, Any] = read_json(path)
+        return {name: _checked(Fetched(**values)) for name, values in found.items()}
+
+
+def _checked(one: Fetched) -> Fetched:
+    """Raises ValueError for what is no record."""
+    texts = [one.source, *one.archives.items(), *one.files.items()]
+    for text in (word for entry in texts for word in (entry if isinstance(entry, tuple) else (entry,))):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is neither a name nor a digest")
+    return one
 
 
 def write_record(out: Path, record: dict[str, Fetched]) -> None:

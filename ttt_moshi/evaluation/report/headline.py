@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from ttt_moshi.evaluation.report.tables import interval
 from ttt_moshi.evaluation.results import OK
-
-FEWEST = 5
-"""items of which an interval is held against chance"""
+from ttt_moshi.evaluation.statistics import FEWEST
 
 
 class Headline(NamedTuple):

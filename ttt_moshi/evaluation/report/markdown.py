@@ -10,6 +10,7 @@ from ttt_moshi.evaluation.report.headline import headlines
 from ttt_moshi.evaluation.report.hour import hour_details
 from ttt_moshi.evaluation.report.tables import interval, table
 from ttt_moshi.evaluation.results import OK, Results
+from ttt_moshi.evaluation.statistics import FEWEST
 
 
 def run_report(results: Results) -> str:
@@ -217,7 +218,7 @@ def comparison_report(comparison: dict[str, Any]) -> str:
         rows.append([label + (" ★" if comparison["pareto"][i] else ""), *cells])
     parts = [
         "# Comparison\n",
-        f"★: {UNBEATEN}.\n",
+        *([f"★: {UNBEATEN}.\n"] if any(comparison["pareto"]) else []),
         table(["checkpoint", *tasks], rows),
         f"## Paired differences from {labels[0]}\n",
         "Positive means better than the first; same items, so what they have in common cancels. Of a task that it "
@@ -255,7 +256,9 @@ def _differences(found: Iterable[tuple[str, tuple[str, dict[str, Any]]]]) -> str
         p = f"{difference['mcnemar']:.3g}" if "mcnemar" in difference else ""
         note = f"; {difference['note']}" if "note" in difference else ""
         value = f"{difference['difference']:+.4f} ({low:+.4f} – {high:+.4f}){note}"
-        rows.append([name, label, value, str(difference["n"]), p, "yes" if difference["significant"] else "no"])
+        few = f"fewer than {FEWEST} items do not tell"
+        excludes = "yes" if difference["significant"] else few if difference["n"] < FEWEST else "no"
+        rows.append([name, label, value, str(difference["n"]), p, excludes])
     header = ["task", "checkpoint", "difference of score", "items", "McNemar p", "interval excludes 0"]
     if not any(row[4] for row in rows):
         header, rows = [*header[:4], header[5]], [[*row[:4], row[5]] for row in rows]

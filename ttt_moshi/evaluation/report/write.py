@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttt_moshi.evaluation.compare import Evaluation, compare, is_comparable
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import well_formed, writing
 from ttt_moshi.evaluation.report.markdown import UNBEATEN, comparison_report, run_report
 from ttt_moshi.evaluation.report.page import Recorded, page
 from ttt_moshi.evaluation.results import OK, Results, write_json, write_text
 from ttt_moshi.extras import installed, remedy
-from ttt_moshi.files import read_text, write_atomically
+from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import FRAME_RATE
 
 if TYPE_CHECKING:
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 _TOLD = ("state_id", "dtype", "sink")
 """what conversations and results both say about the model"""
+COMPARISON = "comparison.json"
 MOST_PLAYERS = 20
 """conversations of a task that its report plays"""
 ACCURACIES = ("swuggy", "sblimp", "ssc", "tsc", "salmon", "needle")
 
 
-def write_run_report(out: Path, results: Results) -> Path:
+def write_run_report(out: Path, results: Results, into: Path | None = None) -> Path:
     """`report.md`, `report.html` and `plots/*.{svg,png}` of one evaluation; returns the page.
+
+    Args:
+        out: the folder of the evaluation, where its conversations are.
+        into: where the report is written, to be moved to `out`; None writes it there.
 
     Raises `EvaluationError` when the results lack what a report shows, and when a file cannot be written.
     """
@@ -41,7 +46,7 @@ def write_run_report(out: Path, results: Results) -> Path:
             if task["status"] == OK and (figure := figure_for(name, task, training_frames)) is not None:
                 figures[name] = figure
     recordings = {name: found for name in results.tasks if (found := _conversations(out, name, results))}
-    return _write(out, "Evaluation", run_report(results), figures, recordings, folds=True)
+    return _write(into or out, "Evaluation", run_report(results), figures, recordings, folds=True)
 
 
 def _conversations(out: Path, task: str, results: Results) -> list[Recorded]:
@@ -51,7 +56,7 @@ def _conversations(out: Path, task: str, results: Results) -> list[Recorded]:
     of_this = (words for words in sorted(own.rglob("output.json")) if not _by_another(words.parent, results))
     for words in islice(of_this, MOST_PLAYERS):
         with well_formed(words):
-            said = " ".join(text for text, _, _ in json.loads(read_text(words))["alignments"])
+            said = " ".join(text for text, _, _ in read_json(words)["alignments"])
         folder = words.parent.relative_to(out).as_posix()
         name = words.parent.relative_to(own).as_posix()
         found.append(Recorded(name, folder, said if len(said) <= 500 else f"{said[:500]} ..."))
@@ -64,7 +69,7 @@ def _by_another(conversation: Path, results: Results) -> bool:
     for path in (conversation / "made_by.json", conversation / "exam.json"):
         if path.is_file():
             with well_formed(path):
-                values = json.loads(read_text(path))
+                values = read_json(path)
                 made_by = dict(values.get("made_by", values))
             wanted = {"state_id": results.checkpoint["state_id"], **results.config}
             return any(key in wanted and made_by.get(key, wanted[key]) != wanted[key] for key in _TOLD)
@@ -74,7 +79,7 @@ def _by_another(conversation: Path, results: Results) -> bool:
 def write_comparison(out: Path, evaluations: list[Evaluation]) -> Path:
     """`comparison.json` and a report of several evaluations; returns the page."""
     comparison = compare(evaluations)
-    write_json(out / "comparison.json", comparison)
+    write_json(out / COMPARISON, comparison)
     text = comparison_report(comparison)
     if not installed("matplotlib"):
         return _write(out, "Comparison", text, {})

@@ -5,15 +5,16 @@ librilight/<size>/<speaker>/<book>/<file>.flac (or .wav) and <file>.json with "v
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.data.audio import files_below
+from ttt_moshi.evaluation.documents import read_json
+from ttt_moshi.evaluation.errors import MALFORMED, EvaluationError
 from ttt_moshi.evaluation.examples import Segment, Source
 from ttt_moshi.evaluation.fields import span, told_apart
-from ttt_moshi.files import read_text
+from ttt_moshi.evaluation.listing import chosen_of
 
 FOLDERS = ("librilight", "libri-light", "LibriLight")
 
@@ -37,7 +38,7 @@ def find_books(data_root: Path) -> list[Book]:
     if root is None:
         raise EvaluationError(f"no long recordings: expected {data_root / FOLDERS[0]}/<size>/<speaker>/<book>/*.flac")
     folders: dict[Path, list[Path]] = {}
-    for path in sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav")):
+    for path in chosen_of(root, files_below(root), ".flac", ".wav"):
         folders.setdefault(path.parent, []).append(path)
     if not folders:
         raise EvaluationError(f"{root} holds no .flac or .wav file")
@@ -61,10 +62,11 @@ def _speech(path: Path) -> list[Segment]:
     description = path.with_suffix(".json")
     if not description.is_file():
         return [Segment(path)]
+    found = read_json(description)
     try:
-        activity = json.loads(read_text(description))["voice_activity"]
+        activity = found["voice_activity"]
         return [Segment(path, *span(*stretch)) for stretch in activity]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         raise EvaluationError(
             f'{description} is no Libri-Light description with "voice_activity": [[start, end], ...] ({error})'
         ) from None

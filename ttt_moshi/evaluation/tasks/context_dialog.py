@@ -25,9 +25,11 @@ import numpy as np
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.sound_files import write_sound
 from ttt_moshi.evaluation.controls import Controls
-from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, writing
+from ttt_moshi.evaluation.documents import json_lines
+from ttt_moshi.evaluation.errors import EvaluationError, line_of, writing
 from ttt_moshi.evaluation.examples import Example, Piece, Source
 from ttt_moshi.evaluation.fields import texts
+from ttt_moshi.evaluation.listing import files_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
@@ -65,7 +67,7 @@ def find_recalls(data_root: Path) -> list[Recall]:
     """Every question below `data_root/context_dialog`. Raises `EvaluationError` where there is none, one that lacks
     something, and where all are about one dialogue."""
     root = data_root / "context_dialog"
-    found = [recall for path in sorted(root.glob("*.jsonl")) for recall in _read(path)]
+    found = [recall for path in files_in(root, ".jsonl") for recall in _read(path)]
     if not found:
         raise EvaluationError(f"no questions about dialogues: expected {root}/<name>.jsonl")
     if len({recall.dialogue for recall in found}) < 2:

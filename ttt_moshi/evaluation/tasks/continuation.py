@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ttt_moshi.data.audio import read_audio, read_info
+from ttt_moshi.data.audio import files_below, read_audio, read_info
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.fields import told_apart
 from ttt_moshi.evaluation.hour.talking import minute_statistics, spans_of
+from ttt_moshi.evaluation.listing import chosen_of
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
@@ -46,7 +47,7 @@ def find_long(data_root: Path) -> list[Example]:
         EvaluationError: there is none, or the conversations about two of them would lie in one folder.
     """
     root = next((data_root / name for name in FOLDERS if (data_root / name).is_dir()), data_root / FOLDERS[0])
-    paths = sorted(path for path in root.rglob("*") if path.suffix in (".flac", ".wav"))
+    paths = chosen_of(root, files_below(root), ".flac", ".wav")
     if not paths:
         raise EvaluationError(f"no recordings to continue: expected {root}/<split>/<speaker>/<chapter>/*.flac")
     ids = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,17 +28,18 @@ import torch
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker, needed
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed, writing
 from ttt_moshi.evaluation.examiner import PACES, Exchange, Turn, examine, score_turns
 from ttt_moshi.evaluation.fields import told_apart
-from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.judge import Judged, digest_of, judge_answers
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.spoken_answers import answers_of
 from ttt_moshi.evaluation.statistics import item_means, mean_and_interval, means_by_name
 from ttt_moshi.evaluation.turn_events import speech_spans, totals, turn_events
-from ttt_moshi.files import read_bytes, read_text, write_atomically
+from ttt_moshi.files import read_bytes, write_atomically
 from ttt_moshi.frames import SAMPLE_RATE
 from ttt_moshi.inference.client import call, served_model
 from ttt_moshi.inference.driver import difference, read_words, write_audio, write_words
@@ -47,6 +47,8 @@ from ttt_moshi.inference.hosting import hosted
 from ttt_moshi.inference.slots import Slots
 
 MEASURES = ("answered", "taken", "interrupted", "latency", "stop_latency", "known", "overlap", "rating")
+LATEST_SEC = 3600
+"""at which a turn may begin: a time in milliseconds would let the model wait for days"""
 EXAM = "exam.json"
 """of a conversation: what made it and when the examiner spoke; written last"""
 _NAME = re.compile(r"\w[\w.\- ]*")
@@ -95,7 +97,7 @@ def find_tasks(data_root: Path) -> list[StagedTask]:
 def _task(path: Path) -> StagedTask:
     folder = path.parent
     with well_formed(path):
-        facts = json.loads(read_text(path, encoding="utf-8-sig"))
+        facts = read_json(path)
         stages = tuple(
             Stage(
                 folder / str(turn["audio"]),
@@ -113,9 +115,23 @@ def _task(path: Path) -> StagedTask:
     for number, stage in enumerate(stages):
         if not stage.audio.is_file():
             raise EvaluationError(f"{path}, turn {number}: there is no {stage.audio}")
-        if stage.at is not None and not (math.isfinite(stage.at) and stage.at >= 0):
-            raise EvaluationError(f"{path}, turn {number}: `at` is {stage.at:g}, and no time in seconds")
+    _check_times(path, [stage.at for stage in stages])
     return task
+
+
+def _check_times(path: Path, times: Sequence[float | None]) -> None:
+    """Raises `EvaluationError` for a time at which a turn cannot begin."""
+    earliest = 0.0
+    for number, at in enumerate(times):
+        if at is None:
+            continue
+        if not 0 <= at <= LATEST_SEC:
+            raise EvaluationError(
+                f"{path}, turn {number}: `at` is {at:g}, and no time in seconds from 0 to {LATEST_SEC}"
+            )
+        if at < earliest:
+            raise EvaluationError(f"{path}, turn {number}: `at` is {at:g}, and a turn before it begins at {earliest:g}")
+        earliest = at
 
 
 def some(tasks: list[StagedTask], max_items: int | None, seed: int) -> list[StagedTask]:
@@ -147,12 +163,14 @@ class Examination:
         folder = talker.folder / self.name
         held = engine.ranks.together(lambda: [_read(folder / _called(*one)) for one in wanted])
         samples = [_sample(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
+        rated = {}
         if self.judge is not None:
             command = self.judge
             cases = [_case(*one, exchange) for one, exchange in zip(wanted, held, strict=True)]
             ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
+            rated = {"ratings": digest_of(ratings)}
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for one in samples:
             groups[one["pace"]].append(one)
@@ -169,6 +187,7 @@ class Examination:
             **mean_and_interval(scores),
             "n": len(scores),
             "unit_of_n": "tasks",
+            **rated,
             "conversations": len(samples),
             "examined": {group: means_by_name(own, MEASURES) for group, own in sorted(groups.items())},
             "stages": [means_by_name(own, MEASURES) for own in by_turn],
@@ -240,7 +259,7 @@ def _is_there(folder: Path, made_by: dict[str, Any], replace: bool) -> bool:
     if not path.is_file():
         return False
     with well_formed(path):
-        found = json.loads(read_text(path))["made_by"]
+        found = read_json(path)["made_by"]
     if found != made_by and not replace:
         what = difference(found, made_by)
         raise EvaluationError(
@@ -274,7 +293,7 @@ def _read(folder: Path) -> Exchange:
     with well_formed(folder / "output.json"):
         words = read_words(folder / "output.json")
     with well_formed(folder / EXAM):
-        turns = [Span(turn["start"], turn["end"]) for turn in json.loads(read_text(folder / EXAM))["turns"]]
+        turns = [Span(turn["start"], turn["end"]) for turn in read_json(folder / EXAM)["turns"]]
     return Exchange(sides[0], sides[1], words, turns)
 
 

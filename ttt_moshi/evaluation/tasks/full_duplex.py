@@ -29,6 +29,7 @@ from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.data.transcripts import MAIN_SPEAKER
 from ttt_moshi.data.words import TimedWord
 from ttt_moshi.evaluation.conversations import Talker, needed
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.fields import span
 from ttt_moshi.evaluation.full_duplex import (
@@ -38,10 +39,10 @@ from ttt_moshi.evaluation.full_duplex import (
     takes_over,
     utterances,
 )
+from ttt_moshi.evaluation.listing import folders_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
-from ttt_moshi.files import read_text
 from ttt_moshi.inference.driver import Item
 
 KINDS = ("pause_handling", "turn_taking", "user_interruption", "backchannel")
@@ -75,12 +76,12 @@ def find_situations(data_root: Path) -> list[Situation]:
     """Every situation below `data_root/full_duplex`. Raises `EvaluationError` where one lacks its files."""
     root = data_root / "full_duplex"
     found = []
-    for subset in sorted(path for path in root.glob("*") if path.is_dir()):
+    for subset in folders_in(root):
         kind = next((kind for kind in KINDS if kind in subset.name), None)
         if kind is None:
             raise EvaluationError(f"{subset}: the name of a subset holds one of {', '.join(KINDS)}")
         humans = _json(subset / HUMANS) if (subset / HUMANS).is_file() else {}
-        folders = sorted((path for path in subset.iterdir() if path.is_dir()), key=lambda p: (len(p.name), p.name))
+        folders = sorted(folders_in(subset), key=lambda p: (len(p.name), p.name))
         found += [_situation(subset.name, kind, folder, humans) for folder in folders]
     if not found:
         raise EvaluationError(f"no situations: expected {root}/<subset>/<id>/{INPUT}")
@@ -115,8 +116,7 @@ def _weights(found: Any) -> np.ndarray:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise EvaluationError(f"there is no {path}")
-    with well_formed(path):
-        return json.loads(read_text(path))
+    return read_json(path)
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,17 @@ import torch
 from ttt_moshi.data.audio import read_audio, read_info
 from ttt_moshi.data.voiced import Span
 from ttt_moshi.evaluation.conversations import Talker, needed
+from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.fields import span
-from ttt_moshi.evaluation.judge import Judged, judge_answers
+from ttt_moshi.evaluation.judge import Judged, digest_of, judge_answers
+from ttt_moshi.evaluation.listing import folders_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.overlaps import KINDS, Heard, adaptation, response_latency, right, stop_latency
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.statistics import mean_and_interval, means_by_name
-from ttt_moshi.files import read_bytes, read_text
+from ttt_moshi.files import read_bytes
 from ttt_moshi.inference.driver import Conversation, Item
 
 MEASURES = (
@@ -65,7 +67,7 @@ def find_overlaps(data_root: Path) -> list[Overlap]:
     root = data_root / "v1_5"
     found = []
     for kind in KINDS:
-        folders = sorted((p for p in root.glob(f"{kind}/*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
+        folders = sorted(folders_in(root / kind), key=lambda p: (len(p.name), p.name))
         found += [_overlap(kind, folder) for folder in folders]
     if not found:
         raise EvaluationError(
@@ -83,7 +85,7 @@ def _overlap(kind: str, folder: Path) -> Overlap:
         raise EvaluationError(f"there is no {path}")
     seconds = read_info(folder / INPUT).seconds
     with well_formed(path):
-        facts = json.loads(read_text(path))
+        facts = read_json(path)
         start, end = span(*facts["timestamps"], seconds=seconds)
         text = " ".join(str(facts.get(key, "")) for key in ("context_text", "current_turn_text")).strip()
     if not (start < end and start < seconds):
@@ -112,6 +114,7 @@ class Overlaps:
         held = needed(self.talker).converse(self.name, items, engine.ranks, engine.counting(f"{self.name}: frames"))
         pairs = list(zip(held[::2], held[1::2], strict=True))
         samples = [_sample(overlap, *pair) for overlap, pair in zip(self.overlaps, pairs, strict=True)]
+        rated = {}
         if self.judge is not None:
             command = self.judge
             cases = [
@@ -121,6 +124,7 @@ class Overlaps:
             ratings = engine.ranks.on_main(lambda: judge_answers(command, cases))
             for one, rating in zip(samples, ratings, strict=True):
                 one["rating"] = rating
+            rated = {"ratings": digest_of(ratings)}
         by_kind = {kind: [one for one in samples if one["kind"] == kind] for kind in KINDS}
         entry: dict[str, Any] = {
             "status": "ok",
@@ -129,6 +133,7 @@ class Overlaps:
             **mean_and_interval(np.array([one["score"] for one in samples])),
             "n": len(samples),
             "unit_of_n": "overlaps",
+            **rated,
             "overlaps": {kind: means_by_name(own, MEASURES) for kind, own in by_kind.items() if own},
         }
         return Outcome(entry, samples, data_digest=_digest(self.overlaps))

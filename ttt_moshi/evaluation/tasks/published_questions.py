@@ -14,7 +14,10 @@ import re
 from pathlib import Path
 
 from ttt_moshi.evaluation import parquet
-from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of
+from ttt_moshi.evaluation.documents import json_lines
+from ttt_moshi.evaluation.errors import EvaluationError, line_of
+from ttt_moshi.evaluation.fields import within
+from ttt_moshi.evaluation.listing import files_in, folders_in
 from ttt_moshi.evaluation.tasks.spoken_questions import (
     Lists,
     SpokenQuestion,
@@ -44,7 +47,7 @@ def choices(data_root: Path) -> Lists:
 def judged(data_root: Path) -> Lists:
     """All questions whose answers a judge rates. Raises as `choices`."""
     found, left_out = judged_questions(data_root), dict[str, str]()
-    for folder in sorted(path for path in data_root.glob("voicebench/*") if path.is_dir()):
+    for folder in folders_in(data_root / "voicebench"):
         if folder.name in LETTERED:
             continue
         for path in _tables(data_root, folder.name):
@@ -72,7 +75,7 @@ def judged(data_root: Path) -> Lists:
 
 def _tables(data_root: Path, subset: str) -> list[Path]:
     """The Parquet files of a subset in the order of their parts."""
-    return sorted((data_root / "voicebench" / subset).glob("*.parquet"))
+    return files_in(data_root / "voicebench" / subset, ".parquet")
 
 
 def _table(subset: str, path: Path) -> list[SpokenQuestion]:
@@ -104,7 +107,7 @@ def _big_bench(path: Path) -> list[SpokenQuestion]:
     found = []
     for number, line in json_lines(path):
         with line_of(path, number):
-            audio = _within(path.parent, str(line["file_name"]))
+            audio = within(path.parent, str(line["file_name"]))
             id, group = str(line.get("id", number)), f"big_bench_audio-{line['category']}"
             text = str(line.get("transcript", ""))
             found.append(SpokenQuestion(id, audio, text, (str(line["official_answer"]),), group))
@@ -118,16 +121,8 @@ def _uro(path: Path) -> list[SpokenQuestion] | None:
         if "dialogue" in line:
             return None
         with line_of(path, number):
-            audio, asked = _within(path.parent, str(line["source_wav"])), str(line["source_text"])
+            audio, asked = within(path.parent, str(line["source_wav"])), str(line["source_text"])
         # Without a target, as in Repeat, what is said is what should be answered.
         answers = (str(line.get("target_text") or asked),)
         found.append(SpokenQuestion(str(line.get("id", number)), audio, asked, answers, path.parent.name))
     return usable(found, path)
-
-
-def _within(folder: Path, name: str) -> Path:
-    """A file of a published data set, which lies in its folder. Raises `EvaluationError` for a path that leaves it."""
-    path = folder / name.replace("\\", "/")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise EvaluationError(f"{folder}: the path {name} leaves the folder")
-    return path

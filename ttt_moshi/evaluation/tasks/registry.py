@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from ttt_moshi.errors import UserError
 from ttt_moshi.evaluation.controls import Controls, runs_no_model
 from ttt_moshi.evaluation.conversations import Talker, needed
 from ttt_moshi.evaluation.errors import EvaluationError
@@ -23,6 +24,7 @@ from ttt_moshi.evaluation.judge import judged_by
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of, subset
 from ttt_moshi.evaluation.recorded import EvaluationData
+from ttt_moshi.evaluation.results import is_task_name
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.streams import TextMode, UserMode
@@ -30,6 +32,7 @@ from ttt_moshi.evaluation.tasks import context_dialog, examiner, hour, overlap, 
 from ttt_moshi.evaluation.tasks.books import Book, find_books
 from ttt_moshi.evaluation.tasks.continuation import Continuation, find_long
 from ttt_moshi.evaluation.tasks.dialogue import Dialogue
+from ttt_moshi.evaluation.tasks.foreign import GuardedTask, guard
 from ttt_moshi.evaluation.tasks.free_running import MEANS as KEEPS_TALKING
 from ttt_moshi.evaluation.tasks.free_running import FreeRunning
 from ttt_moshi.evaluation.tasks.full_duplex import FullDuplex, Outputs, find_situations, read_output
@@ -162,10 +165,7 @@ def _hour(b: Benchmarks) -> Task:
 
 
 def _check_hour(b: Benchmarks) -> None:
-    """Which recordings `--max_items` takes is told by their contents, so of a part the task itself sees the length."""
-    lengths, most = b.recordings().check(), b.recordings().max_items
-    if most is None or most >= len(lengths):
-        require_enough(lengths, b.minutes)
+    require_enough(b.recordings().lengths(), b.minutes)
 
 
 def _turns(b: Benchmarks) -> Task:
@@ -500,8 +500,26 @@ def known_tasks() -> dict[str, TaskSpec]:
             spec = _broken(f"the task `{point.name}` of {point.value} is no TaskSpec")
         elif point.name in found:
             spec = _broken(f"the task `{point.name}` of {point.value} is there already: uninstall one of the two")
-        found[point.name] = spec
+        elif not is_task_name(point.name):
+            spec = _broken(
+                f"{point.name!r} of {point.value} is no name for a task: letters, digits, `_`, `.` and `-` are"
+            )
+        elif type(spec.version) is not int:
+            spec = _broken(f"the task `{point.name}` of {point.value} is of version {spec.version!r}, and no number")
+        found[point.name] = _guarded(point.name, spec)
     return found
+
+
+def _guarded(name: str, spec: TaskSpec) -> TaskSpec:
+    """A task of another package, whose own errors end it alone."""
+    build = guard(name, spec.build)
+    return replace(
+        spec,
+        build=lambda b: GuardedTask(name, build(b)),
+        check=guard(name, spec.check or spec.build),
+        cannot_apply=guard(name, spec.cannot_apply),
+        protocol=guard(name, spec.protocol),
+    )
 
 
 def _broken(reason: str) -> TaskSpec:
@@ -538,7 +556,15 @@ def parse_tasks(names: str) -> list[str]:
 def check_controls(names: list[str], controls: Controls) -> dict[str, str]:
     """The tasks that cannot apply some option, with the reason."""
     known = known_tasks()
-    return {name: reason for name in names if (reason := known[name].cannot_apply(controls)) is not None}
+    found = {}
+    for name in names:
+        try:
+            reason = known[name].cannot_apply(controls)
+        except UserError as error:
+            reason = str(error)
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
 def tasks_by_option() -> dict[str, list[str]]:

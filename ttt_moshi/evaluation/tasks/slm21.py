@@ -6,11 +6,11 @@ sLM21-dataset/syntactic/{dev,test}/{gold.csv,*.wav}    filename,id,voice,type,su
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ttt_moshi.evaluation.documents import table_rows
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
 from ttt_moshi.evaluation.examples import Example
 from ttt_moshi.evaluation.pairs import Pair
@@ -64,16 +64,17 @@ def _pairs(folder: Path, item: Callable[[Row], str], groups: Callable[[Row], Map
         raise EvaluationError(f"no {gold}")
     halves: dict[tuple[str, str], tuple[list[Row], list[Row]]] = {}  # wrong and right rows, in their order
     seen: set[str] = set()
-    with gold.open(newline="", encoding="utf-8-sig") as file, well_formed(gold):
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                key, correct, name = (item(row), row["voice"]), row["correct"].strip() == "1", row["filename"]
-            except KeyError as error:
-                raise EvaluationError(f"{gold} lacks the column {error}") from None
-            if name in seen:
-                raise EvaluationError(f"{gold}, line {number}: {name} is listed twice")
-            seen.add(name)
-            halves.setdefault(key, ([], []))[correct].append(row)
+    for number, row in table_rows(gold):
+        try:
+            key, correct, name = (item(row), row["voice"]), row["correct"].strip(), row["filename"]
+        except KeyError as error:
+            raise EvaluationError(f"{gold} lacks the column {error}") from None
+        if correct not in ("0", "1"):
+            raise EvaluationError(f"{gold}, line {number}: `correct` is {correct!r}, and neither 1 nor 0")
+        if name in seen:
+            raise EvaluationError(f"{gold}, line {number}: {name} is listed twice")
+        seen.add(name)
+        halves.setdefault(key, ([], []))[correct == "1"].append(row)
     if not halves:
         raise EvaluationError(f"{gold} lists no recordings")
     pairs = []

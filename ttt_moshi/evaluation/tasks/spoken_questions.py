@@ -11,7 +11,6 @@ what it says from the end of the question on is its answer.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter, defaultdict
@@ -27,8 +26,11 @@ import torch
 from ttt_moshi.data.audio import read_audio
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.conversations import Talker, needed
-from ttt_moshi.evaluation.errors import EvaluationError, json_lines, line_of, well_formed, writing
-from ttt_moshi.evaluation.judge import Judged, as_lines, judge_answers
+from ttt_moshi.evaluation.documents import json_lines, table_rows
+from ttt_moshi.evaluation.errors import EvaluationError, line_of, writing
+from ttt_moshi.evaluation.fields import within
+from ttt_moshi.evaluation.judge import Judged, as_lines, digest_of, judge_answers
+from ttt_moshi.evaluation.listing import files_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.parquet import Embedded
@@ -77,13 +79,13 @@ def open_questions(data_root: Path, name: str) -> list[SpokenQuestion]:
         raise EvaluationError(f"no spoken questions: expected {table} with audios/ beside it, or {own}")
     asked, answer, others, between = LAYOUTS[name]
     found = []
-    with table.open(newline="", encoding="utf-8-sig") as file, well_formed(table):
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            texts = [row[answer], *([row[others] or ""] if others else [])]
+    for number, row in table_rows(table):
+        with line_of(table, number):
+            texts = [row[answer], *([row[others]] if others else [])]
             answers = [a.strip() for text in texts for a in (text.split(between) if between else [text])]
             if not any(map(can_be_said, answers)):
-                raise EvaluationError(f"{table}, line {number}: no answer in {answers} that could be said")
-            audio = folder / "audios" / row["audio_filename"]
+                raise ValueError(f"no answer in {answers} that could be said")
+            audio = within(folder / "audios", row["audio_filename"])
             found.append(SpokenQuestion(str(number), audio, row[asked], tuple(a for a in answers if a), name))
     return usable(found, table)
 
@@ -106,7 +108,7 @@ def choice_questions(data_root: Path) -> list[SpokenQuestion]:
             raise ValueError(f"the answer {line['answer']!r} is not one of the letters of two or more choices")
         return (answer,), choices
 
-    return [q for path in sorted((data_root / "spoken_choices").glob("*.jsonl")) for q in from_lines(path, read)]
+    return [q for path in files_in(data_root / "spoken_choices", ".jsonl") for q in from_lines(path, read)]
 
 
 def _lettered(given: Any) -> dict[str, str]:
@@ -134,7 +136,7 @@ def judged_questions(data_root: Path) -> list[SpokenQuestion]:
             raise ValueError(f"`reference` is {reference!r}, and no text")
         return () if reference in (None, "") else (str(reference),), {}
 
-    return [q for path in sorted((data_root / "judged_answers").glob("*.jsonl")) for q in from_lines(path, read)]
+    return [q for path in files_in(data_root / "judged_answers", ".jsonl") for q in from_lines(path, read)]
 
 
 def from_lines(
@@ -252,7 +254,9 @@ class SpokenQuestions:
             entry["chance"] = float(np.mean([1 / len(question.choices) for question in self.questions]))
             told = [chosen(text, question.choices) is not None for question, text in self._with_questions(said)]
             entry["told"] = float(np.mean(told))
-        elif self.name != "judged_answers":
+        elif self.name == "judged_answers":
+            entry["ratings"] = digest_of(scores.ravel().tolist())
+        else:
             exact = [equals(text, question.answers) for question, text in self._with_questions(said)]
             entry["nothing_else"] = float(np.mean(exact))
         samples = []

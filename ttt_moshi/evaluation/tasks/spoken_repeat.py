@@ -10,22 +10,22 @@ back than the attention reaches: L (W - 1) + 1 frames of L layers with a window 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.documents import read_json
+from ttt_moshi.evaluation.errors import MALFORMED, EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece
 from ttt_moshi.evaluation.fields import ROUNDING_SEC, span
+from ttt_moshi.evaluation.listing import files_in, folders_in
 from ttt_moshi.evaluation.outcome import Outcome
 from ttt_moshi.evaluation.scoring.engine import Engine
 from ttt_moshi.evaluation.scoring.recordings import count_frames
 from ttt_moshi.evaluation.tasks.curves import group_sums, mean_difference
 from ttt_moshi.evaluation.tasks.stories import distance_of
-from ttt_moshi.files import read_text
 from ttt_moshi.frames import FRAME_RATE, seconds_to_frames
 
 
@@ -44,8 +44,8 @@ def find_repeats(data_root: Path, frames_of: Callable[[Example], int] = count_fr
     hearing is no part of its recording, whose length `frames_of` tells."""
     root = data_root / "repeat"
     passages = []
-    for folder in sorted((f for f in root.glob("*") if f.is_dir()), key=distance_of):
-        for path in sorted(folder.glob("*.wav")):
+    for folder in sorted(folders_in(root), key=distance_of):
+        for path in files_in(folder, ".wav"):
             example = Example.file(f"{folder.name}/{path.stem}", path)
             first, second = _spans(path.with_suffix(".json"), frames_of(example))
             passages.append(SpokenPassage(example, first, second, distance_of(folder)))
@@ -56,8 +56,8 @@ def find_repeats(data_root: Path, frames_of: Callable[[Example], int] = count_fr
 
 def _spans(path: Path, frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The whole frames of both hearings in a recording of so many."""
+    found = read_json(path)
     try:
-        found = json.loads(read_text(path))
         first, second = (
             (math.ceil(start * FRAME_RATE), math.floor(end * FRAME_RATE))
             for start, end in (span(*found[name]) for name in ("first", "second"))
@@ -67,7 +67,7 @@ def _spans(path: Path, frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
                 raise ValueError("a hearing holds no whole frame of 80 ms")
             if stop > frames + seconds_to_frames(ROUNDING_SEC):
                 raise ValueError(f"a hearing lasts beyond the {frames} frames of the recording")
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         raise EvaluationError(f'{path} is not {{"first": [start, end], "second": [start, end]}} ({error!r})') from None
     return first, second
 

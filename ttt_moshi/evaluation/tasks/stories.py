@@ -9,19 +9,19 @@ needle/<distance>/*.wav      as StoryCloze; <distance> is the seconds between th
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.documents import read_json
+from ttt_moshi.evaluation.errors import MALFORMED, EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Segment, Source
 from ttt_moshi.evaluation.fields import texts
+from ttt_moshi.evaluation.listing import files_in, folders_in
 from ttt_moshi.evaluation.pairs import Pair
-from ttt_moshi.files import read_text
 
 SALMON_FOLDERS = ("salmon", "SALMon", "salmon_benchmark")  # the last is how its archive unpacks
-_STORY = re.compile(r"(?:(?P<n>\d+)_)?(?P<base>.+)_(?P<kind>correct|incorrect|mutual)\.wav")
-_SAMPLE = re.compile(r"sample_(?P<i>\d+)_(?P<half>[01])\.wav")
+_STORY = re.compile(r"(?:(?P<n>\d+)_)?(?P<base>.+)_(?P<kind>correct|incorrect|mutual)\.wav", re.IGNORECASE)
+_SAMPLE = re.compile(r"sample_(?P<i>\d+)_(?P<half>[01])\.wav", re.IGNORECASE)
 
 
 def story_pairs(data_root: Path, name: str) -> list[Pair]:
@@ -38,7 +38,7 @@ def needle_pairs(data_root: Path) -> list[Pair]:
     the values cancels: both stories together are the item.
     """
     root = data_root / "needle"
-    folders = sorted((f for f in root.glob("*") if f.is_dir()), key=lambda f: (distance_of(f), f.name))
+    folders = sorted(folders_in(root), key=lambda f: (distance_of(f), f.name))
     if not folders:
         raise EvaluationError(f"no needle data: expected folders named by seconds, such as {root / '60'}")
     pairs = []
@@ -58,9 +58,9 @@ def salmon_pairs(data_root: Path) -> list[Pair]:
     if root is None:
         raise EvaluationError(f"no SALMon data: expected {data_root / 'salmon' / 'speaker_consistency'}")
     pairs = []
-    for folder in sorted(f for f in root.iterdir() if f.is_dir()):
+    for folder in folders_in(root):
         halves: dict[int, dict[str, Path]] = {}
-        for path in sorted(folder.glob("*.wav")):
+        for path in files_in(folder, ".wav"):
             if match := _SAMPLE.fullmatch(path.name):
                 halves.setdefault(int(match["i"]), {})[match["half"]] = path
         for i, half in sorted(halves.items()):
@@ -79,24 +79,26 @@ def _needles(folder: Path) -> dict[str, str]:
     path = folder / "needles.json"
     if not path.is_file():
         return {}
+    needles = read_json(path)
     try:
-        needles = json.loads(read_text(path))
+        if not isinstance(needles, list):
+            raise ValueError("no list")
         pairs = [texts(needle["pairs"], "pairs") for needle in needles]
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise EvaluationError(f'{path} is not [{{"pairs": [uuid, uuid]}}, ...] ({error!r})') from None
     return {story: pair[0] for pair in pairs for story in pair}
 
 
 def _story_folder(folder: Path, prefix: str) -> list[Pair]:
     stories: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.wav")):
+    for path in files_in(folder, ".wav"):
         match = _STORY.fullmatch(path.name)
         if match is None:
             raise EvaluationError(f"{path} is not named <n>_<uuid>_correct.wav, ..._incorrect.wav or ..._mutual.wav")
-        kinds = stories.setdefault(match["base"], {})
-        if match["kind"] in kinds:
-            raise EvaluationError(f"{path} and {kinds[match['kind']].name} are two {match['kind']} files of one story")
-        kinds[match["kind"]] = path
+        kinds, kind = stories.setdefault(match["base"], {}), match["kind"].lower()
+        if kind in kinds:
+            raise EvaluationError(f"{path} and {kinds[kind].name} are two {kind} files of one story")
+        kinds[kind] = path
     if not stories:
         raise EvaluationError(f"no recordings in {folder}: expected <n>_<uuid>_correct.wav and ..._incorrect.wav")
     pairs = []
