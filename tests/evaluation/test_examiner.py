@@ -204,7 +204,7 @@ def test_tasks_that_cannot_be_used_are_refused(tiny_material, tmp_path, capsys):
             ([], "has no turns"),
             ([{"audio": "1.wav"}], "turn 0: there is no"),
             ([{"text": "x"}], "task.json lacks 'audio'"),
-            ([{"audio": "0.wav", "at": -1}], "turn 0: `at` is -1, and no time from 0 to 3600 seconds"),
+            ([{"audio": "0.wav", "at": -1}], "turn 0: `at` is -1, and no time in seconds from 0 to 3600"),
             ([{"audio": "0.wav", "at": 5000.0}], "turn 0: `at` is 5000, and no time"),
             ([{"audio": "0.wav", "at": float("nan")}], "turn 0: `at` is nan"),
             ([{"audio": "0.wav", "at": t} for t in (1, None, 0.5)], "turn 2: `at` is 0.5, and a turn before it"),

@@ -217,14 +217,14 @@ INTERRUPT = "synthetic_user_interruption/1/interrupt.json"
 
 @pytest.mark.parametrize(("file", "content", "message"), [
     (f"{CANDOR}/turn_taking.json", None, r"there is no .*turn_taking\.json"),
-    (f"{CANDOR}/turn_taking.json", "[]", r"turn_taking\.json is not what"),
+    (f"{CANDOR}/turn_taking.json", "[]", r"turn_taking\.json holds something else"),
     (f"{ICC}/input.wav", None, r"no input\.wav"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": "x"}', "icc_gt_distribution"),
-    *[(f"{CANDOR}/turn_taking.json", f'[{{"timestamp": [{end}, 9]}}]', r"turn_taking\.json is not .* is no stretch")
+    *[(f"{CANDOR}/turn_taking.json", f'[{{"timestamp": [{end}, 9]}}]', r"turn_taking\.json: .* is no stretch")
       for end in ("NaN", "1e400", "5200", "-5", "10.6")],
-    *[(INTERRUPT, f'[{{"timestamp": {times}}}]', r"interrupt\.json is not .* is no stretch of a recording of 10\.000 s")
+    *[(INTERRUPT, f'[{{"timestamp": {times}}}]', r"interrupt\.json: .* is no stretch of a recording of 10\.000 s")
       for times in ("[4.1, NaN]", "[NaN, 4.7]", "[4.1, 4740]", "[4.7, 4.1]", "[-1, 4.7]", "[4.1, 1e400]")],
-    (INTERRUPT, '[{"timestamp": [4.1]}]', r"interrupt\.json is not what"),
+    (INTERRUPT, '[{"timestamp": [4.1]}]', r"interrupt\.json holds something else"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": [1' + 400 * "0" + "]}", "icc_gt_distribution"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": [0, 0]}', "weights are numbers from 0 on"),
     ("icc_backchannel/icc_gt_distribution.json", '{"1": [1, -1]}', "weights are numbers from 0 on"),

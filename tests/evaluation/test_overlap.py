@@ -103,7 +103,7 @@ def bench(tmp_path):
     ("clean_input.wav", None, r"7 has no clean_input\.wav"),
     ("metadata.json", None, r"there is no .*metadata\.json"),
     ("metadata.json", "{", r"metadata\.json is not valid JSON"),
-    ("metadata.json", '{"timestamps": [1.0]}', r"metadata\.json is not what"),
+    ("metadata.json", '{"timestamps": [1.0]}', r"metadata\.json: not enough values"),
     ("metadata.json", '{"timestamps": [2.0, 1.0]}', "2 to 1 is no stretch"),
     ("metadata.json", '{"timestamps": [1.0, NaN]}', "1 to nan is no stretch"),
     ("metadata.json", '{"timestamps": [1.0, 1e400]}', "1 to inf is no stretch"),

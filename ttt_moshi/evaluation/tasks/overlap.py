@@ -86,7 +86,8 @@ def _overlap(kind: str, folder: Path) -> Overlap:
     seconds = read_info(folder / INPUT).seconds
     with well_formed(path):
         facts = read_json(path)
-        start, end = span(*facts["timestamps"], seconds=seconds)
+        began, ended = facts["timestamps"]
+        start, end = span(began, ended, seconds=seconds)
         text = " ".join(str(facts.get(key, "")) for key in ("context_text", "current_turn_text")).strip()
     if not (start < end and start < seconds):
         raise EvaluationError(
