@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.evaluation import written
+from tests.evaluation.written import results
 from ttt_moshi.cli.main import main
 
 
@@ -15,16 +17,8 @@ def evaluate(base, out, *more) -> int:
     return main(["eval", *map(str, words)])
 
 
-def results(out: Path) -> dict:
-    return json.loads((out / "results.json").read_text())
-
-
 def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and "cache" not in path.parts and path.name != "timing.json"
-    }
+    return written.content(folder, without=lambda part: part == "cache")
 
 
 @pytest.fixture(scope="module")

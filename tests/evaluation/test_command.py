@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.evaluation.written import results
 from tests.processes import TORCHRUN, Process, Warm
 from ttt_moshi.cli.eval_options import Request, parser
 from ttt_moshi.cli.main import main
@@ -34,10 +35,6 @@ NO_FIGURE = ("context_dialog",)
 def run(material, out, *more) -> int:
     base = ["--checkpoint_dir", "base", "--hf_repo_id", str(material.base_model), "--dtype", "float32"]
     return main(["eval", *base, "--data", str(material.eval_data), "--out", str(out), *map(str, more)])
-
-
-def results(out) -> dict:
-    return json.loads((out / "results.json").read_text())
 
 
 def test_every_task_runs_and_says_on_how_many_items(evaluated):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.written import results
 from tests.processes import TORCHRUN
 from ttt_moshi.cli.main import main
 
@@ -29,10 +30,6 @@ def trained(tiny_material, tmp_path_factory):
 
 def checkpoint(run_dir, step=2):
     return run_dir / "checkpoints" / f"checkpoint_{step:06d}"
-
-
-def results(folder) -> dict:
-    return json.loads((folder / "results.json").read_text())
 
 
 def test_the_checkpoint_alone_gives_the_number_that_training_saw(trained, tmp_path):

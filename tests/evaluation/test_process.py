@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.application.harness import Fault, Place
+from tests.evaluation import written
+from tests.evaluation.written import results
 
 KILLS = {
     "between samples and report": Fault("mkdir", "out/.unfinished/plots", signal="SIGKILL"),
@@ -41,19 +43,8 @@ def words(place, bench, tiny_material):
     return of
 
 
-def results(out: Path) -> dict:
-    return json.loads((out / "results.json").read_text())
-
-
 def content(folder: Path) -> dict[str, bytes]:
-    """All that an evaluation has written but how long it took."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name != "timing.json"
-        and not any(p[0] == "." for p in path.relative_to(folder).parts)
-    }
+    return written.content(folder, without=lambda part: part.startswith("."))
 
 
 def test_a_kill_loses_no_results(place, words):

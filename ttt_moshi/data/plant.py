@@ -23,6 +23,7 @@ from ttt_moshi.data.corpus import Corpus
 from ttt_moshi.data.encoded import write_encoded
 from ttt_moshi.data.errors import DataError
 from ttt_moshi.data.interleaver import ABSENT
+from ttt_moshi.data.pretokenize import LIST
 from ttt_moshi.data.sources import Recording
 from ttt_moshi.files import write_atomically
 from ttt_moshi.frames import frames_to_seconds
@@ -30,7 +31,7 @@ from ttt_moshi.frames import frames_to_seconds
 TRIES = 50
 """places that are drawn for a passage before the recording counts as too full for it"""
 
-_LIST = "data.jsonl"
+_LIST = f"{LIST}.jsonl"
 _MADE = re.compile(r"\d{6}\.safetensors|planted\.json|\.[0-9a-f]{32}\.partial")
 """what is written before the list"""
 

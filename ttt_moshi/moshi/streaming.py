@@ -94,7 +94,8 @@ class StreamState:
 
         def cut(tensor: Tensor) -> Tensor:
             missing = context - 1 - tensor.shape[2]
-            return functional.pad(tensor, (0, 0, missing, 0))  # where it is negative, what is too much is cut
+            # Where it is negative, what is too much is cut. Padding with nothing would copy.
+            return functional.pad(tensor, (0, 0, missing, 0)) if missing else tensor
 
         layers = tuple(replace(layer, keys=cut(layer.keys), values=cut(layer.values)) for layer in self.layers)
         return replace(self, layers=layers)

@@ -58,7 +58,7 @@ def _read(
     if not isinstance(model, TTTMoshi):
         raise EvaluationError(f"{type(model).__name__} cannot read a recording in chunks; score it in one pass")
     scored = 1 + own_codebooks(model)
-    stream, strange = model.start_stream(len(codes)), model.start_stream(len(codes))
+    stream = strange = model.start_stream(len(codes))
     assert model.context is not None  # or no stream would have started
     window = model.context
     delayed = torch.full((len(codes), scored, codes.shape[-1]), float("nan"), device=codes.device)
@@ -70,11 +70,12 @@ def _read(
             # that, since a window of n frames carries n - 1 into the next chunk.
             seen = min(window, stop + 1)
             with attention_window(model, seen):
-                stream, strange = stream.seen_through(seen), strange.seen_through(seen)
-                chunk = model.forward_chunk(codes[..., start:stop], stream, prefix_lengths=prefix_lengths)
+                chunk = model.forward_chunk(
+                    codes[..., start:stop], stream.seen_through(seen), prefix_lengths=prefix_lengths
+                )
                 stream = chunk.stream
                 if others is not None:
-                    strange = model.forward_chunk(others[..., start:stop], strange).stream
+                    strange = model.forward_chunk(others[..., start:stop], strange.seen_through(seen)).stream
             known = torch.cat([chunk.output.text_mask, chunk.output.mask], dim=1)[:, :scored]
             part = gather_nll(chunk.output.text_logits, chunk.output.logits, chunk.targets, known)
             delayed[..., start:stop] = part.nll
