@@ -94,17 +94,6 @@ def raw_read(path: Path, memory: memoryview) -> None:
     os.close(fd)
 
 
-def settle(folder: Path, *stale: str) -> None:
-    """Delete what is stale, wait for deletions that retention began in the background, and let the disk rest."""
-    for name in stale:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    while len([name for name in os.listdir(folder / "ours") if "0" in name]) > 1:
-        time.sleep(0.01)
-    os.sync()
-    time.sleep(0.5)
-
-
 class Writers:
     """One durable save by each writer."""
 
@@ -147,6 +136,17 @@ class Writers:
     def safetensors(self) -> None:
         safetensors.torch.save_file(self.tensors, self.folder / "all.safetensors")
         sync_tree(self.folder / "all.safetensors")
+
+    def settle(self, *stale: str) -> None:
+        """Delete what is stale, wait for deletions that retention began in the background, and let the disk rest: a
+        quarter of a second for a gigabyte, half a second at most."""
+        for name in stale:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        while len([name for name in os.listdir(self.folder / "ours") if "0" in name]) > 1:
+            time.sleep(0.01)
+        os.sync()
+        time.sleep(min(0.5, self.total / 4e9))
 
 
 def measured(
@@ -193,7 +193,7 @@ def measure_saves(writers: Writers, rounds: int, say: Callable[[str], None]) -> 
         current["ours_blocked"] = blocked[-1]
         say(f"save round {number} of {rounds}: " + ", ".join(f"{n} {v:.2f} s" for n, v in sorted(current.items())))
 
-    times = measured(rounds + 1, works, lambda name: settle(writers.folder, *filter(None, [stale.get(name)])), report)
+    times = measured(rounds + 1, works, lambda name: writers.settle(*filter(None, [stale.get(name)])), report)
     # The first round warms up buffers and files.
     return {name: values[1:] for name, values in {"ours_blocked": blocked, **times}.items()}
 
@@ -237,7 +237,7 @@ def measure_loads(writers: Writers, rounds: int, say: Callable[[str], None]) -> 
     ]
 
     def rest(name: str) -> None:
-        settle(writers.folder)
+        writers.settle()
         forget(newest, *(writers.folder / other for other in ("raw", "dcp", "all.safetensors")))
 
     def report(number: int, current: dict[str, float]) -> None:
@@ -286,14 +286,14 @@ def measure_stall(writers: Writers, saves: int) -> dict[str, list[float]]:
 
     training_steps(for_seconds(0.2))  # the first step loads code
     for _ in range(saves):
-        settle(writers.folder)
+        writers.settle()
         writers.step += 1
         begin = time.perf_counter()
         writers.store.save(writers.step, kind="full", tensors=writers.tensors, state={"step": writers.step})
         during = training_steps(lambda: writers.store.poll() is not None)
         record("beside_a_save", during, training_steps(for_seconds(0.5)))
         duration = time.perf_counter() - begin
-        settle(writers.folder)
+        writers.settle()
         record("alone", training_steps(for_seconds(duration)))
         stop = threading.Event()
         threads = [threading.Thread(target=compute, args=[stop]) for _ in range(2)]

@@ -334,6 +334,17 @@ def test_the_documented_recipe_for_the_released_model_runs(bench, tiny_material,
     assert "points)" in "".join(capsys.readouterr().out.split("\n"))
 
 
+def test_no_recording_is_encoded_that_no_item_is_of(tiny_material, tmp_path):
+    """Encoding takes most of the time, and with `--limit` most of it would be for nothing."""
+    cache = tmp_path / "codes"
+    (tmp_path / "data.yaml").write_text(f"data:\n  code_cache_dir: {cache}\n")
+    words = ["--tasks", "dialogue", "--config", tmp_path / "data.yaml"]
+    for limit in (1, 2):
+        assert run(tiny_material, tmp_path / str(limit), *words, "--limit", limit) == 0
+        assert results(tmp_path / str(limit))["tasks"]["dialogue"]["n"] == limit
+        assert len(list(cache.rglob("*.safetensors"))) == limit
+
+
 def test_lists_for_versa(bench, tmp_path):
     folder = bench / "sSC"
     (tmp_path / "ref").mkdir()

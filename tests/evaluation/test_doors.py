@@ -74,6 +74,17 @@ def test_a_bad_value_is_one_line_and_touches_nothing(words, place, tiny_material
     assert content(place) == before
 
 
+@pytest.mark.parametrize("name", ["gone", "empty", "latin.jsonl", "file"])
+def test_recordings_that_are_not_there_are_refused_though_no_task_reads_them(name, place, tiny_material, bench, capsys):
+    words = ["--checkpoint_dir", "base", "--hf_repo_id", tiny_material.base_model, "--out", place / "out"]
+    words += ["--tasks", "ssc", "--data_root", bench, "--data", place / name]
+    before = content(place)
+    assert main(["eval", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(place / name) in error
+    assert content(place) == before
+
+
 RESULTS = {
     "schema": 1, "checkpoint": {"state_id": "s", "step": 1, "kind": "full"}, "config": {}, "seed": 0,
     "data": {"ssc": {"digest": "d"}}, "versions": {},

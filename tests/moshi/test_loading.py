@@ -89,6 +89,7 @@ def test_a_hub_that_cannot_be_reached_is_not_taken_for_an_old_repository(folder,
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", no_such_name)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's library tries five times, with pauses
     files = {"moshi_path": "model.safetensors", "mimi_path": "mimi.safetensors", "tokenizer_path": "tokenizer.model"}
     paths = ModelPaths(hf_repo_id="nobody/absent", **{key: str(folder / name) for key, name in files.items()})
     with pytest.raises(MoshiError, match="hub cannot be reached and 'nobody/absent' is not in the local cache"):

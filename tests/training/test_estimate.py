@@ -152,6 +152,15 @@ def test_the_command_prints_it_in_80_columns_and_trains_nothing(tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keys_without_effect_are_said_as_training_says_them(capsys):
+    config = str(CONFIGS / "moshi_7b_ttt.yaml")
+    idle = ["--ttt.inner", "delta", "--ttt.mini_batch_size", "8"]
+    assert run_command("train", ["--config", config, "--estimate", *idle]) == 0
+    assert "`ttt.mini_batch_size` has no effect, since " in capsys.readouterr().out
+    assert run_command("train", ["--config", config, "--estimate"]) == 0
+    assert "no effect" not in capsys.readouterr().out
+
+
 def test_the_command_refuses_what_cannot_be_built(capsys):
     assert run_command("train", ["--run_dir", "x", "--estimate", "--ttt.enable", "true", "--ttt.layers", "99"]) == 2
     assert "error:" in capsys.readouterr().err

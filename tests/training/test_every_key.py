@@ -108,7 +108,7 @@ CASES = {
     "wandb.run_name": Case("named", FILES, {"wandb.project": "moshi", "wandb.offline": "true"}),
     "paper_metrics.enable": Case("false", RECORDED, JUDGED),
     "paper_metrics.tasks": Case("ssc", RECORDED, JUDGED),
-    "paper_metrics.split": Case("test", RECORDED, JUDGED),
+    "paper_metrics.split": Case("test", RECORDED, JUDGED | {"paper_metrics.max_items": "9"}),
     "paper_metrics.max_items": Case("1", RECORDED, JUDGED),
     "paper_metrics.freq": Case("1", RECORDED, JUDGED),
     "eval.gates": Case("2", FILES, GATED),
@@ -188,7 +188,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Spoken benchmarks in the official layouts, in whose test split the false words are called right."""
+    """Spoken benchmarks in the official layouts, in whose test split a word is missing."""
     bench = speech_benchmarks.make(tmp_path_factory.mktemp("bench"))
     gold = bench / "sLM21-dataset" / "lexical" / "test" / "gold.csv"
     with gold.open(newline="") as file:
@@ -196,7 +196,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gold.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({**row, "correct": 1 - int(row["correct"])} for row in rows)
+        writer.writerows(row for row in rows if row["id"] != rows[0]["id"])
     return bench
 
 

@@ -263,11 +263,15 @@ def _alphabet(model: Any) -> Any:
 
 
 def _check_data(request: Request, args: TrainArgs) -> None:
-    """Raises `EvaluationError` when not one task has its data: the model need not be read for that."""
+    """Raises `UserError` when not one task has its data, or `--data` is not there, even where no task reads it: the
+    model need not be read for that."""
+    from ttt_moshi.data.sources import listed_lines
     from ttt_moshi.evaluation import EvaluationError
     from ttt_moshi.evaluation.suite import check_tasks
 
     benchmarks = _benchmarks(request, args)
+    if request.options.data is not None:
+        listed_lines(request.options.data)
     for name in request.names:
         try:
             check_tasks([name], benchmarks)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from ttt_moshi.config import TrainArgs
+from ttt_moshi.config_idle import told_idle
 
 
 def show(args: TrainArgs) -> int:
-    """Prints memory and work of one training process, in lines that fit 80 columns."""
+    """Prints memory and work of one training process, in lines that fit 80 columns, and which keys have no effect."""
     from ttt_moshi.training import estimate
 
     model = estimate.meta_model(args)
@@ -34,4 +35,6 @@ def show(args: TrainArgs) -> int:
         f"{args.max_steps:,} steps hear {estimate.hours_heard(args):,.1f} hours of audio: "
         f"{sum(work.values()) * frames * args.max_steps / 1e18:,.2f} EFLOP"
     )
+    for told in told_idle(args):
+        console.print(f"warning: {told}", soft_wrap=True)
     return 0

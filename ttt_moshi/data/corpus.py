@@ -144,11 +144,12 @@ class Corpus:
         """
         return self._load(recording)[:, : recording.frames].long()
 
-    def part(self, rank: int, world_size: int) -> list[Recording]:
-        """One rank's part of the recordings; parts are about equally long, with about as much to encode."""
+    def part(self, rank: int, world_size: int, of: Sequence[Recording] | None = None) -> list[Recording]:
+        """One rank's part of the recordings, all or those of `of`; parts are about equally long, with about as much to
+        encode."""
         mine = []
         for encoded in (False, True):
-            recordings = [recording for recording in self.recordings if recording.encoded == encoded]
+            recordings = [one for one in (self.recordings if of is None else of) if one.encoded == encoded]
             mine += [recordings[i] for i in part_of([r.info.frames for r in recordings], rank, world_size)]
         return mine
 
@@ -159,15 +160,22 @@ class Corpus:
             [recording.digest, recording.transcript_digest, recording.frames, recording.moshi_speaker, *made_with]
         )
 
-    def encode_all(self, rank: int = 0, world_size: int = 1, on_recording: OnRecording | None = None) -> None:
+    def encode_all(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        on_recording: OnRecording | None = None,
+        of: Sequence[Recording] | None = None,
+    ) -> None:
         """Judges every recording and transcript by the rules of `data check`, and fills the cache, so that training
-        neither meets what it cannot use nor waits for the codec. Each rank does its part of the recordings. Problems
-        that are not certain to ruin a recording are warnings; judgements are remembered like digests.
+        neither meets what it cannot use nor waits for the codec. Each rank does its part of the recordings, all or
+        those of `of`. Problems that are not certain to ruin a recording are warnings; judgements are remembered like
+        digests.
 
         Raises:
             DataError: a recording or transcript that cannot be used.
         """
-        mine = [recording for recording in self.part(rank, world_size) if not recording.encoded]
+        mine = [recording for recording in self.part(rank, world_size, of) if not recording.encoded]
         self._judge(mine)
         missing = {r.digest: r.info.frames for r in mine if not self._cache(r).has(r.audio)}
         done, total = 0, sum(missing.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 
 import blake3
@@ -67,12 +67,22 @@ class ClipLoader:
 
 
 class EvalSet:
-    """Every clip of the evaluation data once, always in the same order. Weights have no meaning here."""
+    """Every clip of the evaluation data once, always in the same order. Weights have no meaning here.
 
-    def __init__(self, corpus: Corpus):
+    Args:
+        chosen: ids of the clips that are taken, all for None. Only their recordings are ever read.
+    """
+
+    def __init__(self, corpus: Corpus, chosen: Collection[str] | None = None):
         self._corpus = corpus
-        self.clips = [clip for i in range(len(corpus.sources)) for clip in corpus.clips(i)]
+        self.clips = [
+            clip for i in range(len(corpus.sources)) for clip in corpus.clips(i) if chosen is None or clip.id in chosen
+        ]
         self.fingerprint: str = corpus.fingerprint
+        """of the corpus, which training writes too; of a part of its clips, of that and of their names"""
+        if chosen is not None:
+            names = " ".join(clip.id for clip in self.clips)
+            self.fingerprint = blake3.blake3(f"{corpus.fingerprint} {names}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.clips)

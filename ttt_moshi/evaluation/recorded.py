@@ -24,7 +24,7 @@ from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
-from ttt_moshi.evaluation.pairs import some_of
+from ttt_moshi.evaluation.pairs import sample, some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
@@ -189,20 +189,25 @@ class EvaluationData:
         )
 
     def _tokens(self, corpus: Corpus) -> tuple[ClipTokens, Encode]:
+        clips = EvalSet(corpus)
+        if self.max_items is not None:
+            chosen = sample({"": {clip.id for clip in clips.clips}}, self.max_items, self.seed)
+            clips = EvalSet(corpus, chosen)
+        needed = {clip.recording.id: clip.recording for clip in clips.clips}
+
         def encode(ranks: Ranks, progress: Callable[[int, int], None]) -> None:
-            ranks.together(
-                lambda: corpus.encode_all(ranks.rank, ranks.size, lambda name, done, total: progress(done, total))
-            )
+            def report(name: str, done: int, total: int) -> None:
+                progress(done, total)
+
+            ranks.together(lambda: corpus.encode_all(ranks.rank, ranks.size, report, list(needed.values())))
 
         controls = self.controls
         silence = None if self.codec is None else self.codec.silence
         tokens = ClipTokens(
-            EvalSet(corpus),
+            clips,
             controls.text or "given",
             controls.user or "natural",
             silence,
-            self.max_items,
-            self.seed,
             self.style.pad,
         )
         return tokens, encode

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import blake3
 import numpy as np
 import torch
 
 from ttt_moshi.data.interleaver import ABSENT, MOSHI_STYLE
 from ttt_moshi.evaluation.errors import EvaluationError
 from ttt_moshi.evaluation.examples import Example, Piece, Source
-from ttt_moshi.evaluation.pairs import sample
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.streams import TextMode, UserMode
 
@@ -51,7 +49,6 @@ class ClipTokens:
         text: `given` as recorded; `absent`, also for `sampled`, which the model writes; `pad` (PAD everywhere).
         user: `natural` as recorded; `silence`, for which `silence` is needed; `absent`.
         pad: the model's token for no new text.
-        max_items: take so many of the clips, the same ones every time.
     """
 
     def __init__(
@@ -60,12 +57,9 @@ class ClipTokens:
         text: TextMode = "given",
         user: UserMode = "natural",
         silence: Silence | None = None,
-        max_items: int | None = None,
-        seed: int = 0,
         pad: int = MOSHI_STYLE.pad,
     ):
-        self._clips, self.text, self.user, self._silence = clips, text, user, silence
-        self._max_items, self._seed, self._pad = max_items, seed, pad
+        self._clips, self.text, self.user, self._silence, self._pad = clips, text, user, silence, pad
         self._tokens: dict[str, np.ndarray] = {}
 
     def examples(self) -> list[Example]:
@@ -76,11 +70,10 @@ class ClipTokens:
         """
         if not len(self._clips):
             raise EvaluationError("the evaluation set holds no clips, so there is nothing to measure")
-        chosen = sample({"": {clip.id for clip in self._clips.clips}}, self._max_items, self._seed)
         found = []
         for clip, batch in zip(self._clips.clips, self._clips.batches(1, 0, 1), strict=True):
             frames = int(batch.valid_frames[0])
-            if clip.id not in chosen or not frames:
+            if not frames:
                 continue
             recording, _, start = clip.id.rpartition("@") if "@" in clip.id else (clip.id, "", "0")
             codes = batch.codes[0, :, :frames].numpy().astype(np.int32)
@@ -108,8 +101,5 @@ class ClipTokens:
         return self._tokens[example.id]
 
     def digest(self, examples: list[Example]) -> str:
-        """The set's fingerprint, which training writes too; of a part of it, that and the names."""
-        if self._max_items is None:
-            return self._clips.fingerprint
-        names = " ".join(example.id for example in examples)
-        return blake3.blake3(f"{self._clips.fingerprint} {names}".encode()).hexdigest()
+        """The set's fingerprint."""
+        return self._clips.fingerprint
