@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.memory import arms, measure, told
 from benchmarks.memory.cache import Models, continued, made
@@ -148,7 +148,7 @@ def _table(runs: dict[str, Any]) -> Table:
     """Means over seeds, and the worst seed's."""
     names = [name for question in QUESTIONS for name in question.names()]
     title = "share of answers, by frames since they were told: mean (worst seed)"
-    table = Table("model", "seeds", "CPU s", *names, title=title)
+    table = Table(Column("model", overflow="fold"), "seeds", "CPU s", *names, title=title)
     for arm in dict.fromkeys(key.rsplit("/", 1)[0] for key in runs):
         own = [run for key, run in runs.items() if key.rsplit("/", 1)[0] == arm]
         shares = [[run["recall"][name]["value"] for run in own] for name in names]

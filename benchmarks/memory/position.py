@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.memory import arms, plots
 from benchmarks.memory.cache import continued
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _positions(summary: dict[str, Any]) -> Table:
     bins = [f"{start}-{stop}" for start, stop in pairwise(BINS)]
-    table = Table("model", *bins, title="nats per semantic code, by frame of the recording")
+    table = Table(Column("model", overflow="fold"), *bins, title="nats per semantic code, by frame of the recording")
     for arm, controls in summary.items():
         for control, curve in controls.items():
             name = arm if control == plots.AS_TRAINED else f"  {control}"
@@ -86,7 +86,7 @@ def _positions(summary: dict[str, Any]) -> Table:
 def _contexts(runs: dict[str, Any]) -> Table:
     """Mean over seeds, with the interval over documents."""
     title = f"nats per semantic code of the same last {TARGET_FRAMES} frames, by frames of context before them"
-    table = Table("model", *map(str, CONTEXTS), title=title)
+    table = Table(Column("model", overflow="fold"), *map(str, CONTEXTS), title=title)
     for arm in dict.fromkeys(key.split("/")[0] for key in runs):
         cells = []
         for context in CONTEXTS:

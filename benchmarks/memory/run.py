@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.memory import arms, measure, plots
 from benchmarks.memory.cache import continued
@@ -160,7 +160,7 @@ def bars(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def _table(summary: dict[str, Any]) -> Table:
     title = "recall at a distance in frames, % of the answers: mean of the seeds (worst)"
     columns = sorted({*DISTANCES, SILENT, LATE})
-    table = Table("model", *(str(d) for d in columns), title=title)
+    table = Table(Column("model", overflow="fold"), *(str(d) for d in columns), title=title)
     for arm, curves in summary.items():
         for control, points in curves.items():
             cells = [points.get(str(d)) for d in columns]

@@ -23,7 +23,7 @@ DISTANCES = (64, 256, 1024)
 def measured():
     """Models that heard the same recordings, trained when they are first asked for: attention alone, which learns
     nothing from more of them, or a memory beside it."""
-    steps = {"window": 100, "ttt-linear": 250, "ttt-delta": 300}
+    steps = {"window": 100, "ttt-linear": 250, "ttt-delta": 240}
     return cache(lambda name: one_run(name, 0, steps[name], recordings=16, distances=DISTANCES, late_recordings=0))
 
 
