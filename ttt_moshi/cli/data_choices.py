@@ -1,4 +1,4 @@
-"""Options that several commands on data read alike."""
+"""Options that several commands on data read alike, and what they open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttt_moshi.cli.arguments import Parser, named
-from ttt_moshi.config import DataArgs
+from ttt_moshi.config import DataArgs, ModelPaths
 from ttt_moshi.errors import UserError
 
 if TYPE_CHECKING:
+    from ttt_moshi.data import Corpus
     from ttt_moshi.data.cluster import Cluster
+
+BASE_MODEL = ModelPaths().hf_repo_id
+BASE_MODEL_TOLD = "the base model, or its folder (default: %(default)s)"
 
 
 def remote_cache_options(parser: Parser) -> None:
@@ -105,3 +109,30 @@ def cluster_chosen(args: argparse.Namespace, *instead: str) -> AbstractContextMa
     from ttt_moshi.data.cluster import connected
 
     return connected(args.ray or None)
+
+
+def open_corpus(
+    path: str,
+    hf_repo_id: str,
+    cache_dir: Path | None,
+    device: str,
+    unspaced: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Corpus:
+    """A data set, or a shard of it, to be read as by a base model."""
+    from ttt_moshi.data import Alphabet, Codec, Corpus, names_audio
+    from ttt_moshi.data.interleaver import TextStyle
+    from ttt_moshi.moshi import resolve_model, writing_delay
+    from ttt_moshi.moshi.device import choose_device
+    from ttt_moshi.moshi.loading import geometry
+    from ttt_moshi.moshi.paths import audio_codec, text_tokenizer
+
+    chosen = choose_device(device)
+    audio = names_audio(path, shard)  # first: the model may be a download
+    info = resolve_model(ModelPaths(hf_repo_id=hf_repo_id))
+    shape = geometry(info.lm_config)
+    alphabet = Alphabet.of_model(shape)
+    codec = Codec(audio_codec(info, chosen), info.mimi_config) if audio else None
+    tokenizer = text_tokenizer(info) if audio else None
+    style = TextStyle.of_model(shape, unspaced, writing_delay(info.raw_config))
+    return Corpus(path, codec, tokenizer, 1.0, cache_dir, alphabet=alphabet, style=style, shard=shard)
