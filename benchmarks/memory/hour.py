@@ -128,7 +128,9 @@ def _table(runs: dict[str, Any], edges: Sequence[int]) -> Table:
         by_model.setdefault(key.rsplit("/", 1)[0], []).append(run)
     bins = [f"{start}-{stop}" for start, stop in pairwise(edges)]
     title = "nats per semantic code, by frame of the recording"
-    table = Table(Column("model", overflow="fold"), "seeds", *bins, "last - first", "last - window's", "cost", title=title)
+    table = Table(
+        Column("model", overflow="fold"), "seeds", *bins, "last - first", "last - window's", "cost", title=title
+    )
     for name, own in by_model.items():
         nll = np.array([run["by_bin"] for run in own])
         same = [np.array(runs[f"window/{key.rsplit('/', 1)[1]}"]["by_bin"]) for key in runs

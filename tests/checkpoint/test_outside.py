@@ -6,17 +6,18 @@ A `sitecustomize` on the path of the process counts its calls on one folder, who
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import ENV
 from ttt_moshi.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 SITE = """
-import builtins, errno, os
+import os
+from ttt_moshi.checkpoint import trouble
+trouble.PAUSES = (0.0,) * len(trouble.PAUSES)  # as many tries, without the second of pauses
 root, call, first, last, number = os.environ["FAULT"].split("|")
 first, last, number, seen, fds = int(first), int(last), int(number), 0, set()
 names = ("open", "close", "preadv", "stat", "listdir", "rename", "unlink", "pwrite")
@@ -54,15 +55,18 @@ def run(tmp_path, faults):
     return tmp_path / "run"
 
 
-def ckpt(run, *words, call="none", first=1, last=10**9, error="EIO"):
+@pytest.fixture
+def ckpt(run, warm):
     """`ttt-moshi ckpt WORDS` in a process whose calls `first` to `last` on the run's folder fail: status, output."""
 
-    fault = f"{run}|{call}|{first}|{last}|{getattr(errno, error)}"
-    environment = {**os.environ, "FAULT": fault, "PYTHONPATH": f"{run.parent / 'site'}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "ttt_moshi", "ckpt", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr
+    def call_it(*words, call="none", first=1, last=10**9, error="EIO"):
+        fault = f"{run}|{call}|{first}|{last}|{getattr(errno, error)}"
+        path = f"{run.parent / 'site'}{os.pathsep}{ROOT}"
+        done = warm.run(["-m", "ttt_moshi", "ckpt", *words], 120, env={**ENV, "FAULT": fault, "PYTHONPATH": path})
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    return call_it
 
 
 def names(run):
@@ -79,38 +83,38 @@ def names(run):
         ("stat", 4, "EACCES"),
     ],
 )
-def test_trouble_ends_a_command_with_the_path_and_moves_nothing(run, call, first, error):
+def test_trouble_ends_a_command_with_the_path_and_moves_nothing(run, ckpt, call, first, error):
     for words in (("verify", run), ("repair", run)):
-        status, text = ckpt(run, *words, call=call, first=first, error=error)
+        status, text = ckpt(*words, call=call, first=first, error=error)
         assert status == 2 and os.strerror(getattr(errno, error)) in text, (words, text)
         assert str(run / "checkpoints") in text
         assert names(run) == ["checkpoint_000001", "checkpoint_000002", "checkpoint_000003"]
-    assert ckpt(run, "verify", run)[0] == 0
+    assert ckpt("verify", run)[0] == 0
 
 
-def test_trouble_that_passes_is_waited_for(run):
+def test_trouble_that_passes_is_waited_for(run, ckpt):
     for call, error in (("preadv", "ETIMEDOUT"), ("open", "ESTALE"), ("listdir", "EIO")):
-        assert ckpt(run, "verify", run, call=call, first=2, last=3, error=error)[0] == 0
+        assert ckpt("verify", run, call=call, first=2, last=3, error=error)[0] == 0
 
 
-def test_a_listing_goes_on_beside_what_cannot_be_read(run):
+def test_a_listing_goes_on_beside_what_cannot_be_read(run, ckpt):
     (run / "checkpoints" / "checkpoint_000002" / "manifest.json").chmod(0)
     if os.access(run / "checkpoints" / "checkpoint_000002" / "manifest.json", os.R_OK):
         pytest.skip("this user may read everything")
-    status, text = ckpt(run, "ls", run, "--json")
+    status, text = ckpt("ls", run, "--json")
     assert status == 2
     assert [record["status"] for record in json.loads(text)] == ["valid", "unreadable", "valid"]
 
 
-def test_a_second_command_waits_for_no_writer_and_touches_nothing(run):
+def test_a_second_command_waits_for_no_writer_and_touches_nothing(run, ckpt):
     with CheckpointStore(run / "checkpoints"):
         for words in (("prune", run, "--last", "1"), ("repair", run)):
-            status, text = ckpt(run, *words)
+            status, text = ckpt(*words)
             assert status == 2 and f"is being written by process {os.getpid()}" in text
     assert len(names(run)) == 3
 
 
-def test_a_disk_that_cannot_rename_loses_nothing(run):
-    status, text = ckpt(run, "prune", run, "--last", "1", call="rename", first=1, error="EROFS")
+def test_a_disk_that_cannot_rename_loses_nothing(run, ckpt):
+    status, text = ckpt("prune", run, "--last", "1", call="rename", first=1, error="EROFS")
     assert status == 2 and "Read-only file system" in text
-    assert ckpt(run, "verify", run)[0] == 0 and len(names(run)) == 3
+    assert ckpt("verify", run)[0] == 0 and len(names(run)) == 3
