@@ -424,9 +424,10 @@ def _check_teaching(args: TrainArgs) -> None:
         "`train.distill` teaches a memory and needs `ttt.enable: true`",
     )
     _require(
-        distill.context_frames is None or not (args.full_finetuning or (args.lora.enable and args.lora.ft_embed)),
+        distill.context_frames is None
+        or not (args.full_finetuning or (args.lora.enable and args.lora.ft_embed) or args.data.new_text_embeddings),
         "`train.distill` lets the base model teach, so it must not be trained itself: "
-        "`full_finetuning: false` and `lora.ft_embed: false`",
+        "`full_finetuning: false`, `lora.ft_embed: false` and `data.new_text_embeddings: false`",
     )
     _require(
         distill.context_frames is None or long.context_frames is None or distill.context_frames > long.context_frames,

@@ -31,7 +31,7 @@ STANDS_FOR = {
     "BENCHMARKS": "runs/demo/bench",
     "checkpoint_002000": "checkpoint_000100",
 }
-NEEDS_A_NETWORK = ("huggingface-cli", "torchrun")
+NEEDS_A_NETWORK = ("huggingface-cli", "torchrun", "ttt-moshi data annotate")
 
 
 @pytest.fixture(scope="module")

@@ -223,6 +223,7 @@ def test_export_refuses_damage(run: Path, tmp_path: Path, read: Callable[..., An
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     assert main(["ckpt", "export", str(run), str(tmp_path / "bad")]) == 2
     assert "lora.safetensors: tensor" in capsys.readouterr().err
+    assert not (tmp_path / "bad" / "lora.safetensors").exists(), "half a file of the full size loads"
 
 
 def test_bench_measures_beside_the_bare_disk(tmp_path: Path, read: Callable[..., Any]) -> None:
@@ -312,6 +313,8 @@ def test_everything_is_counted_and_goes_when_asked(run: Path, read: Callable[...
     long.rmdir()
     main(["status", str(run)])
     assert str(root) in capsys.readouterr().out.splitlines()
+    assert main(["ckpt", "pin", str(root / "left_000002")]) == 2
+    assert "is set aside" in capsys.readouterr().err
     assert read("put-back", root / "left_000002")["path"].endswith("checkpoint_000002")
     planned = read("prune", run, "--also", "corrupt,leftover", "--dry-run")
     assert [item["name"] for item in planned] == [".saving_000009", "corrupt_000003"]

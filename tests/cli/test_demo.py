@@ -153,6 +153,10 @@ def test_a_folder_with_something_else_in_it_is_refused_untouched(tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "did not make" in done.stderr and str(tmp_path) in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / RECORD).write_text('{"title": "my own demo"}')
+    (tmp_path / "logs").mkdir()
+    assert run("--out", str(tmp_path)).returncode == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", RECORD, "logs"}
 
 
 def test_two_demos_do_not_share_a_folder(tmp_path):

@@ -151,6 +151,10 @@ def test_an_unknown_yaml_key_is_refused_with_the_nearest_one(tmp_path: Path, tex
         (["--train.distill.weight", "0"], "train.distill.weight"),
         (["--train.distill", "3"], "train.distill"),
         (
+            ["--ttt.enable", "true", "--train.distill.context_frames", "9", "--data.new_text_embeddings", "true"],
+            "train.distill.*data.new_text_embeddings",
+        ),
+        (
             ["--ttt.enable", "true", "--train.context_frames", "750", "--train.distill.context_frames", "750"],
             "train.distill.context_frames.*750",
         ),

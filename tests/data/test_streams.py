@@ -1,6 +1,8 @@
 """Rows that walk through long recordings."""
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -107,3 +109,19 @@ def test_seed_and_shuffle_matter_and_nothing_else(corpus):
     assert order(seed=1) == order(seed=1) != order(seed=2)
     assert sorted(order(shuffle=False)) == sorted(order(seed=1))
     assert order(shuffle=False) == [recording.id for recording in corpus.recordings]
+
+
+def test_two_threads_hand_out_as_one_does(corpus, monkeypatch):
+    """The next batch is read in the background while the one after it is asked for."""
+    one, two = loader(corpus, 1), loader(corpus, 1)
+    wanted = [one.clip(position).recording.id for position in range(60)]
+    draw = two._recording
+
+    def slow(number):
+        time.sleep(0.001)  # as the shuffling of many names
+        return draw(number)
+
+    monkeypatch.setattr(two, "_recording", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda position: two.clip(position).recording.id, range(60)))
+    assert found == wanted

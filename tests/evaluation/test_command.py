@@ -345,6 +345,28 @@ def test_no_recording_is_encoded_that_no_item_is_of(tiny_material, tmp_path):
         assert len(list(cache.rglob("*.safetensors"))) == limit
 
 
+def test_a_file_that_cannot_be_opened_costs_one_task(bench, tiny_material, tmp_path):
+    """Its name is longer than any file's, as of audio that stands in the list itself."""
+    root = tmp_path / "bench"
+    shutil.copytree(bench, root)
+    (root / "llama_questions").mkdir()
+    line = {"audio": "data:audio/wav;base64," + "A" * 400, "question": "who?", "answer": "me"}
+    (root / "llama_questions" / "questions.jsonl").write_text(json.dumps(line) + "\n")
+    assert run(tiny_material, tmp_path / "out", "--tasks", "swuggy,llama_questions", "--data_root", root) == 1
+    assert [task["status"] for task in results(tmp_path / "out")["tasks"].values()] == ["ok", "skipped"]
+
+
+def test_scores_of_other_software_are_measured_again(bench, tiny_material, tmp_path, monkeypatch):
+    words = ["--tasks", "swuggy", "--data_root", bench, "--cache_dir", tmp_path / "cache"]
+    assert run(tiny_material, tmp_path / "old", *words) == 0
+    scores = len(list((tmp_path / "cache/nll").rglob("*.safetensors")))
+    assert run(tiny_material, tmp_path / "same", *words) == 0
+    assert len(list((tmp_path / "cache/nll").rglob("*.safetensors"))) == scores
+    monkeypatch.setattr("ttt_moshi.evaluation.scoring.scorer.versions", lambda: {"torch": "9.9.9"})
+    assert run(tiny_material, tmp_path / "new", *words) == 0
+    assert len(list((tmp_path / "cache/nll").rglob("*.safetensors"))) == 2 * scores
+
+
 def test_lists_for_versa(bench, tmp_path):
     folder = bench / "sSC"
     (tmp_path / "ref").mkdir()

@@ -135,3 +135,12 @@ def test_two_processes_exchange_memories_as_one_does(trained, tmp_path, warm):
     one, two, on = ((tmp_path / name / "results.json").read_bytes() for name in ("one", "two", "on"))
     assert one == two
     assert json.loads(one)["tasks"]["dialogue"]["value"] != json.loads(on)["tasks"]["dialogue"]["value"]
+
+
+@pytest.mark.parametrize("flag", ["--out", "--cache_dir"])
+def test_nothing_is_written_into_a_checkpoint(trained, tmp_path, capsys, flag):
+    inside = checkpoint(trained) / "evaluation"
+    words = {"--out": tmp_path / "out", flag: inside}
+    named = [str(word) for pair in words.items() for word in pair]
+    assert main(["eval", "--checkpoint_dir", str(checkpoint(trained)), *named]) == 2
+    assert "is within the checkpoint" in capsys.readouterr().err and not inside.exists()

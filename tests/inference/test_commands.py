@@ -433,3 +433,20 @@ def test_a_corrupt_checkpoint_does_not_talk(trained, short, tmp_path, capsys):
         "the checkpoint is corrupt and is not used" in capsys.readouterr().err and not (tmp_path / "talk.wav").exists()
     )
     assert generate(copy, short, tmp_path / "talk.wav", "--no_ttt_verify") == 0
+
+
+def test_a_recording_that_is_damaged_once_it_was_answered_does_not_stop_the_others(trained, short, tmp_path, capsys):
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    shutil.copy(short, inputs / "a.wav")
+    assert generate(trained, inputs, tmp_path / "out") == 0
+    (inputs / "a.wav").write_bytes(b"no sound")
+    shutil.copy(short, inputs / "b.wav")
+    assert generate(trained, inputs, tmp_path / "out") == 1
+    assert "a: " in capsys.readouterr().out and (tmp_path / "out" / "b" / "output.wav").is_file()
+
+
+def test_a_list_that_is_not_utf_8_is_named(trained, tmp_path, capsys):
+    (tmp_path / "list.jsonl").write_bytes(b'{"path": "M\xfcller.wav"}\n')
+    assert generate(trained, tmp_path / "list.jsonl", tmp_path / "out") == 2
+    assert "list.jsonl is not UTF-8" in capsys.readouterr().err

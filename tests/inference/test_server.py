@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -568,6 +569,28 @@ def test_a_conversation_is_kept_and_goes_on(one_speaker, play, tmp_path):
                 assert client.last("error") is not None and client.last("welcome") is None
 
     play(refuse, sessions=sessions)
+
+
+def test_who_is_forgotten_and_leaves_at_once_is_forgotten(play, tmp_path):
+    class Slow(Sessions):
+        def forget(self, name: str) -> None:
+            time.sleep(0.5)  # the disk is busy
+            super().forget(name)
+
+    sessions = Slow(tmp_path)
+
+    async def scene(scene: Scene) -> None:
+        async with scene.client("?events=1&format=pcm") as client:
+            await client.say(pcm(noise(6)))
+            await client.until(lambda: len(client.sound) == 6)
+            await client.socket.send_bytes(b'\x04{"type": "save"}')
+            await client.until(lambda: client.last("saved") is not None)
+            assert sessions.listed()
+            await client.socket.send_bytes(b'\x04{"type": "forget"}')
+            await asyncio.sleep(0.1)
+
+    play(scene, sessions=sessions)
+    assert sessions.listed() == []
 
 
 def test_a_conversation_moves_to_the_connection_that_asks_for_it(play, tmp_path):

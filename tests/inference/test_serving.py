@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import shutil
 import signal
 import socket
 
@@ -279,3 +280,22 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path, capsys
         arguments = ["serve", "--checkpoint_dir", "nowhere", "--host", "127.0.0.1", "--port", str(port)]
         assert main(arguments) == 2
     assert f"port {port} of 127.0.0.1 cannot be taken" in capsys.readouterr().err
+
+
+def test_a_server_that_could_not_save_does_not_end_well(serve, tmp_path):
+    server = serve("--max_lag", "inf")
+
+    async def scene() -> int:
+        async with aiohttp.ClientSession() as http, http.ws_connect(server.url) as talking:
+            await until_ready(talking)
+            for frame in frames(5):
+                await talking.send_bytes(b"\x01" + frame)
+            heard = 0
+            while heard < 3:
+                heard += (await talking.receive(timeout=WAIT)).data[0] == 1
+            shutil.rmtree(tmp_path / "sessions", ignore_errors=True)
+            (tmp_path / "sessions").write_text("in the way")
+            loop = asyncio.get_running_loop()
+            return (await loop.run_in_executor(None, server.stop, signal.SIGTERM))[0]
+
+    assert asyncio.run(scene()) == 1

@@ -181,3 +181,22 @@ def test_a_schedule_changes_the_clip_length_and_survives_a_kill(launch: Callable
 def test_a_schedule_that_cannot_be_read_is_refused(schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.clip_schedule"):
         TrainArgs(run_dir="x", train=LongArgs(clip_schedule=schedule))
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.8, 1.6])
+def test_given_frames_are_predicted_in_no_clip(tiny_material: Material, tmp_path: Path, seconds: float) -> None:
+    """As in one pass over the recording, also where they are as long as a clip (0.8 s) or longer."""
+    source = tiny_material.train_data
+    line = json.loads(source.read_text().splitlines()[0])
+    line |= {"path": str(source.parent / line["path"]), "prefix_sec": seconds}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    args = stateful_args(tiny_material, tmp_path / "run", 4)
+    args.data.train_data = str(tmp_path / "data.jsonl")
+    with assembled(args) as (parts, world):
+        parts.feed.begin(parts.model, True)
+        batches = parts.layout.read(parts.stages[0].loader, 0)[0]
+        targets = parts.feed.targets(parts.model, 0, batches, world.device)
+        whole = torch.cat([batch.codes for batch in batches], 2)
+        given = torch.tensor([round(seconds * 12.5)])
+        wanted = objective.target_mask(whole, parts.model.delays, parts.model.dep_q, given)
+        assert sum(int(one.mask.sum()) for one in targets) == int(wanted.sum())

@@ -291,8 +291,9 @@ def test_diagnostics_are_those_of_the_definition(make_layer):
     assert (got.loss_after < got.loss_before).all()
 
 
-def test_losses_of_single_frames_are_those_of_the_definition(make_layer):
-    net = make_layer(inner="delta", half_life_frames=(8, 40)).inner
+@pytest.mark.parametrize("target", ["own", "next", "both"])
+def test_losses_of_single_frames_are_those_of_the_definition(make_layer, target):
+    net = make_layer(inner="delta", half_life_frames=(8, 40), target=target).inner
     x, k, v = torch.randn(2, 9, 32), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
     with torch.no_grad():
         start, before, after = net.losses(x, k, v)

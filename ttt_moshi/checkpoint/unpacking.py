@@ -80,7 +80,8 @@ def _groups(tensors: dict[str, Any], limit: int | None) -> list[list[str]]:
 def _write(files: Files, path: Path, file: str, tensors: dict[str, Any], target: Path) -> Iterator[int]:
     """Writes one file; gives the size of each tensor when it is written."""
     layout = plan({n: (e["dtype"], tuple(e["shape"])) for n, e in tensors.items()}, {"format": "pt"})
-    with Output(files, target, layout.size, direct=False) as output:
+    unfinished = target.with_name(f".{target.name}.tmp")  # half a file of the full size would load, as zeros
+    with Output(files, unfinished, layout.size, direct=False) as output:
         stream = Stream(output)
         stream.add_bytes(layout.header)
         for name, tensor in iter_tensors(path, file, list(layout.entries)):
@@ -88,3 +89,4 @@ def _write(files: Files, path: Path, file: str, tensors: dict[str, Any], target:
             stream.add(tensor, DTYPES[tensors[name]["dtype"]])
             yield tensor.nbytes
         stream.finish()
+    files.rename(unfinished, target)

@@ -29,6 +29,7 @@ from ttt_moshi.checkpoint import (
     read_manifest,
     repair,
     set_pinned,
+    step_of,
     verify,
 )
 from ttt_moshi.cli.arguments import Parser, run_subcommand
@@ -303,6 +304,8 @@ def _pin(argv: list[str], console: Console) -> int:
     place = find(options.path)
     if place.chosen is None:
         raise UserError(f"{options.path} is a whole folder: name one checkpoint in it")
+    if step_of(place.chosen.absolute().name) is None:
+        raise UserError(f"{options.path} is set aside, and pins are of steps: put it back first")
     step = read_manifest(place.chosen)["step"]
     set_pinned(place.root, step, not options.off)
     if options.json:

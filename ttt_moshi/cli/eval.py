@@ -91,6 +91,7 @@ class _Run:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))
             args, out = request.with_overrides(trained), options.out or _default_out(folder)
+            _refuse_inside(folder, out, options.cache_dir)
             ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
             _check_data(request, args)
             new = results(checkpoint_facts(folder), args, trained.duration_sec)
@@ -295,6 +296,18 @@ def _check_folders(request: Request, out: Path) -> None:
             raise EvaluationError(
                 f"--{flag} {folder} cannot be written: {error.strerror or error}; name another folder"
             ) from None
+
+
+def _refuse_inside(checkpoint: Path, out: Path, cache_dir: Path | None) -> None:
+    """Raises `EvaluationError` for a folder within the checkpoint's, which would make that corrupt."""
+    from ttt_moshi.evaluation import EvaluationError
+
+    for flag, folder in (("out", out), ("cache_dir", cache_dir)):
+        if folder is not None and folder.resolve().is_relative_to(checkpoint.resolve()):
+            raise EvaluationError(
+                f"--{flag} {folder} is within the checkpoint, which holds what its manifest lists and nothing else: "
+                "name another folder"
+            )
 
 
 def _default_out(folder: Path) -> Path:

@@ -212,7 +212,10 @@ def _recordings(source: Path) -> dict[str, Path]:
         paths = sorted(path for path in source.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
     else:
         paths = []
-        lines = read_text(source, encoding="utf-8-sig").split("\n")  # a name may hold other ends of lines
+        try:
+            lines = read_text(source, encoding="utf-8-sig").split("\n")  # a name may hold other ends of lines
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source} is not UTF-8: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:
                 paths += [source.parent / json.loads(line)["path"]] if line.strip() else []

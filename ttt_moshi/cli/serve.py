@@ -136,7 +136,7 @@ async def _serve(
     finally:
         await door.close()
         await runner.cleanup()
-    return 0 if server.failure is None else 1
+    return 0 if server.failure is None and not server.lost else 1
 
 
 def _settings(options: Any) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class StreamLoader:
         self._order = functools.lru_cache(maxsize=2 * len(corpus.sources))(self._make_order)
         self._free = [(0, row) for row in range(rows)]  # a heap of (step, row)
         self._draws = 0
+        self._handing_out = threading.Lock()  # batches are read in a background thread too
         self._starts: list[list[int]] = [[] for _ in range(rows)]
         self._recordings: list[list[Recording]] = [[] for _ in range(rows)]
         self._prefetch = Prefetch(self._read)
@@ -84,19 +86,20 @@ class StreamLoader:
         clips = [self.clip(position) for position in range(cursor, cursor + size)]
         batch = self._corpus.read(clips)
         positions = torch.tensor([clip.start for clip in clips])
-        return StreamBatch(
-            batch.codes, batch.sample_ids, batch.prefix_lengths, batch.valid_frames, positions == 0, positions
-        )
+        # Given frames are those of the recording: delayed codes of the last ones are predicted in a later clip.
+        given = torch.tensor([clip.recording.prefix_frames for clip in clips])
+        return StreamBatch(batch.codes, batch.sample_ids, given, batch.valid_frames, positions == 0, positions)
 
     def _hand_out_until(self, step: int) -> None:
         """Gives recordings to rows until every row has something to read in `step`."""
-        while self._free[0][0] <= step:
-            start, row = heapq.heappop(self._free)
-            recording = self._recording(self._draws)
-            self._draws += 1
-            self._starts[row].append(start)
-            self._recordings[row].append(recording)
-            heapq.heappush(self._free, (start - (-recording.frames // self._corpus.clip_frames), row))
+        with self._handing_out:
+            while self._free[0][0] <= step:
+                start, row = self._free[0]
+                recording = self._recording(self._draws)
+                self._draws += 1
+                self._starts[row].append(start)
+                self._recordings[row].append(recording)
+                heapq.heapreplace(self._free, (start - (-recording.frames // self._corpus.clip_frames), row))
 
     def _recording(self, draw: int) -> Recording:
         source, turn = pick_source(self._weights, draw)

@@ -60,7 +60,7 @@ def run_suite(
             outcome.entry["protocol"] = dict(spec.protocol(benchmarks))
             check_task(name, outcome.entry)
             check_written(name, outcome.entry, outcome.samples)
-        except UserError as reason:
+        except (UserError, OSError) as reason:
             result.tasks[name] = skipped(str(reason))
             continue
         # What a number means may depend on the model: the entry then says so itself.

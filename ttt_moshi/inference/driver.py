@@ -173,7 +173,11 @@ class Driver:
         left = []
         for item in items:
             if (folder / item.name / WORDS).exists():
-                identity = self.identity(self._question(item), item.given() if item.given else None)
+                try:
+                    identity = self.identity(self._question(item), item.given() if item.given else None)
+                except UserError:  # unreadable: its turn will come, and tell it
+                    left.append(item)
+                    continue
                 if self._is_there(folder / item.name, identity):
                     continue
             left.append(item)

@@ -111,9 +111,11 @@ class Engine:
         future: Future[T] = Future()
 
         def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # nobody waits for it any more
             if self._failed:
                 future.set_exception(InferenceError("the model has stopped"))
-            elif future.set_running_or_notify_cancel():
+            else:
                 try:
                     future.set_result(function(self._slots))
                 except Exception as error:  # noqa: BLE001  it is the caller's

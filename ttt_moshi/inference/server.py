@@ -73,6 +73,8 @@ class Server:
         self.live: dict[str, Visitor] = {}
         self.tick_seconds = 0.0
         self.failure: BaseException | None = None
+        self.lost = 0
+        """conversations whose last frames could not be saved when they ended"""
         self.state_id, self.dtype = slots.speaker.state_id, slots.speaker.dtype
         self.speaks = slots.speaker.speaks
         self.takes_prompts = start is None and self.speaks
@@ -102,6 +104,7 @@ class Server:
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=SAVING_SECONDS)
             if late:
+                self.lost += len(late)
                 logger.error("%d conversations were not saved within %.0f s", len(late), SAVING_SECONDS)
         self.engine.stop()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.join, 1.0)

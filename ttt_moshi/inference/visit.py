@@ -100,6 +100,7 @@ class Visit:
         self._slot: int | None = None
         self._session: str | None = None
         self._worth_saving = True
+        self._forgetting = self._unsaved = False
         self._before: Visitor | None = None
         self._closing: tuple[int, str] | None = None
         self._ending = asyncio.Event()
@@ -312,17 +313,20 @@ class Visit:
             await self._save(asked=True)
         else:
             slot, old = self._slot, self._session
+            self._forgetting = True  # from now on, whatever becomes of this connection
             async with self._keeping:
                 try:
                     if old is not None:
                         await self._server.forget(old)
                 except OSError as error:
+                    self._forgetting = False
                     self._tell("error", text=f"not forgotten: {self._server.in_words(error)}")
                     return
                 self._server.engine.leave(slot)
                 self._slot = None
                 self._server.forget_visit(self, old)
             self._wish = replace(self._wish, resume=None)
+            self._forgetting = False
             await self._begin(slot, None)
 
     async def _save(self, asked: bool = False) -> None:
@@ -345,20 +349,35 @@ class Visit:
                 await server.keep(self._session, replace(snapshot, memory=self._memory))
                 self._kept_frames = snapshot.frames
                 server.metrics.saved.inc()
+            self._unsaved = False
         except (UserError, OSError) as error:
             server.metrics.save_failures.inc()
+            self._unsaved = True
             logger.error("a conversation was not saved: %s", error)
             self._tell("error", text=f"not saved: {server.in_words(error)}")
             return
         if self._kept_frames is not None:
             self._tell("saved", session=self._session, frames=self._kept_frames)
 
+    async def _forget_now(self, session: str) -> None:
+        """Who asked for it is gone, and cannot ask again."""
+        async with self._keeping:
+            try:
+                await self._server.forget(session)
+                self._kept_frames = None
+            except OSError as error:
+                logger.error("a conversation was not forgotten: %s", error)
+
     async def _finish(self) -> None:
         """Saves the conversation and frees the slot."""
         if self._slot is None:
             await self._until_saved()  # for whoever waits for this one
             return
-        await self._save()
+        if self._forgetting and self._session is not None:
+            await self._forget_now(self._session)
+        else:
+            await self._save()
+            self._server.lost += self._unsaved
         self._server.engine.leave(self._slot)
         with suppress(UserError):
             await self._server.call(lambda slots: None)  # what the last ticks brought has come before this

@@ -91,6 +91,7 @@ class DeltaNetwork(InnerNetwork):
         t finds, and at those that it leaves. The arguments are those of `forward`.
         """
         frames = self.frames(x, k, k, v)
+        frames = frames._replace(q=frames.k)  # the key that a frame writes at, which `target` may have moved
         predicted, _ = delta_scan(frames, self.W1.expand(len(x), *self.W1.shape), self.W1)
         # What is left of the residual after the frame's own write is 1 - beta |k|^2 of what it found.
         left = 1.0 - frames.beta * frames.k.square().sum(-1)

@@ -20,6 +20,7 @@ from ttt_moshi.cli.demo.jobs import DemoError, Jobs
 from ttt_moshi.extras import need
 
 RECORD = "demo.json"
+MADE_BY = '{"made_by": "ttt-moshi demo"}\n'
 PARTS = ("recall", "killed", "uninterrupted", "flipped", "evaluation", "talk", "logs")
 """what an earlier demo left and a new one makes again; speech and base model (`material`, `bench`) are used again"""
 NEEDED_MB = 700
@@ -87,7 +88,7 @@ def claim(out: Path) -> Iterator[None]:
             touched then.
     """
     record = out / RECORD
-    if out.exists() and not record.is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_demos(record) and (not out.is_dir() or any(out.iterdir())):
         raise DemoError(f"{out} holds something that the demo did not make: name another folder with --out")
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free / 1e6
@@ -100,11 +101,16 @@ def claim(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise DemoError(f"another demo works in {out}: wait for it, or name another folder with --out") from None
         if not lock.tell():
-            lock.write('{"made_by": "ttt-moshi demo"}\n')
+            lock.write(MADE_BY)
             lock.flush()
         for part in PARTS:
             shutil.rmtree(out / part, ignore_errors=True)
         yield
+
+
+def _is_demos(record: Path) -> bool:
+    """Whether a demo made it; one that was killed early may have left it empty."""
+    return record.is_file() and record.read_bytes() in (b"", MADE_BY.encode())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

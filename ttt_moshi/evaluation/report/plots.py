@@ -236,8 +236,9 @@ def over_steps(checkpoints: Sequence[dict[str, Any]], values: Sequence[dict[str,
         for way, colour in zip(ways, (ORANGE, BLUE, GREEN, VIOLET) * len(ways), strict=False):
             known = [(c["step"], v) for c, v in found if c["way"] == way]
             y = [v["value"] for _, v in known]
-            low = [v["value"] - v["ci95"][0] for _, v in known]
-            high = [v["ci95"][1] - v["value"] for _, v in known]
+            # Of equal values the mean may be the last bit beside the interval.
+            low = [max(0.0, v["value"] - v["ci95"][0]) for _, v in known]
+            high = [max(0.0, v["ci95"][1] - v["value"]) for _, v in known]
             label = way or "as it is"
             axes.errorbar([s for s, _ in known], y, [low, high], marker="o", capsize=3, color=colour, label=label)
         for c, v in found:

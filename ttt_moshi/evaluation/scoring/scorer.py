@@ -12,6 +12,7 @@ import torch
 from moshi.models.lm import LMModel
 
 from ttt_moshi.evaluation.errors import EvaluationError
+from ttt_moshi.evaluation.results import versions
 from ttt_moshi.evaluation.scoring.chunked import score_in_chunks, score_with_swapped_memory
 from ttt_moshi.evaluation.scoring.quiet import undisturbed
 from ttt_moshi.evaluation.scoring.sampled_text import score_with_sampled_text
@@ -110,6 +111,7 @@ class ModelScorer:
             raise EvaluationError("all weights were trained, so the base model is not in this checkpoint")
         dtype = str(model.dtype).removeprefix("torch.")
         facts = {**asdict(self.options), "state": state_id, "dtype": dtype, "window": self.window}
+        facts |= {"device": model.device.type, "versions": versions()}
         self.identity = json.dumps(facts, sort_keys=True)
 
     def varied(self, **changes: Any) -> ModelScorer:

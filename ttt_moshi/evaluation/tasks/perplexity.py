@@ -43,7 +43,7 @@ class Component:
 
     @property
     def ppl(self) -> float:
-        return math.exp(self.nll)
+        return _exp(self.nll)
 
 
 @dataclass
@@ -69,6 +69,14 @@ class Perplexity:
     positions: dict[str, list[Bin]]  # by group: text, semantic, acoustic; bins without tokens are left out
     samples: list[dict[str, Any]]  # one per clip: `id`, `score` = - mean NLL of `main`, `nll` and `tokens` by component
     main: str = "audio"  # the component that the value of the task is of
+
+
+def _exp(nll: float) -> float:
+    """Raises `EvaluationError` where no float holds it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        raise EvaluationError(f"{nll:.0f} nats a token: the model has diverged") from None
 
 
 def component_names(dep_q: int) -> list[str]:
@@ -269,7 +277,7 @@ def as_task(result: Perplexity) -> dict[str, Any]:
         "metric": f"exp(mean NLL in nats) of {of}",
         "better": "lower",
         "value": main.ppl,
-        "ci95": [math.exp(main.ci95[0]), math.exp(main.ci95[1])],
+        "ci95": [_exp(main.ci95[0]), _exp(main.ci95[1])],
         "n": result.clips,
         "unit_of_n": "clips",
         "bits_per_second": result.bits_per_second,

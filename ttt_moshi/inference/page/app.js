@@ -11,7 +11,7 @@ const LAST = "The last conversation";
 const PAUSE_SECONDS = 1.5;
 
 const find = (id) => document.getElementById(id);
-const settings = new URLSearchParams(location.hash.slice(1)); // after #, so that no log has the token
+const settings = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")); // after #, so that no log has the token
 const token = settings.get("token");
 const written = new MemoryPicture(find("layers"), find("written"), (age, shares) =>
   shares ? `Written in ${age} of conversation, ${shares} of where it began.` : "Nothing has been written yet.",
