@@ -241,7 +241,7 @@ def test_an_archive_whose_unpacking_broke_off_is_not_fetched_again(hub, tmp_path
     blocked.parent.mkdir()
     blocked.write_text("where a folder belongs")
     assert fetch(tmp_path, "--url", url, "--into", "mine") == 2 and "mine/set" in capsys.readouterr().err
-    assert (tmp_path / "data.zip").is_file() and len(hub.asked) == 1
+    assert (tmp_path / ".fetching-data.zip").is_file() and len(hub.asked) == 1
     blocked.unlink()
     assert fetch(tmp_path, "--url", url, "--into", "mine") == 0 and len(hub.asked) == 1
     found = lies_in(tmp_path)
@@ -249,7 +249,7 @@ def test_an_archive_whose_unpacking_broke_off_is_not_fetched_again(hub, tmp_path
     assert found == {"mine/set/a.wav": b"aaa", "mine/set/b.wav": b"bbb"}
     # One that has changed meanwhile is not the one, and is fetched.
     (tmp_path / "mine/set/a.wav").unlink()
-    (tmp_path / "data.zip").write_bytes(packed("zip", {"set/a.wav": b"evil"}))
+    (tmp_path / ".fetching-data.zip").write_bytes(packed("zip", {"set/a.wav": b"evil"}))
     assert fetch(tmp_path, "--url", url, "--into", "mine") == 0 and len(hub.asked) == 2
     assert (tmp_path / "mine/set/a.wav").read_bytes() == b"aaa"
 
@@ -335,7 +335,7 @@ def test_one_process_at_a_time_fetches_into_a_folder(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.wav", "fetched.json"}
 
 
-@pytest.mark.parametrize("name", ["fetched.json", "data.zip"])
+@pytest.mark.parametrize("name", ["fetched.json", ".fetching-data.zip"])
 def test_an_archive_with_a_name_that_is_taken_is_refused(tmp_path, capsys, name):
     """Its digest could never be right again."""
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
@@ -363,3 +363,25 @@ def test_what_is_no_address_and_a_hub_that_is_not_there_are_one_line(tmp_path, c
     error = capsys.readouterr().err
     assert "the hub cannot be asked for hlt-lab/voicebench: Connection refused" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_of_ones_own_stays(tmp_path):
+    """It lies where it is unpacked, and is what is fetched."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("d/a.wav", b"sound")
+    before = (tmp_path / "set.zip").read_bytes()
+    assert main(["eval", "fetch", "--url", f"file://{tmp_path}/set.zip", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "set.zip").read_bytes() == before and (tmp_path / "d/a.wav").read_bytes() == b"sound"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "fetched.json", "set.zip"]
+
+
+def test_a_wrong_file_where_one_of_an_archive_belongs_is_named(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("d/a.wav", b"sound" * 10)
+    (tmp_path / "out/d").mkdir(parents=True)
+    (tmp_path / "out/d/a.wav").write_bytes(b"sound")
+    words = ["eval", "fetch", "--url", f"file://{tmp_path}/set.zip", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "d/a.wav is corrupt, or another file" in capsys.readouterr().err
+    (tmp_path / "out/d/a.wav").unlink()
+    assert main(words) == 0 and (tmp_path / "out/d/a.wav").read_bytes() == b"sound" * 10

@@ -38,6 +38,11 @@ def unpack(archive: Path, folder: Path, taken: Collection[Path] = ()) -> list[st
                 raise EvaluationError(f"{archive.name} holds a file {name!r}, which is another one's name here")
             names.append(path.relative_to(folder.resolve()).as_posix())
             if path.exists():
+                with writing(path):
+                    if not path.is_file() or not _holds(path, content):
+                        raise EvaluationError(
+                            f"{path} is corrupt, or another file than that of {archive.name}: delete it, and call again"
+                        )
                 continue
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,17 @@ def unpack(archive: Path, folder: Path, taken: Collection[Path] = ()) -> list[st
     if not names:
         raise EvaluationError(f"{archive} holds no files")
     return names
+
+
+def _holds(path: Path, content: IO[bytes]) -> bool:
+    """Whether a file has just this content."""
+    with path.open("rb") as file:
+        while True:
+            own, given = file.read(1 << 20), content.read(1 << 20)
+            if own != given:
+                return False
+            if not own:
+                return True
 
 
 def inside(folder: Path, name: str, source: str) -> Path:

@@ -147,7 +147,8 @@ def _bring(
     if is_archive(name):
         if trusted is not None and _all_there(root, found.files):
             return
-        packed = inside(out, Path(name).name, url)
+        # Not its own name: an archive of that name may be somebody's, and this one is deleted.
+        packed = inside(out, f".fetching-{Path(name).name}", url)
         known[name] = _left_by_an_earlier_call(packed, expected) or download(url, packed, expected, told, headers)
         write_record(out, record)
         for file in unpack(packed, root, taken=(packed, out / NAME)):
