@@ -285,6 +285,7 @@ def test_spoken_repeats_compare_the_two_hearings(tmp_path, toy, oracle):
     for first, complaint in (
         ("[0.15, 1e400]", "0.15 to inf"), ("[NaN, 0.4]", "nan to 0.4"), ("[-0.15, 0.4]", "-0.15 to 0.4"),
         ("[0.4, 0.15]", "0.4 to 0.15"), ("[0.15, 0.2]", "no whole frame"), ("[150, 410]", "beyond the 12 frames"),
+        ("[1.0, 1.3]", "no whole frame"),
     ):  # fmt: skip
         path.with_suffix(".json").write_text(f'{{"first": {first}, "second": [0.63, 0.89]}}')
         with pytest.raises(EvaluationError, match=rf"x\.json is not .*{complaint}"):

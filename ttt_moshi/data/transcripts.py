@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,18 +266,21 @@ def _with_times(
 
 def _fill(entries: list[list[Any]]) -> None:
     """Gives `[text, speaker, start, end]` what times are missing: the gap between the neighbours, shared by letters."""
+    known_after, nearest = [None] * len(entries), None  # the next start that is known, of each entry
+    for place in reversed(range(len(entries))):
+        known_after[place] = nearest
+        nearest = nearest if entries[place][2] is None else entries[place][2]
     index = 0
     while index < len(entries):
         text, _, start, end = entries[index]
-        following = next((e[2] for e in entries[index + 1 :] if e[2] is not None), None)
+        following = known_after[index]
         if start is not None:
             if end is None:
                 guess = start + seconds_to_say(text)
                 entries[index][3] = guess if following is None or following <= start else min(guess, following)
             index += 1
             continue
-        run = [entry for entry in entries[index:] if entry[2] is None]
-        run = entries[index : index + next((n for n, e in enumerate(entries[index:]) if e[2] is not None), len(run))]
+        run = list(takewhile(lambda entry: entry[2] is None, islice(entries, index, None)))
         before = entries[index - 1][3] if index else None
         wanted = sum(seconds_to_say(entry[0]) for entry in run)
         if before is None:

@@ -32,8 +32,8 @@ details { border-top: 1px solid var(--line); padding: .6rem 0; } audio { width: 
 """
 
 PLAYERS = """{% for one in recordings %}<p><strong>{{ one.name }}</strong>: {{ one.words or "(no word)" }}<br>
-user <audio controls preload="none" src="{{ one.folder }}/input.wav"></audio>
-model <audio controls preload="none" src="{{ one.folder }}/output.wav"></audio></p>
+user <audio controls preload="none" src="{{ one.folder | urlencode }}/input.wav"></audio>
+model <audio controls preload="none" src="{{ one.folder | urlencode }}/output.wav"></audio></p>
 {% endfor %}"""
 
 

@@ -63,13 +63,13 @@ def _spans(path: Path, frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
             for start, end in (span(*found[name]) for name in ("first", "second"))
         )
         for start, stop in (first, second):
-            if start >= stop:
-                raise ValueError("a hearing holds no whole frame of 80 ms")
             if stop > frames + seconds_to_frames(ROUNDING_SEC):
                 raise ValueError(f"a hearing lasts beyond the {frames} frames of the recording")
+            if start >= min(stop, frames):
+                raise ValueError("a hearing holds no whole frame of 80 ms")
     except MALFORMED as error:
         raise EvaluationError(f'{path} is not {{"first": [start, end], "second": [start, end]}} ({error!r})') from None
-    return first, second
+    return (first[0], min(first[1], frames)), (second[0], min(second[1], frames))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,16 @@ async function greet() {
 }
 
 async function start(session) {
+  if (state.starting) return; // the browser asks for the microphone, and another button was pressed meanwhile
+  state.starting = true;
+  try {
+    await begin(session);
+  } finally {
+    state.starting = false;
+  }
+}
+
+async function begin(session) {
   const { sample_rate: rate, frame_size: size } = state.hello;
   say("Asking for the microphone…");
   find("talk").disabled = true;
