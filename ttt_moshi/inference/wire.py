@@ -18,6 +18,8 @@ IGNORED = (b"\x00", b"\x03", b"\x05", b"\x06")
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_OPUS_BYTES = 8 * 1024
+MAX_SILENT_BYTES = 256 * 1024
+"""that may come one after another without a sample: titles and a page of Ogg, which holds 64 kB"""
 OGG_BEGINS = b"OggS"
 MAX_SECONDS_A_MESSAGE = 2.0
 
@@ -46,6 +48,7 @@ class Opus:
         self._reader = sphn.OpusStreamReader(sample_rate)
         self._writer = sphn.OpusStreamWriter(sample_rate)
         self._begun = b""
+        self._silent_bytes = 0
 
     def decode(self, data: bytes) -> np.ndarray:
         if len(data) > MAX_OPUS_BYTES:
@@ -58,6 +61,10 @@ class Opus:
             samples = self._reader.append_bytes(data)
         except ValueError as error:
             raise WireError(f"not Opus in Ogg: {error}"[:100]) from error
+        # The reader keeps a packet until it ends, and one that never does would fill the memory.
+        self._silent_bytes = 0 if len(samples) else self._silent_bytes + len(data)
+        if self._silent_bytes > MAX_SILENT_BYTES:
+            raise WireError(f"{self._silent_bytes} bytes of Opus hold no sound")
         return _limited(samples, self._sample_rate)
 
     def encode(self, samples: np.ndarray) -> bytes:
