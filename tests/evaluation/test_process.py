@@ -108,11 +108,11 @@ def test_of_two_at_once_neither_loses_a_number(place, words):
 
 
 def test_recordings_are_opened_once_for_all_tasks(place, tiny_material, words):
-    """And once before the model is read."""
+    """And once before the model is read; their list is read first, to know whether it is there."""
     data = shutil.copytree(tiny_material.eval_data.parent, place.folder / "eval") / tiny_material.eval_data.name
     trace = place.folder / "trace"
     options = ["--tasks", "perplexity,dialogue,turns", "--data", data, "--ttt", "on"]
     ended = place.do(*words(*options), trace=trace)
     assert ended.status == 0, ended
     done = [json.loads(line) for line in trace.read_text().splitlines()]
-    assert sum(call == "open" and path == str(data) for call, path, *_ in done) == 2
+    assert sum(call == "open" and path == str(data) for call, path, *_ in done) == 3
