@@ -91,8 +91,7 @@ class _Run:
             folder = checkpoint_folder(Path(options.checkpoint_dir))
             trained = args_from_dict(training_config(folder))
             args, out = request.with_overrides(trained), options.out or _default_out(folder)
-            _refuse_inside(folder, out, options.cache_dir)
-            ranks.together(lambda: _check_folders(request, out) if ranks.is_main else None)
+            ranks.together(lambda: _check_folders(request, out, folder) if ranks.is_main else None)
             _check_data(request, args)
             new = results(checkpoint_facts(folder), args, trained.duration_sec)
             ranks.together(lambda: _there(request, out, new) if ranks.is_main else None)
@@ -282,32 +281,26 @@ def _check_data(request: Request, args: TrainArgs) -> None:
     check_tasks(request.names, benchmarks)
 
 
-def _check_folders(request: Request, out: Path) -> None:
-    """Raises `EvaluationError` for folders that cannot be written: nothing would come of hours of work."""
+def _check_folders(request: Request, out: Path, checkpoint: Path | None = None) -> None:
+    """Raises `EvaluationError` for folders that cannot be written, since nothing would come of hours of work, and for
+    those within the checkpoint, which they would make corrupt."""
     from ttt_moshi.evaluation import EvaluationError
     from ttt_moshi.files import try_folder
 
     for flag, folder in (("out", out), ("cache_dir", request.options.cache_dir)):
         if folder is None:
             continue
+        if checkpoint is not None and folder.resolve().is_relative_to(checkpoint.resolve()):
+            raise EvaluationError(
+                f"--{flag} {folder} is within the checkpoint, which holds what its manifest lists and nothing else: "
+                "name another folder"
+            )
         try:
             try_folder(folder)
         except OSError as error:
             raise EvaluationError(
                 f"--{flag} {folder} cannot be written: {error.strerror or error}; name another folder"
             ) from None
-
-
-def _refuse_inside(checkpoint: Path, out: Path, cache_dir: Path | None) -> None:
-    """Raises `EvaluationError` for a folder within the checkpoint's, which would make that corrupt."""
-    from ttt_moshi.evaluation import EvaluationError
-
-    for flag, folder in (("out", out), ("cache_dir", cache_dir)):
-        if folder is not None and folder.resolve().is_relative_to(checkpoint.resolve()):
-            raise EvaluationError(
-                f"--{flag} {folder} is within the checkpoint, which holds what its manifest lists and nothing else: "
-                "name another folder"
-            )
 
 
 def _default_out(folder: Path) -> Path:

@@ -24,7 +24,7 @@ from ttt_moshi.data.transcripts import read_transcript
 from ttt_moshi.evaluation.controls import Controls
 from ttt_moshi.evaluation.documents import read_json
 from ttt_moshi.evaluation.errors import EvaluationError, well_formed
-from ttt_moshi.evaluation.pairs import sample, some_of
+from ttt_moshi.evaluation.pairs import some_of
 from ttt_moshi.evaluation.scoring.clips import ClipTokens
 from ttt_moshi.evaluation.scoring.ranks import Ranks
 from ttt_moshi.evaluation.speaker_turns import SpeakerTurn, speaker_turns
@@ -191,8 +191,8 @@ class EvaluationData:
     def _tokens(self, corpus: Corpus) -> tuple[ClipTokens, Encode]:
         clips = EvalSet(corpus)
         if self.max_items is not None:
-            chosen = sample({"": {clip.id for clip in clips.clips}}, self.max_items, self.seed)
-            clips = EvalSet(corpus, chosen)
+            chosen = some_of(clips.clips, lambda clip: clip.id, self.max_items, self.seed)
+            clips = EvalSet(corpus, {clip.id for clip in chosen})
         needed = {clip.recording.id: clip.recording for clip in clips.clips}
 
         def encode(ranks: Ranks, progress: Callable[[int, int], None]) -> None:
